@@ -1,0 +1,175 @@
+"""The outward margin of rounding: the one home of every correction that makes computed bounds hold in real arithmetic.
+
+The claim, its derivation and what it trusts stand in docs/soundness.md. In short: a sum of n products, computed in
+any order, is off by at most gamma(n) * sum |a_i b_i|, gamma(n) = n u / (1 - n u) (Higham 2002, Accuracy and Stability
+of Numerical Algorithms, section 3.1). A layer with gain (s, b), |layer(z)|_inf <= s |z|_inf + b computed with absolute
+values, is therefore off by at most gamma(n) (s |z|_inf + b), a number per sample that costs no pass over any weight.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from citrus_tool.bounds.interval import INTERVAL, batch_norm_affine, final_margins
+from citrus_tool.network import Add, Affine, Concat, Network, Pad, Reshape, Rules, Slice, Transpose
+from citrus_tool.threat import Box
+
+SAFETY = 1.01
+"""Covers the roundings made while a margin itself is computed, all of relative size below 1e-2."""
+
+OWN = 16
+"""Operations per entry besides the sum of products: forming c - r and c + r, the activation, the centre, the sum."""
+
+
+def unit_roundoff(dtype: torch.dtype) -> float:
+    """u: the relative error of one operation rounded to nearest."""
+    return torch.finfo(dtype).eps / 2
+
+
+def gamma(terms: int, dtype: torch.dtype) -> float:
+    """gamma(n) = n u / (1 - n u), infinite where n u >= 1 (Higham 2002, lemma 3.1)."""
+    product = terms * unit_roundoff(dtype)
+    return product / (1.0 - product) if product < 1.0 else math.inf
+
+
+def enclose(x: Tensor, eps: float) -> Box:
+    """The float64 box that contains {x + u : |u|_inf <= eps} for pixels `x` (any float dtype, read as exact).
+
+    The radius is the float64 above `eps`, so it also covers a decimal or fraction that was rounded to `eps`.
+    """
+    centre = x.to(torch.float64)
+    return Box(centre=centre, radius=torch.full_like(centre, math.nextafter(eps, math.inf) if eps > 0.0 else 0.0))
+
+
+def enclose_bounds(lower: Tensor, upper: Tensor) -> Box:
+    """A float64 box that contains [lower, upper] (read as exact), whatever the rounding of its centre."""
+    low, high = lower.to(torch.float64), upper.to(torch.float64)
+    box = Box.from_bounds(low, high)
+    slack = 4 * unit_roundoff(torch.float64) * (low.abs() + high.abs())
+    return Box(centre=box.centre, radius=torch.where(low == high, torch.zeros_like(low), box.radius + slack))
+
+
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """Switches TF32 off for matrix products and cuDNN, so that a float32 product is one; restores the settings."""
+    matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = matmul
+        torch.backends.cudnn.allow_tf32 = cudnn
+
+
+class Gain(NamedTuple):
+    """How a layer can amplify: |layer(z)| <= slope |z|_inf + shift per output entry, in absolute values."""
+
+    slope: Tensor | float
+    shift: Tensor | float
+    terms: int  # length of the longest sum of products in one output entry
+
+
+def _weighted(layer: nn.Conv2d | nn.Linear) -> Gain:
+    weight = layer.weight.detach().flatten(1)
+    shift = 0.0 if layer.bias is None else layer.bias.detach().abs().amax()
+    return Gain(weight.abs().sum(1).amax(), shift, weight.shape[1])
+
+
+def _batch_norm(layer: nn.BatchNorm1d | nn.BatchNorm2d) -> Gain:
+    scale, shift = batch_norm_affine(layer, 1)
+    # shift = bias - mean * scale is itself computed: count its parts in absolute values
+    parts = shift.abs() + 2 * (layer.running_mean * scale).abs() if layer.running_mean is not None else shift.abs()
+    return Gain(scale.detach().abs().amax(), parts.detach().amax(), 1)
+
+
+def _affine(layer: Affine) -> Gain:
+    return Gain(layer.scale.abs().amax(), layer.shift.abs().amax(), 1)
+
+
+def _pool(layer: nn.AvgPool2d) -> Gain:
+    kernel = layer.kernel_size
+    return Gain(1.0, 0.0, kernel[0] * kernel[1] if isinstance(kernel, tuple) else kernel**2)
+
+
+def _pad(layer: Pad) -> Gain:
+    return Gain(1.0, abs(layer.value), 1)
+
+
+def _plain(layer: nn.Module) -> Gain:
+    return Gain(1.0, 0.0, 1)
+
+
+def _relaxed(layer: nn.Module) -> Gain:
+    """Activations: 4 |z| + 2 bounds the function and both lines of its linear relaxation (slopes <= 1, f(0) <= 1/2)."""
+    return Gain(4.0, 2.0, 1)
+
+
+GAINS: Rules = {
+    nn.Conv2d: _weighted,
+    nn.Linear: _weighted,
+    nn.BatchNorm1d: _batch_norm,
+    nn.BatchNorm2d: _batch_norm,
+    Affine: _affine,
+    nn.AvgPool2d: _pool,
+    nn.MaxPool2d: _relaxed,
+    Pad: _pad,
+    nn.ReLU: _relaxed,
+    nn.LeakyReLU: _relaxed,
+    nn.Sigmoid: _relaxed,
+    nn.Tanh: _relaxed,
+    Add: _plain,
+    Reshape: _plain,
+    Transpose: _plain,
+    Concat: _plain,
+    Slice: _plain,
+}
+
+
+def magnitude(*boxes: Box) -> Tensor:
+    """Sum over boxes of max |z| per sample, shape (n,)."""
+    return torch.stack([(b.centre.abs() + b.radius).flatten(1).amax(1) for b in boxes]).sum(0)
+
+
+def layer_error(layer: nn.Module, *inputs: Box, extra_terms: int = 0) -> Tensor:
+    """Per sample (n,): gamma(terms + OWN + extra_terms) (slope |z|_inf + shift), the error unit of one layer.
+
+    Bounds the error of every entry of the layer's computed output box. With `extra_terms` = number of entries before
+    and after the layer plus twice the number of nodes it bounds, per unit of l1 norm of a linear functional's
+    coefficients at the layer's output, the error of one backward step (docs/soundness.md).
+    """
+    gain: Gain = GAINS[type(layer)](layer)
+    dtype = inputs[0].centre.dtype
+    size = magnitude(*inputs) * gain.slope + gain.shift
+    return SAFETY * gamma(gain.terms + OWN + extra_terms, dtype) * size + torch.finfo(dtype).tiny
+
+
+def _outward(layer: nn.Module, *inputs: Box) -> Box:
+    box: Box = INTERVAL[type(layer)](layer, *inputs)
+    slack = layer_error(layer, *inputs)
+    return Box(centre=box.centre, radius=box.radius + slack.reshape(-1, *[1] * (box.radius.dim() - 1)))
+
+
+OUTWARD_INTERVAL: Rules = {layer: _outward for layer in INTERVAL}
+"""INTERVAL with every box grown by its rounding error: contains the exact image of the exact input box."""
+
+
+def outward_margins(network: Network, boxes: Mapping[str, Box], labels: Tensor) -> Tensor:
+    """Lower bounds (n, c) of f_y - f_c in real arithmetic from outward `boxes` of every node; +inf at the true class.
+
+    Like `interval.margins`, a final Linear layer is elided.
+    """
+    last = network.nodes[-1]
+    if isinstance(last.layer, nn.Linear):
+        before = boxes[last.inputs[0]]
+        lower = final_margins(last.layer, before, labels) - 4 * layer_error(last.layer, before)[:, None]
+    else:
+        box = boxes[last.name]
+        lower = final_margins(None, box, labels) - 8 * unit_roundoff(box.centre.dtype) * magnitude(box)[:, None]
+    return lower.scatter(1, labels[:, None], math.inf)
