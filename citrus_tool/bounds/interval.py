@@ -15,7 +15,7 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from citrus_tool.errors import UnsupportedNetworkError
 from citrus_tool.network import Add, Affine, Concat, Network, Pad, Reshape, Rules, Slice, Transpose, walk
@@ -23,13 +23,13 @@ from citrus_tool.threat import Box
 
 
 def _linear(layer: nn.Linear, box: Box) -> Box:
-    return Box(centre=layer(box.centre), radius=F.linear(box.radius, layer.weight.abs()))
+    return Box(centre=layer(box.centre), radius=functional.linear(box.radius, layer.weight.abs()))
 
 
 def _conv(layer: nn.Conv2d, box: Box) -> Box:
     if layer.padding_mode != "zeros":
         raise UnsupportedNetworkError(f"Conv2d with padding mode {layer.padding_mode!r} has no bound rule; use zeros.")
-    radius = F.conv2d(
+    radius = functional.conv2d(
         box.radius, layer.weight.abs(), None, layer.stride, layer.padding, layer.dilation, layer.groups
     )
     return Box(centre=layer(box.centre), radius=radius)
@@ -64,7 +64,9 @@ def _monotone(layer: nn.Module, box: Box) -> Box:
 
 def _leaky_relu(layer: nn.LeakyReLU, box: Box) -> Box:
     if not 0.0 <= layer.negative_slope <= 1.0:
-        raise UnsupportedNetworkError(f"LeakyReLU with negative_slope {layer.negative_slope} has no bound rule; use [0, 1].")
+        raise UnsupportedNetworkError(
+            f"LeakyReLU with negative_slope {layer.negative_slope} has no bound rule; use [0, 1]."
+        )
     return _monotone(layer, box)
 
 
@@ -74,7 +76,7 @@ def _both(layer: nn.Module, *boxes: Box) -> Box:
 
 
 def _pad(layer: Pad, box: Box) -> Box:
-    return Box(centre=layer(box.centre), radius=F.pad(box.radius, layer.pads))
+    return Box(centre=layer(box.centre), radius=functional.pad(box.radius, layer.pads))
 
 
 INTERVAL: Rules = {
@@ -132,14 +134,12 @@ def final_margins(last: nn.Module | None, box: Box, labels: Tensor) -> Tensor:
     if not isinstance(last, nn.Linear):
         return box.lower.gather(1, labels[:, None]) - box.upper
     classes = last.out_features
-    if labels.shape[0] < classes:  # one table of margins per box is smaller than one per class
+    if labels.shape[0] < classes:  # a table of margins per box is smaller than one per class
         weight = last.weight[labels][:, None, :] - last.weight
-        centre = torch.einsum("ncd,nd->nc", weight, box.centre)
         radius = torch.einsum("ncd,nd->nc", weight.abs(), box.radius)
-        bias = 0.0 if last.bias is None else last.bias[labels][:, None] - last.bias
-        return centre + bias - radius
-    rows = torch.arange(labels.shape[0], device=labels.device)
-    logits = last(box.centre)
-    table = (last.weight[:, None, :] - last.weight).abs().flatten(0, 1)
-    radius = F.linear(box.radius, table).unflatten(1, (classes, classes))[rows, labels]
+    else:
+        table = (last.weight[:, None, :] - last.weight).abs().flatten(0, 1)
+        every = functional.linear(box.radius, table).reshape(-1, classes, classes)
+        radius = every[torch.arange(labels.shape[0], device=labels.device), labels]
+    logits: Tensor = last(box.centre)
     return logits.gather(1, labels[:, None]) - logits - radius

@@ -33,7 +33,7 @@ def unit_roundoff(dtype: torch.dtype) -> float:
 
 
 def gamma(terms: int, dtype: torch.dtype) -> float:
-    """gamma(n) = n u / (1 - n u), infinite where n u >= 1 (Higham 2002, lemma 3.1)."""
+    """The relative error n u / (1 - n u) of a sum of n products, infinite where n u >= 1 (Higham 2002, lemma 3.1)."""
     product = terms * unit_roundoff(dtype)
     return product / (1.0 - product) if product < 1.0 else math.inf
 
@@ -156,7 +156,7 @@ def _outward(layer: nn.Module, *inputs: Box) -> Box:
     return Box(centre=box.centre, radius=box.radius + slack.reshape(-1, *[1] * (box.radius.dim() - 1)))
 
 
-OUTWARD_INTERVAL: Rules = {layer: _outward for layer in INTERVAL}
+OUTWARD_INTERVAL: Rules = dict.fromkeys(INTERVAL, _outward)
 """INTERVAL with every box grown by its rounding error: contains the exact image of the exact input box."""
 
 
