@@ -19,6 +19,7 @@ import contextlib
 import difflib
 import gzip
 import hashlib
+import math
 import os
 import pickle
 import tempfile
@@ -298,11 +299,12 @@ def _read_idx(folder: Path, stem: str, axes: int) -> Array:
         raw = gzip.decompress(path.read_bytes()) if path == packed else path.read_bytes()
     except (OSError, EOFError) as error:
         raise DataError(f"{path}: cannot be read ({error}); fetch the MNIST files again.") from None
-    header = np.frombuffer(raw[: 4 + 4 * axes], dtype=">u4")
-    shape = tuple(int(n) for n in header[1:])
-    if len(header) != axes + 1 or header[0] != 0x0800 + axes or len(raw) != 4 + 4 * axes + int(np.prod(shape)):
+    start = 4 + 4 * axes  # big-endian: a magic number with the count of axes, then their sizes
+    header = [int.from_bytes(raw[i : i + 4], "big") for i in range(0, start, 4)]
+    shape = tuple(header[1:])
+    if header[0] != 0x0800 + axes or len(raw) != start + math.prod(shape):
         raise DataError(f"{path}: not an idx-ubyte file with {axes} axes; fetch the MNIST files again.")
-    return np.frombuffer(raw, dtype=np.uint8, offset=4 + 4 * axes).reshape(shape)
+    return np.frombuffer(raw, dtype=np.uint8, offset=start).reshape(shape)
 
 
 def _read_mnist(folder: Path, part: str) -> tuple[Array, Array]:

@@ -1,0 +1,57 @@
+"""Files that appear whole or not at all, and a check before long work that they can be written."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from citrus_tool.errors import InputFileError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes `text` (UTF-8) under a temporary name beside `path` and renames it; an old file stays until then."""
+    with tempfile.NamedTemporaryFile(
+        "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", suffix=".part", delete=False
+    ) as file:
+        temporary = Path(file.name)
+        try:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    temporary.chmod(0o666 & ~_umask())
+    temporary.replace(path)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def require_writable_file(path: Path) -> None:
+    """Raises InputFileError unless a file can be made at `path` (its folder must exist); leaves nothing behind."""
+    if path.is_dir():
+        raise InputFileError(f"{path}: is a folder; name a file to write.")
+    if not path.parent.is_dir():
+        raise InputFileError(f"{path}: the folder {path.parent} does not exist; make it first.")
+    _probe(path.parent)
+
+
+def require_writable_folder(path: Path) -> None:
+    """Raises InputFileError unless `path` is a folder, or can be made one, that files can be written to."""
+    nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not nearest.is_dir():
+        raise InputFileError(f"{path}: {nearest} is a file, not a folder; name another folder.")
+    _probe(nearest)
+
+
+def _probe(folder: Path) -> None:
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputFileError(f"{folder}: cannot be written to ({error.strerror}); name another folder.") from None
