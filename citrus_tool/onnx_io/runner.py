@@ -1,0 +1,146 @@
+"""The file itself, run by onnxruntime on the CPU, and how far the torch Network is from it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from citrus_tool.errors import CheckFailedError, UnsupportedNetworkError, UsageError
+from citrus_tool.network import Network
+from citrus_tool.onnx_io.contract import InputContract
+from citrus_tool.onnx_io.model import OnnxModel
+from citrus_tool.onnx_io.source import load
+
+PARITY_TOLERANCE = 1e-4
+"""Allowed |torch - onnxruntime|, relative to max(1, largest |logit|): float32 rounding of deep networks stays below."""
+PARITY_BATCH = 64
+
+
+@final
+class OnnxRunner:
+    """Logits of an ONNX file by onnxruntime on the CPU.
+
+    Args:
+        source: a model that was read, its file content, or the path of a file.
+        contract: how pixel space becomes the file's input; taken from the model where `source` is one.
+
+    Raises UnsupportedNetworkError where onnxruntime does not load the file.
+    """
+
+    def __init__(self, source: OnnxModel | onnx.ModelProto | Path, contract: InputContract | None = None) -> None:
+        import onnxruntime as ort
+
+        if contract is None and not isinstance(source, OnnxModel):
+            raise UsageError("OnnxRunner needs the input contract of a file that was not read by onnx_io.read.")
+        where: str | Path = "the network"
+        if isinstance(source, OnnxModel):
+            proto, contract, where = source.proto, contract or source.contract, source.path
+        elif isinstance(source, Path):
+            proto, where = load(source).proto, source
+        else:
+            proto = source
+        assert contract is not None
+        self.contract = contract
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        options.intra_op_num_threads = torch.get_num_threads()
+        try:
+            self._session = ort.InferenceSession(
+                proto.SerializeToString(), sess_options=options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime's own exception classes share no public base
+            raise UnsupportedNetworkError(
+                f"{where}: onnxruntime {ort.__version__} does not load it ({str(error).splitlines()[0]}); "
+                "re-export it with IR 8 and opset 13 to 18."
+            ) from None
+        initializers = {t.name for t in proto.graph.initializer}
+        self._input = next(v.name for v in proto.graph.input if v.name not in initializers)
+
+    def logits(self, x: Tensor) -> NDArray[np.float32]:
+        """Logits (n, c) of inputs `x` (n, *pixel_shape) in pixel space, one by one where the file's batch is fixed.
+
+        Raises DataError when the shape of `x` is another one.
+        """
+        y = self.contract.to_file(x)
+        size = max(len(y), 1) if self.contract.batch is None else self.contract.batch
+        parts = [self._session.run(None, {self._input: y[i : i + size]})[0] for i in range(0, len(y), size)]
+        if not parts:
+            return np.zeros((0, 0), dtype=np.float32)
+        out: NDArray[np.float32] = np.concatenate([p.reshape(len(p), -1) for p in parts])
+        return out
+
+    def takes_batches(self) -> bool:
+        """Whether the file really runs two inputs at once (a fixed shape inside may forbid what its input allows)."""
+        y = np.zeros((2, *self.contract.file_shape), dtype=np.float32)
+        try:
+            return len(self._session.run(None, {self._input: y})[0]) == 2
+        except Exception:  # any failure of onnxruntime here means one thing: not with two
+            return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity:
+    """Largest |torch - onnxruntime| over all logits, on one input and on 64 at once, and what was allowed."""
+
+    batch_1: float
+    batch_64: float
+    tolerance: float
+
+    @property
+    def worst(self) -> float:
+        return max(self.batch_1, self.batch_64)
+
+    @property
+    def holds(self) -> bool:
+        return self.batch_1 <= self.tolerance and self.batch_64 <= self.tolerance  # False for NaN
+
+
+def parity(network: Network, runner: OnnxRunner, *, samples: Tensor | None = None) -> Parity:
+    """Compares `network` with the file in float32 on seeded random inputs in [0, 1] and on `samples`.
+
+    Torch runs 1 and 64 inputs at a time; onnxruntime 64 at a time where the file takes batches.
+    """
+    twin = network.frozen(dtype=torch.float32)
+    shape = runner.contract.pixel_shape
+    x = torch.rand(PARITY_BATCH, *shape, generator=torch.Generator().manual_seed(0))
+    batches = [x] if samples is None else [x, samples[:PARITY_BATCH].float().cpu()]
+    one, many, largest = 0.0, 0.0, 0.0
+    with torch.no_grad():
+        for batch in batches:
+            expected = runner.logits(batch)
+            single, whole = twin(batch[:1]).numpy(), twin(batch).numpy()
+            one = _worst([one, _distance(single, runner.logits(batch[:1]))])
+            many = _worst([many, _distance(whole, expected)])
+            largest = max(largest, float(np.abs(expected).max(initial=0.0)))
+    return Parity(batch_1=one, batch_64=many, tolerance=PARITY_TOLERANCE * max(1.0, largest))
+
+
+def require_parity(network: Network, runner: OnnxRunner, where: Path, *, samples: Tensor | None = None) -> Parity:
+    """`parity`, which must hold; raises CheckFailedError with the value otherwise."""
+    found = parity(network, runner, samples=samples)
+    if not found.holds:
+        raise CheckFailedError(
+            f"{where}: the torch network and onnxruntime differ by {found.worst:.3g} (batch 1: {found.batch_1:.3g}, "
+            f"batch {PARITY_BATCH}: {found.batch_64:.3g}, allowed {found.tolerance:.3g}); the file was not read rightly, "
+            "so nothing is computed with it. Please report the file."
+        )
+    return found
+
+
+def _distance(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> float:
+    if ours.shape != theirs.shape:
+        return math.inf
+    return float(np.abs(ours.astype(np.float64) - theirs).max(initial=0.0))
+
+
+def _worst(values: Sequence[float]) -> float:
+    return math.nan if any(math.isnan(v) for v in values) else max(values)
