@@ -1,0 +1,116 @@
+"""PGD (Madry et al. 2018, "Towards Deep Learning Models Resistant to Adversarial Attacks").
+
+Differs from the paper in: (1) the step shrinks on a schedule, as in SABR (Mueller et al. 2022, C.2);
+(2) no clipping to [0, 1], the threat model's inputs are x + v; (3) the last iterate is returned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from citrus_tool.convolution import conv2d
+from citrus_tool.network import CONCRETE, Network, Rules, walk
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepSchedule:
+    """Step sizes in units of the ball's radius: `first`, times `decay` after each milestone (fraction of all steps)."""
+
+    first: float = 0.5
+    decay: float = 0.1
+    milestones: tuple[float, ...] = (0.5, 0.8, 0.9)
+
+    def sizes(self, steps: int) -> list[float]:
+        """The sizes of `steps` steps, as fractions of the radius."""
+        return [self.first * self.decay ** sum(step >= m * steps for m in self.milestones) for step in range(steps)]
+
+
+SABR_STEPS = StepSchedule()
+"""SABR's schedule: 0.5 of the radius, times 0.1 at 50, 80 and 90 % of the steps (Mueller et al. 2022, C.2)."""
+
+
+def pgd(
+    network: Network,
+    x: Tensor,
+    labels: Tensor,
+    *,
+    radius: float | Tensor,
+    steps: int,
+    step_size: StepSchedule = SABR_STEPS,
+    generator: torch.Generator | None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Perturbations v (n, C, H, W), |v|_inf <= radius in pixel space, that raise the cross entropy of x + v; detached.
+
+    The network is read in evaluation mode with its weights held constant: only gradients at the input are computed.
+
+    Args:
+        x: (n, C, H, W) in pixel space.  labels: (n,) classes.
+        radius: a number or a tensor that broadcasts to x.
+        generator: draws the uniform start in the ball; None starts at 0.
+        dtype: torch.bfloat16 runs the network under autocast. The attack then only proposes other points of the
+            same ball, so whatever is proven about them is unaffected.
+    """
+    size = torch.as_tensor(radius, dtype=x.dtype, device=x.device)
+    if generator is None:
+        v = torch.zeros_like(x)
+    else:
+        v = (torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device) * 2 - 1) * size
+    with _tf32(x.device):
+        for fraction in step_size.sizes(steps):
+            v.requires_grad_(True)
+            with torch.enable_grad(), torch.autocast(x.device.type, dtype=dtype, enabled=dtype is not None):
+                loss = F.cross_entropy(walk(network, ATTACKED, x + v).to(x.dtype), labels, reduction="sum")
+            (gradient,) = torch.autograd.grad(loss, v)
+            v = v.detach().add_(gradient.sign_() * (fraction * size))
+            v = torch.minimum(torch.maximum(v, -size), size)
+    return v
+
+
+@contextmanager
+def _tf32(device: torch.device) -> Iterator[None]:
+    """TF32 matrix products on CUDA inside the block; the caller's setting afterwards."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+def _constant(value: Tensor | None) -> Tensor | None:
+    return None if value is None else value.detach()
+
+
+def _conv(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    return conv2d(layer, x, layer.weight.detach(), _constant(layer.bias))
+
+
+def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    return F.linear(x, layer.weight.detach(), _constant(layer.bias))
+
+
+def _batch_norm(layer: nn.BatchNorm1d | nn.BatchNorm2d, x: Tensor) -> Tensor:
+    mean, variance = _constant(layer.running_mean), _constant(layer.running_var)
+    return F.batch_norm(
+        x, mean, variance, _constant(layer.weight), _constant(layer.bias), training=False, eps=layer.eps
+    )
+
+
+ATTACKED: Rules = {
+    **CONCRETE,
+    nn.Conv2d: _conv,
+    nn.Linear: _linear,
+    nn.BatchNorm1d: _batch_norm,
+    nn.BatchNorm2d: _batch_norm,
+}
+"""The concrete reading with constant weights and running statistics, whatever mode the network is in."""

@@ -1,0 +1,210 @@
+"""Recipes: every number of a training run in one frozen record, and named ones with their sources."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+
+from citrus_tool.attacks.pgd import SABR_STEPS, StepSchedule
+from citrus_tool.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A training run. Epochs are counted from 0: warm-up (eps 0, natural), then the ramp of eps, then full eps.
+
+    Attributes:
+        method: a name in methods.METHODS.
+        eps: the perturbation radius to be robust against at the end, pixel space.
+        tau_ratio: tau / eps, held throughout; 1 makes every box B(x_i, eps).
+        group_size: k, inputs that share perturbations.  groups_per_batch: groups in one optimiser step.
+        epochs, warmup_epochs, ramp_epochs: warm-up and ramp are part of `epochs`.
+        milestones: epochs at whose start the learning rate is multiplied by `lr_decay`.
+        l1: factor of the L1 norm of conv and linear weights; multiplied by the number of boxes of an input when
+            `box_loss` is "sum", so that "sum" and "mean" regularise alike.
+        clip_norm: largest gradient norm.
+        pgd_steps, pgd_step_size: the attack; `pgd_bfloat16` runs it in bfloat16 (its points stay in the same ball).
+        shi_lambda, shi_tolerance: Shi et al.'s regularisers during warm-up and ramp; 0 switches them off.
+        same_input: CITRUS + SI.  box_loss: sum over an input's boxes (the paper) or their mean.
+        init: "keep" trains on from the network's weights, "shi" draws new ones (shi.initialise).
+        flip, crop_padding: random mirroring and random crops of the edge-padded image.
+        certified_inputs: inputs of the validation split that choose the epoch by certified accuracy.
+        validate_every: epochs at full eps between two validations; the last epoch is always validated.
+
+    Raises:
+        UsageError: a value makes no sense; the message names the field.
+    """
+
+    method: str = "citrus"
+    eps: float
+    tau_ratio: float
+    group_size: int = 5
+    groups_per_batch: int = 50
+    epochs: int
+    warmup_epochs: int = 1
+    ramp_epochs: int = 20
+    milestones: tuple[int, ...] = ()
+    lr: float = 5e-4
+    lr_decay: float = 0.2
+    l1: float = 0.0
+    clip_norm: float = 10.0
+    pgd_steps: int = 20
+    pgd_step_size: StepSchedule = SABR_STEPS
+    pgd_bfloat16: bool = False
+    shi_lambda: float = 0.5
+    shi_tolerance: float = 0.5
+    same_input: bool = False
+    box_loss: Literal["sum", "mean"] = "sum"
+    init: Literal["keep", "shi"] = "keep"
+    flip: bool = False
+    crop_padding: int = 0
+    certified_inputs: int = 500
+    validate_every: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _within("eps", self.eps, 0.0, 1.0, hint="it is in pixel space [0, 1], e.g. 0.1 or 2/255")
+        _within("tau_ratio", self.tau_ratio, 0.0, 1.0, open_low=True)
+        _within("lr_decay", self.lr_decay, 0.0, 1.0, open_low=True)
+        for name in ("lr", "clip_norm"):
+            _within(name, getattr(self, name), 0.0, math.inf, open_low=True)
+        for name in ("l1", "shi_lambda"):
+            _within(name, getattr(self, name), 0.0, math.inf)
+        _within("shi_tolerance", self.shi_tolerance, 0.0, 1.0, open_low=True)
+        _at_least("group_size", self.group_size, 2, hint="a perturbation is shared by at least two inputs")
+        for name in ("groups_per_batch", "epochs", "validate_every"):
+            _at_least(name, getattr(self, name), 1)
+        for name in ("warmup_epochs", "ramp_epochs", "pgd_steps", "crop_padding", "certified_inputs", "seed"):
+            _at_least(name, getattr(self, name), 0)
+        if self.warmup_epochs + self.ramp_epochs >= self.epochs and self.eps > 0.0:
+            raise UsageError(
+                f"{self.warmup_epochs} warm-up and {self.ramp_epochs} ramp epochs leave none of {self.epochs} epochs at"
+                " full eps; raise epochs, or lower warmup_epochs or ramp_epochs."
+            )
+        rising = list(self.milestones) == sorted(set(self.milestones))
+        if not rising or any(not 0 < m < self.epochs for m in self.milestones):
+            raise UsageError(
+                f"milestones are {self.milestones}; they must rise and lie between 1 and {self.epochs - 1} (epochs - 1)."
+            )
+        for name, allowed in (("box_loss", ("sum", "mean")), ("init", ("keep", "shi"))):
+            if getattr(self, name) not in allowed:
+                raise UsageError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}.")
+
+    @property
+    def batch_size(self) -> int:
+        """Inputs in one optimiser step."""
+        return self.group_size * self.groups_per_batch
+
+    @property
+    def pgd_dtype(self) -> torch.dtype | None:
+        return torch.bfloat16 if self.pgd_bfloat16 else None
+
+    def with_epochs(self, epochs: int) -> Recipe:
+        """The recipe stretched or shrunk to `epochs`: warm-up, ramp and milestones keep their shares (rounded)."""
+        if epochs < 1:
+            raise UsageError(f"epochs is {epochs}; it must be at least 1.")
+        factor = epochs / self.epochs
+        warmup = min(round(self.warmup_epochs * factor), epochs - 1)
+        ramp = min(round(self.ramp_epochs * factor), epochs - 1 - warmup)
+        milestones = sorted({round(m * factor) for m in self.milestones} - {0, epochs})
+        return dataclasses.replace(
+            self, epochs=epochs, warmup_epochs=warmup, ramp_epochs=ramp, milestones=tuple(milestones)
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain numbers, strings and lists, by field name."""
+        plain = dataclasses.asdict(self)
+        plain["milestones"] = list(self.milestones)
+        plain["pgd_step_size"] = {**plain["pgd_step_size"], "milestones": list(self.pgd_step_size.milestones)}
+        return plain
+
+
+def _within(name: str, value: float, low: float, high: float, *, open_low: bool = False, hint: str = "") -> None:
+    inside = isinstance(value, int | float) and math.isfinite(value) and low <= value <= high
+    if not inside or (open_low and value == low):
+        left = "(" if open_low else "["
+        right = f"{high:g}]" if math.isfinite(high) else "inf)"
+        raise UsageError(f"{name} is {value!r}; it must lie in {left}{low:g}, {right}{'; ' + hint if hint else ''}.")
+
+
+def _at_least(name: str, value: int, low: int, *, hint: str = "") -> None:
+    if not isinstance(value, int) or value < low:
+        raise UsageError(f"{name} is {value!r}; it must be a whole number >= {low}{'; ' + hint if hint else ''}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedRecipe:
+    """A recipe and where its numbers come from."""
+
+    recipe: Recipe
+    source: str
+    notes: str = field(default="")
+
+
+_SCRATCH = Recipe(eps=0.1, tau_ratio=0.4, epochs=70, milestones=(50, 60), l1=1e-5, init="shi")
+_CIFAR = dataclasses.replace(
+    _SCRATCH, eps=2 / 255, tau_ratio=0.1, epochs=160, ramp_epochs=80, milestones=(120, 140), l1=1e-6, flip=True,
+    crop_padding=2, validate_every=10,
+)  # fmt: skip
+_PAPER = (
+    "CITRUS, appendix C (group size 5, 20 PGD steps, SABR's tau); schedule of Mueller et al. 2022 (SABR), appendix C"
+)
+
+RECIPES: Mapping[str, NamedRecipe] = {
+    "digits": NamedRecipe(
+        recipe=Recipe(
+            eps=0.1, tau_ratio=0.4, epochs=60, warmup_epochs=0, ramp_epochs=20, milestones=(45, 55), lr=2e-3,
+            groups_per_batch=20, l1=1e-5, pgd_steps=8,
+        ),
+        source="this project: scikit-learn's digits on two CPU cores, from the network's own weights",
+    ),
+    "mnist-cpu": NamedRecipe(
+        recipe=Recipe(
+            eps=0.1, tau_ratio=0.4, epochs=30, warmup_epochs=0, ramp_epochs=10, milestones=(22, 27), l1=1e-5,
+            pgd_steps=8,
+        ),
+        source="this project: mnist-0.1 cut to a CPU's hour, from the network's own weights; SABR's 8 PGD steps",
+    ),
+    "mnist-0.1": NamedRecipe(recipe=_SCRATCH, source=_PAPER, notes="tau/eps searched in .2 to .6; also eps .2"),
+    "mnist-0.3": NamedRecipe(
+        recipe=dataclasses.replace(_SCRATCH, eps=0.3, tau_ratio=0.6, l1=1e-6),
+        source=_PAPER,
+        notes="tau/eps searched in .6 to .9",
+    ),
+    "cifar10-2": NamedRecipe(recipe=_CIFAR, source=_PAPER, notes="eps 2/255; tau/eps searched in .01 to .1"),
+    "cifar10-8": NamedRecipe(
+        recipe=dataclasses.replace(
+            _CIFAR, eps=8 / 255, tau_ratio=0.7, epochs=180, milestones=(140, 160), l1=0.0
+        ),
+        source=_PAPER,
+        notes="eps 8/255; tau/eps searched in .5 to .9; up to 240 epochs with a ramp of 120",
+    ),
+    "tinyimagenet-1": NamedRecipe(
+        recipe=dataclasses.replace(_CIFAR, eps=1 / 255, tau_ratio=0.4, shi_lambda=0.2, crop_padding=4),
+        source=_PAPER,
+        notes="eps 1/255; tau/eps searched in .1 to .4; L1 1e-6 to 5e-5",
+    ),
+    "standard": NamedRecipe(
+        recipe=Recipe(
+            method="standard", eps=0.0, tau_ratio=1.0, epochs=20, warmup_epochs=0, ramp_epochs=0, milestones=(12, 17),
+            lr=1e-3, shi_lambda=0.0, certified_inputs=0,
+        ),
+        source="this project: plain training of a small network from scratch or from a file",
+    ),
+}  # fmt: skip
+"""Recipes by name. The table of published ones is in Mueller et al. 2022, Shi et al. 2021 and the paper's appendix C."""
+
+
+def named(name: str) -> Recipe:
+    """The recipe of that name; raises UsageError that lists the names."""
+    if name not in RECIPES:
+        near = difflib.get_close_matches(name, RECIPES, n=1)
+        meant = f" Did you mean {near[0]!r}?" if near else ""
+        raise UsageError(f"there is no recipe {name!r}; recipes are {', '.join(RECIPES)}.{meant}")
+    return RECIPES[name].recipe

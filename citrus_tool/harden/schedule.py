@@ -1,0 +1,49 @@
+"""What changes from batch to batch: eps, tau and the learning rate.
+
+eps is 0 in the warm-up, then ramps to its target: the first quarter of the ramp follows t^4, the rest is linear, and
+value and slope agree where they meet (the "smoothed" schedule of Xu et al. 2020, auto_LiRPA; used by Shi et al. 2021
+and SABR). tau = tau_ratio * eps throughout.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from citrus_tool.harden.recipes import Recipe
+
+_JOIN = 0.25
+_SCALE = 1 / (4 * _JOIN**3 - 3 * _JOIN**4)  # so that ramp(1) = 1
+
+
+def ramp(t: float) -> float:
+    """From ramp(0) = 0 to ramp(1) = 1, continuously differentiable; constant outside [0, 1]."""
+    t = min(max(t, 0.0), 1.0)
+    if t <= _JOIN:
+        return _SCALE * t**4
+    return _SCALE * (_JOIN**4 + 4 * _JOIN**3 * (t - _JOIN))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """The schedule at one batch: `natural` in the warm-up (eps is 0); `full` once eps has reached its target."""
+
+    eps: float
+    tau: float
+    lr: float
+    natural: bool
+    full: bool
+
+
+def at(recipe: Recipe, epoch: int, batch: int, batches: int) -> Point:
+    """The schedule at batch `batch` of `batches` in epoch `epoch`, all counted from 0.
+
+    The first batch of the ramp has eps > 0, and its last one reaches the target.
+    """
+    lr = recipe.lr * recipe.lr_decay ** sum(epoch >= milestone for milestone in recipe.milestones)
+    if epoch < recipe.warmup_epochs:
+        return Point(eps=0.0, tau=0.0, lr=lr, natural=True, full=False)
+    done = (epoch - recipe.warmup_epochs) * batches + batch + 1
+    total = recipe.ramp_epochs * batches
+    full = epoch >= recipe.warmup_epochs + recipe.ramp_epochs
+    eps = recipe.eps if done >= total else recipe.eps * ramp(done / total)
+    return Point(eps=eps, tau=recipe.tau_ratio * eps, lr=lr, natural=recipe.eps == 0.0, full=full)

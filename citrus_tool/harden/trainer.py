@@ -1,0 +1,454 @@
+"""The training loop: any method of the registry, any recipe, checkpoints that continue bit for bit on the CPU.
+
+Epochs are judged on the validation split by standard accuracy plus certified accuracy at the recipe's eps (an input is
+certified when IBP or CROWN proves it; the percentages are added), and the best one is kept. Only epochs at full eps
+take part. The test split is never seen here.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import difflib
+import hashlib
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from citrus_tool import files
+from citrus_tool.bounds.crown import crown
+from citrus_tool.bounds.interval import margins
+from citrus_tool.data import Dataset
+from citrus_tool.errors import CheckFailedError, InputFileError, InterruptedRunError, UsageError
+from citrus_tool.harden import checkpoint, schedule, shi
+from citrus_tool.harden.boxes import box_margins, uniform_box
+from citrus_tool.harden.feed import Feed, generator_for
+from citrus_tool.harden.method import Batch, LossParts, Method
+from citrus_tool.harden.methods import METHODS
+from citrus_tool.harden.recipes import Recipe
+from citrus_tool.harden.standard import standard
+from citrus_tool.harden.statistics import batch_statistics, estimate
+from citrus_tool.network import Network
+from citrus_tool.progress import Progress, Silent
+from citrus_tool.threat import Box, Threat
+
+_READ_EVERY = 20
+"""Batches between two looks at the loss on the device (the only points where the host waits for it)."""
+_WARM_RADIUS = 0.01
+"""In the warm-up Shi et al.'s regularisers read boxes of this fraction of the target tau."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """A finished run.
+
+    Attributes:
+        network: the best epoch's network, on the CPU, float32, in evaluation mode.
+        history: one entry an epoch, see `fit`.
+        best_epoch: its number, counted from 1.
+        seconds: training and validation time, summed over interrupted and resumed runs.
+    """
+
+    network: Network
+    history: list[dict[str, Any]]
+    best_epoch: int
+    seconds: float
+
+
+def fit(
+    network: Network,
+    train: Dataset,
+    validation: Dataset,
+    recipe: Recipe,
+    *,
+    run_dir: Path | None = None,
+    resume: bool = False,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> TrainResult:
+    """Trains a copy of `network` on `train` and returns the best epoch by `validation`.
+
+    The history holds for each epoch: epoch (from 1), phase (warm-up, ramp, full), eps, tau and lr at its end, the
+    mean of every loss part over its batches, seconds, and validation_standard_accuracy and
+    validation_certified_accuracy in percent (None where not measured).
+
+    Args:
+        run_dir: receives a checkpoint after every epoch and on Ctrl-C; None keeps nothing.
+        resume: continue from run_dir's checkpoint; recipe, data and network must be the ones it began with.
+        device: "cpu" or "cuda"; the data set must fit in its memory.
+
+    Raises:
+        UsageError: unknown method or device, a used run folder without resume, resume with another recipe or data.
+        InputFileError: run_dir cannot be written or its checkpoint is damaged.
+        DataError: the data does not fit the network.
+        CheckFailedError: the loss became NaN or infinite.
+        InterruptedRunError: Ctrl-C; the state is saved when there is a run_dir.
+    """
+    for data in (train, validation):
+        data.require_classifier(network.input_shape, network.num_classes, "the network")
+    if len(train) < recipe.group_size:
+        raise UsageError(f"{len(train)} training inputs make no group of {recipe.group_size}; use more data.")
+    if run_dir is None and resume:
+        raise UsageError("resume needs the run folder of the run to continue; give --run-dir.")
+    run = _Run(
+        network=network, train=train, validation=validation, recipe=recipe, method=_method(recipe.method),
+        device=_device(device), run_dir=run_dir, progress=progress or Silent(),
+    )  # fmt: skip
+    if run_dir is not None:
+        files.require_writable_folder(run_dir)
+        if resume:
+            run.restore(checkpoint.load(run_dir))
+        elif checkpoint.exists(run_dir):
+            raise UsageError(f"run folder {run_dir} already holds a run; add --resume or choose another --run-dir.")
+    return run.finish()
+
+
+def _method(name: str) -> Method:
+    if name not in METHODS:
+        near = difflib.get_close_matches(name, METHODS, n=1)
+        meant = f" Did you mean {near[0]!r}?" if near else ""
+        raise UsageError(f"there is no training method {name!r}; methods are {', '.join(METHODS)}.{meant}")
+    return METHODS[name]
+
+
+def _device(name: str) -> torch.device:
+    if name not in ("cpu", "cuda"):
+        raise UsageError(f"device {name!r} is unknown; use cpu or cuda.")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("device cuda was asked for, but PyTorch finds none; use --device cpu.")
+    return torch.device(name)
+
+
+@dataclass(kw_only=True)
+class _Position:
+    """Where a run stands: the next batch of an epoch (equal to the number of batches: validation comes next)."""
+
+    epoch: int = 0
+    batch: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best_epoch: int = 0
+    best_score: float = -math.inf
+    seconds: float = 0.0
+    epoch_seconds: float = 0.0
+
+
+class _Run:
+    """One run's working state. `finish` takes it to its end from wherever it stands."""
+
+    def __init__(
+        self, *, network: Network, train: Dataset, validation: Dataset, recipe: Recipe, method: Method,
+        device: torch.device, run_dir: Path | None, progress: Progress,
+    ) -> None:  # fmt: skip
+        self.recipe, self.method, self.device, self.run_dir, self.progress = recipe, method, device, run_dir, progress
+        self.validation = validation
+        self.feed = Feed.of(train, recipe, device)
+        self.origin = {
+            "recipe": recipe.to_json(), "train data": train.sha256(), "validation data": validation.sha256(),
+            "network": fingerprint(network),
+        }  # fmt: skip
+        self.network = copy.deepcopy(network).to(device=device, dtype=torch.float32).eval()
+        if recipe.init == "shi":
+            cpu = copy.deepcopy(network).to(dtype=torch.float32)
+            shi.initialise(cpu, generator_for(torch.device("cpu"), recipe.seed, "init"))
+            self.network.load_state_dict(cpu.state_dict())
+        self.parameters = [p.requires_grad_(True) for p in self.network.parameters()]
+        if not self.parameters:
+            raise UsageError("the network has no weights to train.")
+        self.weights = [layer.weight for layer in self.network.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+        self.optimiser = torch.optim.Adam(self.parameters, lr=recipe.lr, fused=device.type == "cuda")
+        self.best: dict[str, Tensor] = {}
+        self.sums: dict[str, Tensor] = {}
+        self.at = _Position()
+
+    def finish(self) -> TrainResult:
+        recipe, batches = self.recipe, self.feed.batches
+        self.progress.start(f"training ({recipe.method})", recipe.epochs * batches, "batch")
+        done = self.at.epoch * batches + self.at.batch
+        if done:
+            self.progress.advance(done, "resumed")
+        with _interruption() as interrupted, _exact_boxes(self.device):
+            while self.at.epoch < recipe.epochs:
+                started = time.monotonic()
+                completed = self._epoch(interrupted)
+                entry = self._close_epoch(interrupted) if completed else None
+                self._count(started)
+                if entry is None:
+                    raise self._interrupted()
+                entry["seconds"] = round(self.at.epoch_seconds, 3)
+                self.at.history.append(entry)
+                self.at.epoch, self.at.batch, self.at.epoch_seconds, self.sums = self.at.epoch + 1, 0, 0.0, {}
+                self.save()
+        self.progress.finish()
+        result = copy.deepcopy(self.network).cpu()
+        for name, tensor in _tensors(result).items():
+            tensor.data.copy_(self.best[name])
+        for parameter in result.parameters():
+            parameter.requires_grad_(False)
+        return TrainResult(
+            network=result, history=self.at.history, best_epoch=self.at.best_epoch, seconds=round(self.at.seconds, 3)
+        )
+
+    def _count(self, started: float) -> None:
+        elapsed = time.monotonic() - started
+        self.at.seconds += elapsed
+        self.at.epoch_seconds += elapsed
+
+    def _epoch(self, interrupted: Callable[[], bool]) -> bool:
+        """The epoch's remaining batches; False when the user stopped it in between."""
+        recipe, batches = self.recipe, self.feed.batches
+        order = self.feed.order(self.at.epoch)
+        note, mark, images = "", time.monotonic(), 0
+        while self.at.batch < batches:
+            point = schedule.at(recipe, self.at.epoch, self.at.batch, batches)
+            batch = self.feed.batch(order, self.at.epoch, self.at.batch)
+            generator = generator_for(self.device, recipe.seed, "method", self.at.epoch, self.at.batch)
+            for name, value in self.step(batch, point, generator).items():
+                self.sums[name] = self.sums[name] + value if name in self.sums else value
+            self.at.batch += 1
+            images += len(batch.labels)
+            if self.at.batch % _READ_EVERY == 0 or self.at.batch == batches:
+                loss = self._loss()
+                rate = images / max(time.monotonic() - mark, 1e-9)
+                left = ((recipe.epochs - self.at.epoch) * batches - self.at.batch) * recipe.batch_size / rate
+                note = (
+                    f"epoch {self.at.epoch + 1}/{recipe.epochs} loss {loss:.4f} eps {point.eps:.4g}"
+                    f" {rate:.0f} images/s {_duration(left)} left"
+                )
+            self.progress.advance(1, note)
+            if interrupted():
+                return False
+        return True
+
+    def step(self, batch: Batch, point: schedule.Point, generator: torch.Generator) -> Mapping[str, Tensor]:
+        """One optimiser step; the loss parts, detached. The host never waits for the device here."""
+        recipe = self.recipe
+        for group in self.optimiser.param_groups:
+            group["lr"] = point.lr
+        with batch_statistics(self.network, batch.x):
+            if point.natural:
+                found = self._natural(batch, point, generator)
+            else:
+                found = self.method(self.network, batch, point.eps, point.tau, recipe, generator)
+            objective, parts = found.loss, dict(found.parts)
+            if recipe.l1 > 0:
+                norm = torch.stack([weight.abs().sum() for weight in self.weights]).sum()
+                objective = objective + recipe.l1 * found.terms * norm
+            if found.boxes and recipe.shi_lambda > 0 and not point.full:
+                term = shi.regulariser(self.network, found.boxes, recipe.shi_tolerance)
+                objective = objective + recipe.shi_lambda * (1 - point.eps / recipe.eps) * term
+                parts["shi"] = term.detach()
+            gradients = torch.autograd.grad(objective, self.parameters, allow_unused=True)
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient
+        parts["gradient_norm"] = nn.utils.clip_grad_norm_(self.parameters, recipe.clip_norm)
+        self.optimiser.step()
+        return parts
+
+    def _natural(self, batch: Batch, point: schedule.Point, generator: torch.Generator) -> LossParts:
+        """The warm-up's loss, with small boxes around the clean inputs when the regularisers want some."""
+        recipe = self.recipe
+        found = standard(self.network, batch, point.eps, point.tau, recipe, generator)
+        if recipe.shi_lambda == 0 or recipe.eps == 0:
+            return found
+        boxes: dict[str, Box] = {}
+        radius = _WARM_RADIUS * recipe.tau_ratio * recipe.eps
+        box_margins(self.network, uniform_box(batch.x, radius), batch.labels, record=boxes)
+        return dataclasses.replace(found, boxes=boxes)
+
+    def _loss(self) -> float:
+        """Mean loss of the epoch so far; raises CheckFailedError when it is no finite number."""
+        means = {name: float(total) / self.at.batch for name, total in self.sums.items()}
+        for name, value in means.items():
+            if not math.isfinite(value):
+                kept = "" if self.run_dir is None else f" The checkpoint in {self.run_dir} is from before."
+                raise CheckFailedError(
+                    f"training diverged: {name} is {value} in epoch {self.at.epoch + 1}, before batch {self.at.batch + 1};"
+                    f" lower the learning rate (now {self.recipe.lr:g}) or raise ramp_epochs.{kept}"
+                )
+        return means["loss"]
+
+    def _close_epoch(self, interrupted: Callable[[], bool]) -> dict[str, Any] | None:
+        """The epoch's history entry, after validation; None when the user stopped the validation."""
+        recipe, epoch = self.recipe, self.at.epoch
+        point = schedule.at(recipe, epoch, self.feed.batches - 1, self.feed.batches)
+        estimate(self.network, self.feed.plain())
+        last = epoch == recipe.epochs - 1
+        judged = point.full and (last or (recipe.epochs - 1 - epoch) % recipe.validate_every == 0)
+        standard_accuracy = certified = None
+        if judged or not point.full:
+            standard_accuracy = accuracy(self.network, self.validation)
+        if judged and recipe.eps > 0 and recipe.certified_inputs > 0:
+            subset = self.validation.take(recipe.certified_inputs)
+            certified = certified_accuracy(self.network, subset, recipe.eps, interrupted)
+            if certified is None:
+                return None
+        if judged and standard_accuracy is not None:
+            score = standard_accuracy + (certified or 0.0)
+            if score > self.at.best_score:
+                self.at.best_score, self.at.best_epoch = score, epoch + 1
+                self.best = {name: tensor.detach().cpu().clone() for name, tensor in _tensors(self.network).items()}
+        return {
+            "epoch": epoch + 1,
+            "phase": "full" if point.full else "warm-up" if point.natural else "ramp",
+            "eps": point.eps,
+            "tau": point.tau,
+            "lr": point.lr,
+            **{name: float(total) / self.feed.batches for name, total in self.sums.items()},
+            "validation_standard_accuracy": standard_accuracy,
+            "validation_certified_accuracy": certified,
+        }
+
+    def _interrupted(self) -> InterruptedRunError:
+        self.save()
+        where = f"in epoch {self.at.epoch + 1} of {self.recipe.epochs}"
+        if self.run_dir is None:
+            return InterruptedRunError(f"training stopped {where}; nothing is kept, since there was no --run-dir.")
+        return InterruptedRunError(
+            f"training stopped {where}; its state is in {self.run_dir}: run the same command again with --resume."
+        )
+
+    def save(self) -> None:
+        """Writes the checkpoint when there is a run folder."""
+        if self.run_dir is None:
+            return
+        tensors = {f"network.{name}": tensor for name, tensor in _tensors(self.network).items()}
+        tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
+        tensors |= {f"sums.{name}": tensor for name, tensor in self.sums.items()}
+        for index, parameter in enumerate(self.parameters):
+            for name, tensor in self.optimiser.state.get(parameter, {}).items():
+                tensors[f"adam.{index}.{name}"] = tensor
+        state = {"origin": self.origin, "position": dataclasses.asdict(self.at)}
+        checkpoint.save(self.run_dir, checkpoint.Checkpoint(tensors=tensors, state=state))
+
+    def restore(self, saved: checkpoint.Checkpoint) -> None:
+        """Takes over a checkpoint of the same run; raises UsageError naming the first field that differs."""
+        _require_same(saved.state["origin"], self.origin, str(self.run_dir))
+        parts: dict[str, dict[str, Tensor]] = {"network": {}, "best": {}, "sums": {}, "adam": {}}
+        for name, tensor in saved.tensors.items():
+            part, _, rest = name.partition(".")
+            parts[part][rest] = tensor
+        with torch.no_grad():
+            for name, tensor in _tensors(self.network).items():
+                tensor.copy_(parts["network"][name])
+        self.best = parts["best"]
+        self.sums = {name: tensor.to(self.device) for name, tensor in parts["sums"].items()}
+        for name, tensor in parts["adam"].items():
+            index, _, key = name.partition(".")
+            on_host = key == "step" and self.device.type == "cpu"
+            value = tensor if on_host else tensor.to(self.device)
+            self.optimiser.state[self.parameters[int(index)]][key] = value
+        self.at = _Position(**saved.state["position"])
+
+
+def fingerprint(network: Network) -> str:
+    """Digest of a network's graph and weights."""
+    digest = hashlib.sha256()
+    for node in network.nodes:
+        digest.update(f"{node.name} {type(node.layer).__name__} {node.inputs} {node.shape}".encode())
+    for name, tensor in _tensors(network).items():
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _tensors(network: Network) -> dict[str, Tensor]:
+    """Parameters and buffers by name, shared ones once."""
+    return {**dict(network.named_parameters()), **dict(network.named_buffers())}
+
+
+def _require_same(before: Mapping[str, Any], now: Mapping[str, Any], run_dir: str) -> None:
+    old, new = _flat(before), _flat(now)
+    for name in sorted(old.keys() | new.keys()):
+        if old.get(name) != new.get(name):
+            shown = "" if len(str(new.get(name))) == 64 else f": {old.get(name)!r} there, {new.get(name)!r} now"
+            raise UsageError(f"{run_dir} holds another run: {name} differs{shown}; start a new --run-dir instead.")
+
+
+def _flat(origin: Mapping[str, Any]) -> dict[str, Any]:
+    rest = {name: value for name, value in origin.items() if name != "recipe"}
+    return {**{f"recipe field {name}": value for name, value in origin["recipe"].items()}, **rest}
+
+
+def accuracy(network: Network, data: Dataset, batch_size: int = 500) -> float:
+    """Percent of `data` that the network, on its own device, classifies correctly."""
+    device = next(network.parameters()).device
+    correct = 0
+    with torch.no_grad():
+        for start in range(0, len(data), batch_size):
+            part = slice(start, start + batch_size)
+            predicted = network(data.pixels(part).to(device)).argmax(1).cpu()
+            correct += int((predicted == data.labels[part]).sum())
+    return 100.0 * correct / len(data)
+
+
+def certified_accuracy(
+    network: Network, data: Dataset, eps: float, stop: Callable[[], bool] = lambda: False, batch_size: int = 25
+) -> float | None:
+    """Percent of `data` proven correct in the whole ball of eps, by IBP or else CROWN, in float64; None when stopped.
+
+    It picks epochs; the certificate of a run is made elsewhere, on the exported file.
+    """
+    device = next(network.parameters()).device
+    twin = network.frozen(dtype=torch.float64, device=device)
+    threat = Threat(eps=eps)
+    x, labels = data.pixels(dtype=torch.float64).to(device), data.labels.to(device)
+    with torch.no_grad():
+        proven = (margins(twin, threat.box(x), labels) > 0).all(1)
+        hopeful = torch.nonzero(~proven & (twin(x).argmax(1) == labels))[:, 0]
+        for index in (hopeful[i : i + batch_size] for i in range(0, len(hopeful), batch_size)):
+            if stop():
+                return None
+            lower = crown(twin, threat.box(x[index]), labels[index]).lower
+            proven[index] = (lower > 0).all(1)
+    return 100.0 * float(proven.double().mean())
+
+
+@contextmanager
+def _interruption() -> Iterator[Callable[[], bool]]:
+    """Inside the block the first Ctrl-C only sets a flag, which the yielded function reads; a second one acts as ever.
+
+    Python delivers signals to the main thread only; elsewhere the flag stays down.
+    """
+    raised = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield raised.is_set
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def handle(number: int, frame: Any) -> None:
+        raised.set()
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield raised.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _exact_boxes(device: torch.device) -> Iterator[None]:
+    """Float32 products on CUDA without TF32 inside the block; the attack switches it on for itself."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
