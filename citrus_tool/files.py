@@ -10,20 +10,33 @@ from citrus_tool.errors import InputFileError
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes `text` (UTF-8) under a temporary name beside `path` and renames it; an old file stays until then."""
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", suffix=".part", delete=False
-    ) as file:
-        temporary = Path(file.name)
-        try:
-            file.write(text)
+    """`write_bytes` of `text` in UTF-8."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes `data` under a temporary name beside `path` and renames it; an old file stays until then.
+
+    Raises InputFileError (folder missing, not writable, disk full), with nothing left behind.
+    """
+    temporary: Path | None = None
+    try:
+        with tempfile.NamedTemporaryFile(
+            dir=path.parent, prefix=f".{path.name}.", suffix=".part", delete=False
+        ) as file:
+            temporary = Path(file.name)
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        except BaseException:
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    except BaseException as error:
+        if temporary is not None:
             temporary.unlink(missing_ok=True)
-            raise
-    temporary.chmod(0o666 & ~_umask())
-    temporary.replace(path)
+        if isinstance(error, OSError):
+            reason = error.strerror or error
+            raise InputFileError(f"{path}: cannot be written ({reason}); make room or name another folder.") from None
+        raise
 
 
 def _umask() -> int:

@@ -116,7 +116,7 @@ def detect(
 def _per_channel(option: str, values: Sequence[float] | None, default: float, channels: int) -> tuple[float, ...]:
     given = tuple(float(v) for v in values) if values is not None else (default,)
     if len(given) not in (1, channels):
-        raise UsageError(f"{option} has {len(given)} values, the network's input has {channels} channel(s); give one each.")
+        raise UsageError(f"{option} has {len(given)} values, the input has {channels} channel(s); give one value each.")
     if not all(math.isfinite(v) for v in given) or (option == "std" and min(given) <= 0.0):
         need = "finite numbers above 0" if option == "std" else "finite numbers"
         raise UsageError(f"{option} is {', '.join(str(v) for v in given)}; it must consist of {need}.")

@@ -17,8 +17,19 @@ from torch import Tensor, nn
 
 from citrus_tool.errors import UnsupportedNetworkError, UsageError
 from citrus_tool.network import (
-    INPUT, Add, Affine, Concat, GraphBuilder, Network, Node, Pad, Reshape, Slice, Transpose, find_rule,
-)  # fmt: skip
+    INPUT,
+    Add,
+    Affine,
+    Concat,
+    GraphBuilder,
+    Network,
+    Node,
+    Pad,
+    Reshape,
+    Slice,
+    Transpose,
+    find_rule,
+)
 
 OPSETS = range(13, 18)
 """The node forms written here (axes of Slice and pads of Pad as inputs) hold for these opsets."""
@@ -147,9 +158,15 @@ def _conv(emission: Emission, node: Node, inputs: list[str], network: Network) -
     else:
         pads = [0, 0, 0, 0] if isinstance(layer.padding, str) else [*layer.padding, *layer.padding]
     return emission.node(
-        node.name, "Conv", inputs + _weight_and_bias(emission, node, network), kernel_shape=layer.kernel_size,
-        strides=layer.stride, dilations=layer.dilation, group=layer.groups, pads=pads,
-    )  # fmt: skip
+        node.name,
+        "Conv",
+        inputs + _weight_and_bias(emission, node, network),
+        kernel_shape=layer.kernel_size,
+        strides=layer.stride,
+        dilations=layer.dilation,
+        group=layer.groups,
+        pads=pads,
+    )
 
 
 def _linear(emission: Emission, node: Node, inputs: list[str], network: Network) -> str:
@@ -211,9 +228,11 @@ def _pool(emission: Emission, node: Node, inputs: list[str], network: Network) -
     assert isinstance(layer, nn.AvgPool2d | nn.MaxPool2d)
     pads = [*_pair(layer.padding), *_pair(layer.padding)]
     window = {
-        "kernel_shape": _pair(layer.kernel_size), "strides": _pair(layer.stride), "pads": pads,
+        "kernel_shape": _pair(layer.kernel_size),
+        "strides": _pair(layer.stride),
+        "pads": pads,
         "ceil_mode": int(layer.ceil_mode),
-    }  # fmt: skip
+    }
     if isinstance(layer, nn.MaxPool2d):
         return emission.node(node.name, "MaxPool", inputs, dilations=_pair(layer.dilation), **window)
     if layer.divisor_override is not None:

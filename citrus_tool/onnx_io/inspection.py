@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,6 +18,14 @@ from citrus_tool.onnx_io.lower import NodeRecord
 from citrus_tool.onnx_io.reader import interpret
 from citrus_tool.onnx_io.runner import OnnxRunner, Parity, parity
 from citrus_tool.onnx_io.source import load, named
+
+STATUS = {
+    "supported": "dropped, it changes nothing",
+    "constant": "constant",
+    "unused": "not used, it does not reach the output",
+    "unchecked": "not checked, it follows an unsupported node",
+    "unsupported": "unsupported",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +62,53 @@ class Inspection:
 
     def to_json(self) -> dict[str, Any]:
         """Plain dictionaries, lists, strings and numbers, ready for json.dumps."""
-        content = asdict(self) | {"path": str(self.path), "supported": self.supported}
-        return content | {"parity": None if self.parity is None else asdict(self.parity) | {"holds": self.parity.holds}}
+        return asdict(self) | {"path": str(self.path), "supported": self.supported, "parity": self._parity_to_json()}
+
+    def _parity_to_json(self) -> dict[str, float | bool | None] | None:
+        if self.parity is None:
+            return None
+        figures = {name: v if math.isfinite(v) else None for name, v in asdict(self.parity).items()}
+        return figures | {"holds": self.parity.holds}
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Column titles and one row per node: name, operator, what supports it, parameters, output shape."""
+        titles = ["node", "operator", "read as", "parameters", "output"]
+        return titles, [
+            [
+                node.name,
+                node.operator,
+                " + ".join(node.layers) if node.layers else node.reason or STATUS[node.status],
+                str(node.parameters or ""),
+                "x".join(map(str, node.shape)) if node.shape is not None else "",
+            ]
+            for node in self.nodes
+        ]
+
+    def summary(self) -> list[tuple[str, str]]:
+        """(what, value) lines for readers: file, input, output, parameters, parity, problems."""
+        contract, found = self.contract, self.parity
+        normalised = any(contract.mean) or any(s != 1.0 for s in contract.std)
+        agreement = "not compared"
+        if found is not None:
+            agreement = (
+                f"{found.batch_1:.2g} at batch 1, {found.batch_64:.2g} at batch 64 (allowed {found.tolerance:.2g})"
+            )
+        return [
+            ("file", f"{self.path}, sha256 {self.sha256}"),
+            ("format", f"opset {self.opset}, IR {self.ir_version}, by {self.producer or 'unknown'}"),
+            (
+                "input",
+                f"{self.input_name!r} {contract.file_shape} {contract.layout}, pixels {contract.pixel_shape}"
+                + (f", mean {contract.mean}, std {contract.std}" if normalised else "")
+                + (", one at a time" if contract.batch == 1 else ", any batch"),
+            ),
+            ("output", f"{self.output_name!r}, {self.num_classes if self.num_classes is not None else '?'} classes"),
+            ("operators", ", ".join(f"{name} {count}" for name, count in sorted(self.operators.items()))),
+            ("trainable parameters", f"{self.trainable_parameters:,}"),
+            ("difference from onnxruntime", agreement),
+            *(("metadata", f"{key}: {value}") for key, value in self.metadata.items()),
+            *(("problem", problem) for problem in self.problems),
+        ]
 
 
 def inspect(
@@ -90,7 +144,9 @@ def inspect(
         if lowered.network is not None:
             found = parity(lowered.network, runner, samples=samples)
             if not found.holds:
-                problems.append(f"{path}: torch and onnxruntime differ by {found.worst:.3g} (allowed {found.tolerance:.3g}).")
+                problems.append(
+                    f"{path}: torch and onnxruntime differ by {found.worst:.3g}, allowed {found.tolerance:.3g}."
+                )
     except CitrusError as error:
         problems.append(str(error))
     records = {record.name: record for record in lowered.records}

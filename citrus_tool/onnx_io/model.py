@@ -9,7 +9,7 @@ import onnx
 
 from citrus_tool.network import Network
 from citrus_tool.onnx_io.contract import InputContract
-from citrus_tool.onnx_io.lower import Binding
+from citrus_tool.onnx_io.lowering import Binding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,7 @@ class OnnxModel:
     Attributes:
         sha256: of the file's bytes (and of its external data, if any).
         proto: the file's content, external data embedded.
-        network: pixel space -> logits, float32, in evaluation mode; starts with the contract's normalisation and layout.
+        network: pixel space -> logits, float32, evaluation mode; starts with the contract's normalisation and layout.
         contract: the file's input.
         bindings: which entries of the network's state dict show which tensors of the file.
         opset: as in the file.

@@ -58,9 +58,15 @@ def assemble(
         runner = OnnxRunner(source.proto, replace(reading.contract, batch=1))
     found = require_parity(network, runner, source.path, samples=samples)
     return OnnxModel(
-        path=source.path, sha256=source.sha256, proto=source.proto, network=network, contract=runner.contract,
-        bindings=reading.lowered.bindings, opset=source.opset, parity=found.worst,
-    )  # fmt: skip
+        path=source.path,
+        sha256=source.sha256,
+        proto=source.proto,
+        network=network,
+        contract=runner.contract,
+        bindings=reading.lowered.bindings,
+        opset=source.opset,
+        parity=found.worst,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,13 +90,15 @@ def interpret(
     Without `upgrade` the nodes are read as they stand (for `inspect`, when the upgrade fails).
     """
     where = str(source.path)
-    contract = detect(
-        source.input_shape, batch=source.batch, input_shape=input_shape, mean=mean, std=std, where=where
-    )
+    contract = detect(source.input_shape, batch=source.batch, input_shape=input_shape, mean=mean, std=std, where=where)
     proto = named(source.proto)
     graph = (upgraded(proto, source.opset, where) if upgrade else proto).graph
     lowered = lower(
-        graph, contract, input_name=source.input_name, where=where, opset=source.opset,
+        graph,
+        contract,
+        input_name=source.input_name,
+        where=where,
+        opset=source.opset,
         tensors=[name for name, _ in constants(source.proto)],
-    )  # fmt: skip
+    )
     return Reading(contract=contract, lowered=lowered)

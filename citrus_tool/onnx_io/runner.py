@@ -130,8 +130,8 @@ def require_parity(network: Network, runner: OnnxRunner, where: Path, *, samples
     if not found.holds:
         raise CheckFailedError(
             f"{where}: the torch network and onnxruntime differ by {found.worst:.3g} (batch 1: {found.batch_1:.3g}, "
-            f"batch {PARITY_BATCH}: {found.batch_64:.3g}, allowed {found.tolerance:.3g}); the file was not read rightly, "
-            "so nothing is computed with it. Please report the file."
+            f"batch {PARITY_BATCH}: {found.batch_64:.3g}, allowed {found.tolerance:.3g}), so nothing is computed with "
+            "it; please report the file."
         )
     return found
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
 from onnx import TensorProto, external_data_helper, inliner, numpy_helper, version_converter
 
 from citrus_tool.errors import InputFileError, UnsupportedNetworkError
@@ -62,10 +61,12 @@ def parse(path: Path, data: bytes) -> Source:
         raise InputFileError(f"{path}: declares no opset of the standard ONNX operators; re-export it.")
     if proto.graph.sparse_initializer:
         name = proto.graph.sparse_initializer[0].values.name
-        raise UnsupportedNetworkError(f"{path}: initializer {name!r} is sparse; re-export the network with dense weights.")
+        raise UnsupportedNetworkError(f"{path}: weights {name!r} are sparse; re-export the network with dense weights.")
     for name, tensor in constants(proto):
         if tensor.data_type in FLOATS and not np.isfinite(numpy_helper.to_array(tensor).astype(np.float64)).all():
-            raise InputFileError(f"{path}: weights {name!r} hold NaN or infinity; the file is damaged or training diverged.")
+            raise InputFileError(
+                f"{path}: weights {name!r} hold NaN or infinity; the file is damaged or its training diverged."
+            )
     initializers = {t.name for t in proto.graph.initializer}
     inputs = [v for v in proto.graph.input if v.name not in initializers]
     for kind, values in (("input", inputs), ("output", list(proto.graph.output))):
@@ -82,9 +83,15 @@ def parse(path: Path, data: bytes) -> Source:
             )
     input_shape, batch = _input_shape(path, inputs[0])
     return Source(
-        path=path, sha256=digest.hexdigest(), proto=proto, opset=opset, input_name=inputs[0].name,
-        input_shape=input_shape, batch=batch, output_name=proto.graph.output[0].name,
-    )  # fmt: skip
+        path=path,
+        sha256=digest.hexdigest(),
+        proto=proto,
+        opset=opset,
+        input_name=inputs[0].name,
+        input_shape=input_shape,
+        batch=batch,
+        output_name=proto.graph.output[0].name,
+    )
 
 
 def constants(proto: onnx.ModelProto) -> Iterator[tuple[str, TensorProto]]:
@@ -141,7 +148,7 @@ def _decode(path: Path, data: bytes) -> onnx.ModelProto:
     proto = onnx.ModelProto()
     try:
         proto.ParseFromString(data)
-    except DecodeError:
+    except Exception:  # protobuf's DecodeError, from a package without type information
         proto.Clear()
     if not proto.ir_version or not proto.graph.node:
         raise InputFileError(f"{path}: is not an ONNX file (or holds no network); export the network to ONNX first.")
@@ -176,6 +183,6 @@ def _input_shape(path: Path, value: onnx.ValueInfoProto) -> tuple[tuple[int, ...
     batch = dims[0] if dims[0] is not None and dims[0] > 0 else None
     if batch not in (1, None):
         raise UnsupportedNetworkError(
-            f"{path}: input {value.name!r} has shape {shown}, a batch fixed to {batch}; re-export it with batch 1 or free."
+            f"{path}: input {value.name!r} has shape {shown}, a batch fixed to {batch}; re-export with batch 1 or free."
         )
     return tuple(sizes), batch

@@ -8,8 +8,9 @@ cannot read then costs one node and not the whole network).
 from __future__ import annotations
 
 import functools
-import importlib.metadata
+import importlib.util
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -67,14 +68,14 @@ _torchvision_schemas: list[torch.library.Library] = []  # the definitions live a
 def _onnx2torch() -> Callable[[onnx.ModelProto], fx.GraphModule]:
     """onnx2torch.convert, imported on first use (it takes a second).
 
-    onnx2torch imports torchvision, whose PyPI wheel beside a CPU-only torch lacks the compiled operators that
-    `import torchvision` registers fake kernels for. Their schemas are then declared here, without kernels, so that
-    the import goes through; citrus calls none of them.
+    onnx2torch imports torchvision, whose PyPI wheel cannot load its compiled operators beside a CPU-only torch and
+    then fails on import for want of their schemas. Only in that case they are declared here, without kernels, so
+    that the import goes through; citrus calls none of them.
     """
-    if not _has_operator("nms") and "+cpu" in torch.__version__ and "+cpu" not in _version("torchvision"):
-        library = torch.library.Library("torchvision", "FRAGMENT")
+    if not _compiled_torchvision_loads():
+        library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
         for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")  # type: ignore[no-untyped-call]
         _torchvision_schemas.append(library)
     import onnx2torch
 
@@ -82,12 +83,13 @@ def _onnx2torch() -> Callable[[onnx.ModelProto], fx.GraphModule]:
     return converter
 
 
-def _has_operator(name: str) -> bool:
-    return any(schema.name == f"torchvision::{name}" for schema in torch._C._jit_get_all_schemas())
-
-
-def _version(distribution: str) -> str:
+def _compiled_torchvision_loads() -> bool:
+    spec = importlib.util.find_spec("torchvision")
+    folders = [] if spec is None else [Path(p) for p in spec.submodule_search_locations or ()]
+    libraries = [path for folder in folders for path in folder.glob("_C.*") if path.suffix in (".so", ".pyd")]
     try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
+        for path in libraries:
+            torch.ops.load_library(path)
+    except OSError:
+        return False
+    return bool(libraries)

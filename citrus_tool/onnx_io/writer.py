@@ -7,7 +7,6 @@ temporary name in the target's folder and rename: a file under its final name is
 from __future__ import annotations
 
 import gzip
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from citrus_tool.errors import CheckFailedError, InputFileError, UnsupportedNetworkError, UsageError
+from citrus_tool.errors import CheckFailedError, UnsupportedNetworkError, UsageError
+from citrus_tool.files import require_writable_file, write_bytes
 from citrus_tool.network import Network
 from citrus_tool.onnx_io.contract import InputContract
 from citrus_tool.onnx_io.export_graph import to_proto
@@ -43,7 +43,7 @@ def write(model: OnnxModel, path: str | Path, *, metadata: Mapping[str, str]) ->
     path = Path(path)
     if path.exists() and model.path.exists() and path.samefile(model.path):
         raise UsageError(f"{path} is the network that was read; give the result another name.")
-    require_writable(path)
+    require_writable_file(path)
     proto = onnx.ModelProto()
     proto.CopyFrom(model.proto)
     _swap(proto, model)
@@ -67,26 +67,18 @@ def export(
     gives the same bytes. Opsets 13 to 17 can be written. Raises as `write` does.
     """
     path = Path(path)
-    require_writable(path)
+    require_writable_file(path)
     proto = to_proto(network, input_name=input_name, output_name=output_name, opset=opset, ir_version=ir_version)
     rank3 = len(network.input_shape) == 3
     neutral = network.input_shape[0] if rank3 else 1
     contract = InputContract(
-        mean=(0.0,) * neutral, std=(1.0,) * neutral, layout="nchw" if rank3 else "flat",
-        file_shape=network.input_shape, pixel_shape=network.input_shape,
-    )  # fmt: skip
+        mean=(0.0,) * neutral,
+        std=(1.0,) * neutral,
+        layout="nchw" if rank3 else "flat",
+        file_shape=network.input_shape,
+        pixel_shape=network.input_shape,
+    )
     return _finish(proto, path, metadata, network=network, contract=contract)
-
-
-def require_writable(path: str | Path) -> None:
-    """Raises InputFileError unless a file can be made at `path`; for long runs to ask before they start."""
-    path = Path(path)
-    if path.is_dir():
-        raise InputFileError(f"{path} is a folder; give the name of a file.")
-    if not path.parent.is_dir():
-        raise InputFileError(f"{path}: the folder {path.parent} does not exist; create it or choose another one.")
-    if not os.access(path.parent, os.W_OK):
-        raise InputFileError(f"{path}: the folder {path.parent} is not writable; choose another one.")
 
 
 def _finish(
@@ -99,31 +91,17 @@ def _finish(
     try:
         onnx.checker.check_model(proto)
     except onnx.checker.ValidationError as error:
-        raise CheckFailedError(f"{path}: onnx.checker refuses the file ({str(error).splitlines()[0]}); nothing was written.") from None
+        raise CheckFailedError(
+            f"{path}: onnx.checker refuses the file ({str(error).splitlines()[0]}); nothing was written."
+        ) from None
     data = proto.SerializeToString(deterministic=True)
     if path.suffix == ".gz":
         data = gzip.compress(data, mtime=0)
     source = parse(path, data)
     require_parity(network, OnnxRunner(source.proto, contract), path)
     model = assemble(source, mean=contract.mean, std=contract.std, input_shape=contract.pixel_shape)
-    _replace(path, data)
+    write_bytes(path, data)
     return model
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Writes `data` under a temporary name beside `path`, then renames it; leaves nothing behind on failure."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise InputFileError(
-            f"{path}: could not be written ({error.strerror or error}); make room or choose another folder."
-        ) from None
 
 
 def _swap(proto: onnx.ModelProto, model: OnnxModel) -> None:
@@ -143,7 +121,9 @@ def _swap(proto: onnx.ModelProto, model: OnnxModel) -> None:
         dims = tuple(tensor.dims)
         value = value.T.reshape(dims) if view.transposed else value.reshape(dims)
         if not np.isfinite(value).all():
-            raise CheckFailedError(f"weights {view.tensor!r} hold NaN or infinity; training diverged, nothing was written.")
+            raise CheckFailedError(
+                f"{model.path}: weights {view.tensor!r} became NaN or infinite; training diverged, nothing was written."
+            )
         if view.tensor in written and not np.array_equal(written[view.tensor], value):
             raise UnsupportedNetworkError(
                 f"{model.path}: {view.tensor!r} is shared by several layers, and they no longer agree; "
