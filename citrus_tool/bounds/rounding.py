@@ -50,9 +50,14 @@ def enclose(x: Tensor, eps: float) -> Box:
 def enclose_bounds(lower: Tensor, upper: Tensor) -> Box:
     """A float64 box that contains [lower, upper] (read as exact), whatever the rounding of its centre."""
     low, high = lower.to(torch.float64), upper.to(torch.float64)
-    box = Box.from_bounds(low, high)
-    slack = 4 * unit_roundoff(torch.float64) * (low.abs() + high.abs())
-    return Box(centre=box.centre, radius=torch.where(low == high, torch.zeros_like(low), box.radius + slack))
+    return widen(Box.from_bounds(low, high))
+
+
+def widen(box: Box) -> Box:
+    """`box` grown so that its computed `lower` and `upper` lie outside the exact ones."""
+    return Box(
+        centre=box.centre, radius=box.radius + 4 * unit_roundoff(box.centre.dtype) * (box.centre.abs() + box.radius)
+    )
 
 
 @contextmanager

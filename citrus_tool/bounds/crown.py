@@ -1,0 +1,286 @@
+"""CROWN: linear lower bounds of every margin in the perturbation u, for a batch of boxes.
+
+Zhang et al. 2018, "Efficient Neural Network Robustness Certification with General Activation Functions", theorem 3.2
+with the adaptive lower slopes of section 3.4.
+Differs from the paper in: (1) any graph of canonical layers, not a chain; (2) with intermediate="intersect", rows are
+computed only for the neurons that interval bounds leave open, and intersected with these (boxes after a refined layer
+are propagated from it); (3) float64 with an outward rounding margin everywhere (docs/soundness.md).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from citrus_tool.bounds.linear import BACKWARD, Planes, Reading, Rows, backward_error, concretise, seed, to_input
+from citrus_tool.bounds.relaxation import OPEN, RELAXATIONS, Relaxation
+from citrus_tool.bounds.rounding import OUTWARD_INTERVAL, exact_products, outward_margins, widen
+from citrus_tool.network import (
+    INPUT,
+    Add,
+    Affine,
+    Concat,
+    Network,
+    Node,
+    Pad,
+    Reshape,
+    Rule,
+    Rules,
+    Slice,
+    Transpose,
+    find_rule,
+    size,
+    walk,
+)
+from citrus_tool.threat import Box
+
+Intermediate = Literal["crown", "intersect"]
+
+CPU_ROW_BYTES = 2 * 2**20
+"""Size of one coefficient tensor of a chunk of rows on the CPU: what stays in cache is several times faster."""
+
+ROW_BYTES = 256 * 2**20
+"""The same on an accelerator, where few large launches win; about six such tensors are alive at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearMargins:
+    """Bounds of the margins f_y - f_c of a batch of boxes.
+
+    Attributes:
+        lower: (n, c) lower bounds over the box, the larger of IBP's and CROWN's; +inf at the true class.
+        coefficient: (n, c, *input_shape) and
+        offset: (n, c): margin_c(centre + u) >= <coefficient, u> + offset for every |u| <= radius. Where interval
+            bounds already decide a label (`skip_decided`), the plane is that constant bound with coefficient 0. At the
+            true class coefficient 0 and offset +inf: it can never fool.
+    """
+
+    lower: Tensor
+    coefficient: Tensor
+    offset: Tensor
+
+    @property
+    def verified(self) -> Tensor:
+        """(n,) bool: every margin is proven positive (ties and unknowns are not)."""
+        return self.lower.amin(1) > 0
+
+
+class Exactness(IntEnum):
+    """How good the interval bounds of a node are without any relaxation (ordered from best to worst)."""
+
+    POINTWISE = 0  # every entry is a function of an input entry of its own
+    ENTRYWISE = 1  # each entry's bounds are attained, though not together
+    LOOSE = 2
+
+
+def _moved(layer: nn.Module, *values: Exactness) -> Exactness:
+    return max(values)
+
+
+def _mixed(layer: nn.Module, value: Exactness) -> Exactness:
+    return Exactness.ENTRYWISE if value is Exactness.POINTWISE else Exactness.LOOSE
+
+
+def _joined(layer: nn.Module, *values: Exactness) -> Exactness:
+    return max(*values, Exactness.ENTRYWISE)
+
+
+def _loose(layer: nn.Module, *values: Exactness) -> Exactness:
+    return Exactness.LOOSE
+
+
+EXACTNESS: Rules = {
+    **dict.fromkeys((Affine, nn.BatchNorm1d, nn.BatchNorm2d, Reshape, Transpose, Pad, Slice), _moved),
+    **dict.fromkeys((nn.Linear, nn.Conv2d, nn.AvgPool2d), _mixed),
+    **dict.fromkeys((nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.Tanh, nn.MaxPool2d, Add), _loose),
+    Concat: _joined,
+}
+"""Reads where interval bounds equal CROWN's, so that rows there would be wasted."""
+
+
+def crown(
+    network: Network,
+    box: Box,
+    labels: Tensor,
+    *,
+    intermediate: Intermediate = "intersect",
+    skip_decided: bool = True,
+    row_bytes: int | None = None,
+) -> LinearMargins:
+    """CROWN margins of a batch of boxes, valid in real arithmetic (docs/soundness.md).
+
+    Boxes are independent: pass only those that are still open, in batches of some tens to hundreds.
+
+    Args:
+        network: in float64, evaluation mode (`network.frozen(dtype=torch.float64)`), on the boxes' device.
+        box: centre and radius (n, *input_shape) in float64, e.g. `rounding.enclose(x, eps)`.
+        labels: (n,) true class of each box.
+        intermediate: bounds of hidden neurons, by CROWN intersected with intervals, or by CROWN alone as published
+            (layers before the first nonlinearity coincide).
+        skip_decided: no plane for labels whose interval margin is positive already; False: planes for all labels.
+        row_bytes: size in bytes of the largest tensor of a chunk of rows; does not change results.
+    """
+    with torch.no_grad(), exact_products():
+        boxes, relaxations, errors = relax(network, box, intermediate=intermediate, row_bytes=row_bytes)
+        reading = Reading(network=network, relaxations=relaxations, errors=errors)
+        interval = outward_margins(network, boxes, labels)
+        return margin_planes(reading, box, labels, interval, skip_decided=skip_decided, row_bytes=row_bytes)
+
+
+def relax(
+    network: Network, box: Box, *, intermediate: Intermediate = "intersect", row_bytes: int | None = None
+) -> tuple[dict[str, Box], dict[str, Relaxation], dict[str, Tensor]]:
+    """Forward pass that bounds every node and relaxes every nonlinear one.
+
+    Returns:
+        boxes: outward box of every node and of INPUT, refined by CROWN at the inputs of nonlinear layers.
+        relaxations: the relaxation of every nonlinear node.
+        errors: rounding unit (n,) of every node's backward step (`linear.backward_error`).
+    """
+    exactness: dict[str, Exactness] = {INPUT: Exactness.POINTWISE}
+    walk(network, EXACTNESS, Exactness.POINTWISE, record=exactness)
+    boxes: dict[str, Box] = {INPUT: box}
+    relaxations: dict[str, Relaxation] = {}
+    errors: dict[str, Tensor] = {}
+    reading = Reading(network=network, relaxations=relaxations, errors=errors)
+    layers = {node.name: node.layer for node in network.nodes}
+    refined = {INPUT}
+    for node in network.nodes:
+        source = node.inputs[0]
+        if type(node.layer) in RELAXATIONS:
+            relaxed_source = source in layers and type(layers[source]) in RELAXATIONS
+            if source not in refined and exactness[source] is Exactness.LOOSE and not relaxed_source:
+                open_entries = None if intermediate == "crown" else OPEN[type(node.layer)](boxes[source])
+                boxes[source] = refine(reading, box, source, boxes[source], open_entries, row_bytes=row_bytes)
+            refined.add(source)
+            relaxations[node.name] = RELAXATIONS[type(node.layer)](node.layer, widen(boxes[source]))
+        inputs = [boxes[name] for name in node.inputs]
+        boxes[node.name] = find_rule(OUTWARD_INTERVAL, node)(node.layer, *inputs)
+        errors[node.name] = backward_error(network, node, *inputs)
+    return boxes, relaxations, errors
+
+
+def refine(
+    reading: Reading, box: Box, name: str, known: Box, open_entries: Tensor | None, *, row_bytes: int | None = None
+) -> Box:
+    """The box of node `name` by CROWN.
+
+    Args:
+        known: its box so far.
+        open_entries: (n, *shape) bool: only these entries are computed, and intersected with `known`; None: all of
+            them, and `known` is dropped.
+    """
+    lower, upper = known.lower.flatten(1).clone(), known.upper.flatten(1).clone()
+    mask = torch.ones_like(lower, dtype=torch.bool) if open_entries is None else open_entries.flatten(1)
+    sample, entry = mask.nonzero(as_tuple=True)
+
+    def both_sides(reading: Reading, samples: slice, part: slice) -> tuple[str, Rows]:
+        sign = torch.ones_like(entry[part], dtype=lower.dtype)
+        here, place = sample[part] - samples.start, entry[part]
+        return seed(reading, name, here.repeat(2), place.repeat(2), torch.cat([sign, -sign]))
+
+    found = torch.empty(2, len(sample), dtype=lower.dtype, device=lower.device)
+    for part, planes in sweep(reading, box, mask, both_sides, row_bytes):
+        found[:, part] = planes.lower.reshape(2, -1)
+    found[1].neg_()
+    if open_entries is not None:
+        found[0] = torch.maximum(found[0], lower[sample, entry])
+        found[1] = torch.minimum(found[1], upper[sample, entry])
+    lower[sample, entry], upper[sample, entry] = found
+    return widen(Box.from_bounds(lower.reshape(known.centre.shape), upper.reshape(known.centre.shape)))
+
+
+def margin_planes(
+    reading: Reading,
+    box: Box,
+    labels: Tensor,
+    interval: Tensor,
+    *,
+    skip_decided: bool = True,
+    row_bytes: int | None = None,
+) -> LinearMargins:
+    """Planes below the margins; `interval` (n, c) are known lower bounds, +inf at the true class."""
+    network = reading.network
+    n, classes = interval.shape
+    lower, offset = interval.clone(), interval.clone()
+    coefficient = box.centre.new_zeros(n, classes, size(network.input_shape))
+    wanted = ~(interval > 0) if skip_decided else interval != math.inf
+    sample, label = wanted.nonzero(as_tuple=True)
+
+    def margins(reading: Reading, samples: slice, part: slice) -> tuple[str, Rows]:
+        unit = coefficient.new_zeros(part.stop - part.start, classes)
+        unit.scatter_(1, labels[sample[part], None], 1.0).scatter_(1, label[part, None], -1.0)
+        here, zero = sample[part] - samples.start, torch.zeros_like(unit[:, 0])
+        return network.output_name, Rows.of(sample=here, shape=(classes,), coefficient=unit, offset=zero)
+
+    for part, planes in sweep(reading, box, wanted, margins, row_bytes):
+        s, c = sample[part], label[part]
+        coefficient[s, c], offset[s, c] = planes.coefficient.flatten(1), planes.offset
+        lower[s, c] = torch.maximum(lower[s, c], planes.lower)
+    return LinearMargins(lower=lower, offset=offset, coefficient=coefficient.reshape(n, classes, *network.input_shape))
+
+
+def sweep(
+    reading: Reading,
+    box: Box,
+    mask: Tensor,
+    make: Callable[[Reading, slice, slice], tuple[str, Rows]],
+    row_bytes: int | None,
+) -> Iterator[tuple[slice, Planes]]:
+    """Carries rows for every true entry of `mask` (n, entries) to the input, in chunks of bounded size.
+
+    A chunk holds the entries of a range of samples, or a part of one sample's, so that what the rows gather stays
+    small; its size follows from the widest coefficient that one trial row meets.
+
+    Args:
+        make: (reading of the samples, range of samples, range of entries among all true ones) -> node and rows.
+    """
+    counts = mask.sum(1).tolist()
+    first = next((i for i, count in enumerate(counts) if count), None)
+    if first is None:
+        return
+    budget = row_bytes or (CPU_ROW_BYTES if mask.device.type == "cpu" else ROW_BYTES)
+    start, trial = make(reading.select(slice(first, first + 1)), slice(first, first + 1), slice(0, 1))
+    step = max(1, budget // widest(reading.select(slice(first, first + 1)), trial, start=start))
+    for samples, part in chunks(counts, step):
+        view = reading.select(samples)
+        start, rows = make(view, samples, part)
+        region = Box(centre=box.centre[samples], radius=box.radius[samples])
+        yield part, concretise(view, to_input(view, rows, start=start), region)
+
+
+def widest(reading: Reading, rows: Rows, *, start: str) -> int:
+    """Bytes of the largest coefficient that `rows` have on their way to the input."""
+    sizes = [rows.coefficient.nbytes]
+
+    def watched(rule: Rule) -> Rule:
+        def apply(reading: Reading, layer: nn.Module, node: Node, rows: Rows) -> tuple[Rows, ...]:
+            parts: tuple[Rows, ...] = rule(reading, layer, node, rows)
+            sizes.extend(part.coefficient.nbytes for part in parts)
+            return parts
+
+        return apply
+
+    to_input(reading, rows, start=start, rules={layer: watched(rule) for layer, rule in BACKWARD.items()})
+    return max(sizes)
+
+
+def chunks(counts: list[int], step: int) -> Iterator[tuple[slice, slice]]:
+    """(range of samples, range of entries) for `counts[i]` entries of sample i, about `step` entries at a time."""
+    first = begin = end = 0
+    for sample, count in enumerate(counts):
+        if end > begin and end + count - begin > step:
+            yield slice(first, sample), slice(begin, end)
+            first, begin = sample, end
+        end += count
+        while end - begin > step:  # only one sample is left in the chunk
+            yield slice(sample, sample + 1), slice(begin, begin + step)
+            first, begin = sample, begin + step
+    if end > begin:
+        yield slice(first, len(counts)), slice(begin, end)
