@@ -1,0 +1,91 @@
+"""The command line: `citrus COMMAND ...`. Each command parses, calls one library function and prints.
+
+Nothing here imports torch before a command needs it, so that help and usage errors come at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from citrus_tool import __version__
+from citrus_tool.cli.certify import attack_uap, certify_uap, evaluate
+from citrus_tool.cli.data import data
+from citrus_tool.cli.demo import demo
+from citrus_tool.cli.inspect import inspect
+from citrus_tool.cli.train import harden, train
+from citrus_tool.errors import CitrusError, InputFileError, InterruptedRunError, UsageError
+
+
+class InOrder(click.Group):
+    """A group that lists its commands in the order in which a user meets them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(cls=InOrder, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="citrus", message="%(prog)s %(version)s")
+def citrus() -> None:
+    """Hardens ONNX image classifiers against universal adversarial perturbations and proves the result.
+
+    \b
+    Try it:
+      citrus demo
+      citrus certify-uap M.onnx --data mnist --eps 0.1
+      citrus harden M.onnx --data mnist --eps 0.1 --out H.onnx
+    """
+
+
+for _command in (demo, inspect, harden, certify_uap, attack_uap, evaluate, train, data):
+    citrus.add_command(_command)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command line (default: this process's) and returns its exit code; errors are one line on stderr."""
+    try:
+        result = citrus.main(None if arguments is None else list(arguments), prog_name="citrus", standalone_mode=False)
+        sys.stdout.flush()
+        return result if isinstance(result, int) else 0
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return UsageError.exit_code
+    except click.ClickException as error:
+        where = f" (see {error.ctx.command_path} --help)" if isinstance(error, click.UsageError) and error.ctx else ""
+        return _fail(UsageError(f"{error.format_message()}{where}"))
+    except CitrusError as error:
+        return _fail(error)
+    except (KeyboardInterrupt, click.Abort):
+        return _fail(InterruptedRunError("interrupted."))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of our pipe has left
+        return 0
+    except (MemoryError, OSError, RuntimeError) as error:
+        known = _resource_error(error)
+        if known is None:
+            raise
+        return _fail(known)
+
+
+def _fail(error: CitrusError) -> int:
+    click.echo(f"citrus: error: {error}", err=True)
+    return error.exit_code
+
+
+def _resource_error(error: Exception) -> CitrusError | None:
+    """The sentence for a machine that is out of memory or disk, or a path that the system refuses; None for others."""
+    text = str(error).lower()
+    if isinstance(error, MemoryError) or "not enough memory" in text or "out of memory" in text:
+        return InputFileError("the machine is out of memory; use a smaller --limit, network or batch, or --device cpu.")
+    if not isinstance(error, OSError):
+        return None
+    path = error.filename if isinstance(error.filename, str) else "output"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return InputFileError(f"{path}: the disk is full; free some space and run the command again with --resume.")
+    return InputFileError(f"{path}: {error.strerror or error}.")

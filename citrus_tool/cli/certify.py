@@ -1,0 +1,254 @@
+"""`citrus certify-uap`, `citrus attack-uap` and `citrus evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from citrus_tool.cli import options, terminal
+
+Split = Literal["train", "validation", "test"]
+Device = Literal["auto", "cpu", "cuda"]
+
+
+@click.command("certify-uap")
+@options.model_argument
+@options.data_options
+@options.split_option
+@options.limit_option(None)
+@options.normalisation_options
+@options.eps_option
+@options.group_size_option
+@click.option(
+    "--protocol",
+    type=click.Choice(["all", "correct"]),
+    default="all",
+    show_default=True,
+    help="Judge all inputs, or only those that are classified correctly without a perturbation.",
+)
+@options.certify_options
+@click.option(
+    "--intermediate",
+    type=click.Choice(["intersect", "crown"]),
+    default="intersect",
+    show_default=True,
+    help="Bounds inside the network: CROWN's, or their intersection with IBP's.",
+)
+@options.attack_options
+@options.run_dir_options("runs/MODEL_certify")
+@options.run_options
+@options.output_options
+@click.pass_context
+def certify_uap(
+    ctx: click.Context,
+    model: Path,
+    data_name: str,
+    data_root: Path | None,
+    split: Split,
+    limit: int | None,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    eps: float,
+    group_size: int,
+    protocol: Literal["all", "correct"],
+    bounds: Literal["ibp", "crown"],
+    solver: Literal["cbc", "highs"],
+    time_limit: float,
+    intermediate: Literal["intersect", "crown"],
+    attack_steps: int,
+    attack_restarts: int,
+    run_dir: Path | None,
+    resume: bool,
+    device: Device,
+    threads: int | None,
+    seed: int,
+    json_path: Path | None,
+    quiet: bool,
+    config: Path | None,
+) -> None:
+    """Proves how many inputs stay correctly classified under any single perturbation of their group.
+
+    \b
+    Example:
+      citrus certify-uap M.onnx --data mnist --eps 0.1 --limit 1000 --json certificate.json
+    """
+    terminal.require_output(json_path)
+    from citrus_tool.certify.uap import CertifySettings
+    from citrus_tool.threat import Threat
+    from citrus_tool.workflow import DataChoice, ModelChoice, certify_file
+
+    options.use_threads(threads)
+    certificate = certify_file(
+        ModelChoice(path=model, mean=mean, std=std),
+        DataChoice(name=data_name, root=data_root, seed=seed),
+        Threat(eps=eps),
+        CertifySettings(
+            group_size=group_size,
+            protocol=protocol,
+            bounds=bounds,
+            intermediate=intermediate,
+            solver=solver,
+            time_limit=time_limit,
+            attack_steps=attack_steps,
+            attack_restarts=attack_restarts,
+            seed=seed,
+            limit=limit,
+        ),
+        split=split,
+        run_dir=run_dir or Path("runs") / f"{model.stem}_certify",
+        device=device,
+        resume=resume,
+        settings=options.effective(ctx),
+        progress=terminal.progress(quiet),
+    ).to_json()
+    inputs = certificate["inputs"]
+    counts = {
+        "clean correct": "clean_correct",
+        "IBP certified": "ibp_certified",
+        "individually certified": "individually_certified",
+        "certified UAP": "certified",
+        "attacked UAP": "attacked",
+    }
+    rows = [
+        [name, str(certificate[key]), terminal.percent(100 * certificate[key] / inputs)] for name, key in counts.items()
+    ]
+    terminal.show(certificate, json_path, [f"of {inputs} inputs", "count", "%"], rows)
+
+
+@click.command("attack-uap")
+@options.model_argument
+@options.data_options
+@options.split_option
+@options.limit_option(None)
+@options.normalisation_options
+@options.eps_option
+@options.group_size_option
+@click.option(
+    "--scope",
+    type=click.Choice(["groups", "dataset"]),
+    default="groups",
+    show_default=True,
+    help="One perturbation for each group, or one for all inputs.",
+)
+@options.attack_options
+@click.option("--save", type=options.PATH, metavar="u.npy", help="Write the perturbations (groups, C, H, W).")
+@options.run_options
+@options.output_options
+def attack_uap(
+    model: Path,
+    data_name: str,
+    data_root: Path | None,
+    split: Split,
+    limit: int | None,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    eps: float,
+    group_size: int,
+    scope: Literal["groups", "dataset"],
+    attack_steps: int,
+    attack_restarts: int,
+    save: Path | None,
+    device: Device,
+    threads: int | None,
+    seed: int,
+    json_path: Path | None,
+    quiet: bool,
+    config: Path | None,
+) -> None:
+    """Searches the strongest shared perturbation of each group and replays it on onnxruntime.
+
+    \b
+    Example:
+      citrus attack-uap M.onnx --data mnist --eps 0.1 --limit 1000 --save u.npy
+    """
+    terminal.require_output(json_path)
+    from citrus_tool.threat import Threat
+    from citrus_tool.workflow import DataChoice, ModelChoice, attack_file
+
+    options.use_threads(threads)
+    report = attack_file(
+        ModelChoice(path=model, mean=mean, std=std),
+        DataChoice(name=data_name, root=data_root, seed=seed),
+        Threat(eps=eps),
+        group_size=group_size if scope == "groups" else None,
+        steps=attack_steps,
+        restarts=attack_restarts,
+        seed=seed,
+        split=split,
+        limit=limit,
+        save=save,
+        device=device,
+        progress=terminal.progress(quiet),
+    )
+    rows = [
+        ["clean correct", str(report.correct), terminal.percent(100 * report.correct / report.inputs)],
+        ["attacked UAP", str(report.attacked), terminal.percent(100 * report.attacked / report.inputs)],
+    ]
+    terminal.show(report.to_json(), json_path, [f"of {report.inputs} inputs", "count", "%"], rows)
+
+
+@click.command()
+@options.model_argument
+@options.data_options
+@options.split_option
+@options.limit_option(1000)
+@options.normalisation_options
+@options.eps_option
+@options.group_size_option
+@options.certify_options
+@click.option("--pgd-steps", type=click.IntRange(min=1), default=50, show_default=True, help="Steps of the PGD attack.")
+@options.run_options
+@options.output_options
+def evaluate(
+    model: Path,
+    data_name: str,
+    data_root: Path | None,
+    split: Split,
+    limit: int,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    eps: float,
+    group_size: int,
+    bounds: Literal["ibp", "crown"],
+    solver: Literal["cbc", "highs"],
+    time_limit: float,
+    pgd_steps: int,
+    device: Device,
+    threads: int | None,
+    seed: int,
+    json_path: Path | None,
+    quiet: bool,
+    config: Path | None,
+) -> None:
+    """Standard, PGD, attacked UAP, certified UAP and IBP certified accuracy in one table.
+
+    \b
+    Standard accuracy is of the whole split, the others are of its first --limit inputs.
+
+    \b
+    Example:
+      citrus evaluate M.onnx --data mnist --eps 0.1
+    """
+    terminal.require_output(json_path)
+    from citrus_tool.certify.uap import CertifySettings
+    from citrus_tool.cli.train import figure_rows
+    from citrus_tool.threat import Threat
+    from citrus_tool.workflow import DataChoice, ModelChoice, evaluate_file
+
+    options.use_threads(threads)
+    result = evaluate_file(
+        ModelChoice(path=model, mean=mean, std=std),
+        DataChoice(name=data_name, root=data_root, seed=seed),
+        Threat(eps=eps),
+        CertifySettings(
+            group_size=group_size, bounds=bounds, solver=solver, time_limit=time_limit, seed=seed, limit=limit
+        ),
+        split=split,
+        pgd_steps=pgd_steps,
+        device=device,
+        progress=terminal.progress(quiet),
+    )
+    rows = [*figure_rows(result.figures), ["PGD (one input each)", terminal.percent(result.pgd_accuracy)]]
+    terminal.show(result.to_json(), json_path, ["accuracy in %", model.name], rows)

@@ -1,0 +1,47 @@
+"""`citrus demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from citrus_tool.cli import options, terminal
+from citrus_tool.cli.train import show_harden
+
+
+@click.command()
+@click.option(
+    "--run-dir",
+    type=options.PATH,
+    default=Path("runs/demo"),
+    show_default=True,
+    metavar="DIR",
+    help="Where the hardened network and the report go.",
+)
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="auto takes a GPU when there is one.",
+)
+@options.output_options
+def demo(
+    run_dir: Path,
+    device: Literal["auto", "cpu", "cuda"],
+    json_path: Path | None,
+    quiet: bool,
+    config: Path | None,
+) -> None:
+    """Certifies the embedded digits network, hardens it and certifies it again, in under two minutes.
+
+    \b
+    Example:
+      citrus demo
+    """
+    terminal.require_output(json_path)
+    from citrus_tool import workflow
+
+    show_harden(workflow.demo(run_dir=run_dir, device=device, progress=terminal.progress(quiet)), json_path)

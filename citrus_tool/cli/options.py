@@ -1,0 +1,178 @@
+"""Options that several commands share, with one meaning everywhere."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from citrus_tool.errors import InputFileError, UsageError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Eps(click.ParamType[float]):
+    """A radius in pixel space: 0.1, 2/255 or 1e-2."""
+
+    name = "eps"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Raises UsageError for what is not a number in [0, 1]."""
+        from citrus_tool.threat import parse_eps
+
+        return value if isinstance(value, float) else parse_eps(str(value))
+
+
+class Numbers(click.ParamType[tuple[float, ...]]):
+    """Numbers with commas between them, as `--mean 0.49,0.48,0.45`; a list in a TOML file."""
+
+    name = "numbers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        """Raises a usage error that shows the text."""
+        parts = str(value).split(",") if not isinstance(value, list | tuple) else value
+        try:
+            return tuple(float(part) for part in parts)
+        except ValueError:
+            self.fail(f"{value!r} is not a list of numbers; write 0.49,0.48,0.45.", param, ctx)
+
+
+PATH = click.Path(path_type=Path)
+
+
+def _flags(command: click.Command) -> dict[str, str]:
+    """Long flag without dashes -> parameter name, of the options that a TOML file may hold."""
+    found = {o.opts[0].removeprefix("--"): o.name for o in command.params if isinstance(o, click.Option) and o.name}
+    return {flag: name for flag, name in found.items() if flag not in ("config", "json", "quiet", "resume")}
+
+
+def effective(ctx: click.Context) -> dict[str, Any]:
+    """The values that this command runs with, by flag, as a --config file holds them."""
+    return {flag: ctx.params[name] for flag, name in _flags(ctx.command).items() if name in ctx.params}
+
+
+def _read_config(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
+    """Makes the entries of a TOML file the defaults of this command; flags on the command line win."""
+    if value is None:
+        return None
+    try:
+        settings = tomllib.loads(value.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputFileError(f"{value}: cannot be read ({error.strerror}).") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputFileError(f"{value}: is not TOML ({error}).") from None
+    known = _flags(ctx.command)
+    defaults: dict[str, Any] = {}
+    for key, entry in settings.items():
+        flag = key.replace("_", "-")
+        if flag not in known:
+            near = difflib.get_close_matches(flag, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else "."
+            raise UsageError(f"{value}: {key!r} is not an option of {ctx.command_path}{hint}")
+        defaults[known[flag]] = entry
+    ctx.default_map = {**(ctx.default_map or {}), **defaults}
+    return value
+
+
+def stacked(*decorators: Callable[[F], F]) -> Callable[[F], F]:
+    """One decorator for several, shown in this order by --help."""
+
+    def decorate(function: F) -> F:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return decorate
+
+
+model_argument = click.argument("model", type=PATH)
+
+data_options = stacked(
+    click.option("--data", "data_name", default="digits", show_default=True, metavar="NAME|FILE.npz|FOLDER",
+                 help="digits, mnist, cifar10, tinyimagenet, an .npz file (x, y) or a folder of class folders."),
+    click.option("--data-root", type=PATH, metavar="DIR",
+                 help="Where named data sets lie [default: $CITRUS_DATA, ./data, ~/.cache/citrus]."),
+)  # fmt: skip
+
+split_option = click.option("--split", type=click.Choice(["train", "validation", "test"]), default="test",
+                            show_default=True, help="Which part of the data is judged.")  # fmt: skip
+
+
+def use_threads(count: int | None) -> None:
+    """Sets torch's CPU threads when --threads was given."""
+    if count is not None:
+        import torch
+
+        torch.set_num_threads(count)
+
+
+def limit_option(default: int | None) -> Callable[[F], F]:
+    """--limit with this command's default; None judges all inputs."""
+    return click.option("--limit", type=click.IntRange(min=1), default=default, show_default=default or "all",
+                        help="How many inputs are judged, in order.")  # fmt: skip
+
+
+normalisation_options = stacked(
+    click.option("--mean", type=Numbers(), help="Mean that the file's input was normalised with, one per channel."),
+    click.option("--std", type=Numbers(), help="Standard deviation of that normalisation."),
+)
+
+eps_option = click.option("--eps", type=Eps(), required=True,
+                          help="Radius of the perturbation in pixel space [0, 1], e.g. 0.1 or 2/255.")  # fmt: skip
+
+run_options = stacked(
+    click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
+                 help="auto takes a GPU when there is one."),
+    click.option("--threads", type=click.IntRange(min=1), help="CPU threads of torch [default: all cores]."),
+    click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
+                 help="Draws splits, batches and starting points."),
+)  # fmt: skip
+
+group_size_option = click.option("--group-size", type=click.IntRange(min=2), default=5, show_default=True,
+                                 help="How many inputs share one perturbation.")  # fmt: skip
+
+certify_options = stacked(
+    click.option("--bounds", type=click.Choice(["ibp", "crown"]), default="crown", show_default=True,
+                 help="The strongest bounds in use."),
+    click.option("--solver", type=click.Choice(["cbc", "highs"]), default="cbc", show_default=True,
+                 help="MILP solver."),
+    click.option("--time-limit", type=click.FloatRange(min=0, min_open=True), default=60.0, show_default=True,
+                 help="Seconds for one group's MILP."),
+)  # fmt: skip
+
+attack_options = stacked(
+    click.option("--attack-steps", type=click.IntRange(min=0), default=100, show_default=True,
+                 help="Gradient steps of the attack for each restart."),
+    click.option("--attack-restarts", type=click.IntRange(min=0), default=10, show_default=True,
+                 help="Restarts of the attack."),
+)  # fmt: skip
+
+recipe_options = stacked(
+    click.option("--recipe", metavar="NAME", help="Training recipe [default: the one for the data set]."),
+    click.option("--epochs", type=click.IntRange(min=1), help="Stretches the recipe to this many epochs."),
+    click.option("--lr", type=float, help="Learning rate [default: the recipe's]."),
+    click.option("--l1", type=float, help="Factor of the weights' L1 norm [default: the recipe's]."),
+    click.option("--groups-per-batch", type=int, help="Groups in one optimiser step [default: the recipe's]."),
+)  # fmt: skip
+
+
+def run_dir_options(default: str) -> Callable[[F], F]:
+    """--run-dir (`default` is shown in the help) and --resume."""
+    return stacked(
+        click.option("--run-dir", type=PATH, metavar="DIR",
+                     help=f"Checkpoints, settings and reports [default: {default}]."),
+        click.option("--resume", is_flag=True, help="Continue the interrupted run in --run-dir."),
+    )  # fmt: skip
+
+
+output_options = stacked(
+    click.option("--json", "json_path", type=click.Path(path_type=Path, allow_dash=True), metavar="FILE",
+                 help="Write the result as JSON; - prints it instead of the table."),
+    click.option("--quiet", is_flag=True, help="No progress on stderr."),
+    click.option("--config", type=PATH, metavar="FILE.toml", is_eager=True, callback=_read_config,
+                 help="Read options from a TOML file; flags win."),
+)  # fmt: skip

@@ -1,0 +1,171 @@
+"""What a user sees: tables and JSON on stdout, progress on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from citrus_tool.files import require_writable_file, write_text
+from citrus_tool.progress import Progress, Silent
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+
+LINE_SECONDS = 10.0
+"""Seconds between two progress lines when stderr is not a terminal."""
+
+
+def progress(quiet: bool) -> Progress:
+    """Bars on a terminal, a line about every ten seconds elsewhere, nothing when `quiet`."""
+    if quiet:
+        return Silent()
+    return Bars() if sys.stderr.isatty() else Lines()
+
+
+class Lines(Progress):
+    """One plain line on stderr about every ten seconds, and one at the end of a stage that took that long."""
+
+    def __init__(self) -> None:
+        self._stage = ""
+        self._total: int | None = None
+        self._unit = ""
+        self._done = 0
+        self._note = ""
+        self._began = self._shown = 0.0
+
+    def start(self, stage: str, total: int | None, unit: str) -> None:
+        self.finish()
+        self._stage, self._total, self._unit, self._done, self._note = stage, total, unit, 0, ""
+        self._began = self._shown = time.monotonic()
+
+    def advance(self, amount: int = 1, note: str = "") -> None:
+        self._done += amount
+        self._note = note or self._note
+        if time.monotonic() - self._shown >= LINE_SECONDS:
+            self._show()
+
+    def finish(self) -> None:
+        if self._stage and self._shown > self._began:
+            self._show()
+        self._stage = ""
+
+    def _show(self) -> None:
+        self._shown = time.monotonic()
+        seconds = max(self._shown - self._began, 1e-9)
+        rate = self._done / seconds
+        amount = f"{self._done}/{self._total}" if self._total is not None else str(self._done)
+        left = f", {clock((self._total - self._done) / rate)} left" if self._total is not None and rate > 0 else ""
+        note = f", {self._note}" if self._note else ""
+        click.echo(f"{self._stage}: {amount} {self._unit} in {clock(seconds)}, {rate:.3g}/s{left}{note}", err=True)
+
+
+class Bars(Progress):
+    """A live bar on stderr with amount, rate, time left and the latest note."""
+
+    def __init__(self) -> None:
+        self._bars: RichProgress | None = None
+        self._task: Any = None
+
+    def start(self, stage: str, total: int | None, unit: str) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as RichProgress
+
+        self.finish()
+        self._bars = RichProgress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn(unit),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self._task = self._bars.add_task(stage, total=total, note="", rate="")
+        self._bars.start()
+
+    def advance(self, amount: int = 1, note: str = "") -> None:
+        if self._bars is None:
+            return
+        task = self._bars.tasks[0]
+        speed = f"{task.speed:.3g}/s" if task.speed else ""
+        self._bars.update(self._task, advance=amount, rate=speed, note=note or task.fields["note"])
+
+    def finish(self) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+        self._bars = None
+
+
+def clock(seconds: float) -> str:
+    """0:07, 12:34 or 1:02:03."""
+    whole = round(seconds)
+    hours, minutes = whole // 3600, whole // 60 % 60
+    return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
+
+
+def is_stdout(json_path: Path | None) -> bool:
+    """Whether `--json -` puts JSON on stdout, and nothing else."""
+    return json_path is not None and str(json_path) == "-"
+
+
+def require_output(json_path: Path | None) -> None:
+    """Refuses a --json file that cannot be written, before any work is done."""
+    if json_path is not None and not is_stdout(json_path):
+        require_writable_file(json_path)
+
+
+def show(
+    result: Mapping[str, Any], json_path: Path | None, columns: Sequence[str], rows: Sequence[Sequence[str]]
+) -> None:
+    """Prints a table of `rows`, or with `--json -` the result itself; `--json FILE` also writes that file."""
+    text = json.dumps(result, indent=2, allow_nan=False) + "\n"
+    if is_stdout(json_path):
+        click.echo(text, nl=False)
+        return
+    if json_path is not None:
+        write_text(json_path, text)
+    table(columns, rows)
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on stdout: drawn on a terminal, aligned plain text elsewhere. Numbers are set flush right."""
+    numeric = [all(_is_number(row[i]) for row in rows) for i in range(len(columns))]
+    if sys.stdout.isatty():
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table
+
+        drawn = Table(box=box.SIMPLE_HEAD)
+        for column, right in zip(columns, numeric, strict=True):
+            drawn.add_column(column, justify="right" if right else "left", overflow="fold")
+        for row in rows:
+            drawn.add_row(*row)
+        Console(markup=False, highlight=False).print(drawn)
+        return
+    widths = [max(len(line[i]) for line in (columns, *rows)) for i in range(len(columns))]
+    for line in (columns, *rows):
+        cells = [c.rjust(w) if right else c.ljust(w) for c, w, right in zip(line, widths, numeric, strict=True)]
+        click.echo("  ".join(cells).rstrip())
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text.removesuffix("%"))
+    except ValueError:
+        return text in ("", "-")
+    return True
+
+
+def percent(value: float) -> str:
+    """A percentage with two decimals."""
+    return f"{value:.2f}"

@@ -1,0 +1,209 @@
+"""`citrus harden` and `citrus train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from citrus_tool.cli import options, terminal
+
+if TYPE_CHECKING:
+    from citrus_tool.workflow import Figures, HardenReport
+
+
+@click.command()
+@options.model_argument
+@options.data_options
+@options.normalisation_options
+@options.eps_option
+@click.option("--method", default="citrus", show_default=True, help="Training method.")
+@options.recipe_options
+@click.option(
+    "--init",
+    type=click.Choice(["keep", "shi"]),
+    default="keep",
+    show_default=True,
+    help="keep trains on from the file's weights, shi draws new ones.",
+)
+@click.option("--tau-ratio", type=float, help="Radius of the training boxes over eps [default: the recipe's].")
+@click.option("--pgd-steps", type=int, help="Steps of the training attack [default: the recipe's].")
+@click.option("--same-input", is_flag=True, help="Also train on each input's own perturbation (CITRUS + SI).")
+@options.group_size_option
+@options.limit_option(1000)
+@options.certify_options
+@click.option(
+    "--out", type=options.PATH, metavar="H.onnx", help="The hardened file [default: RUN_DIR/MODEL_METHOD.onnx]."
+)
+@options.run_dir_options("runs/MODEL_METHOD")
+@options.run_options
+@options.output_options
+@click.pass_context
+def harden(
+    ctx: click.Context,
+    model: Path,
+    data_name: str,
+    data_root: Path | None,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    eps: float,
+    method: str,
+    recipe: str | None,
+    epochs: int | None,
+    lr: float | None,
+    l1: float | None,
+    groups_per_batch: int | None,
+    init: Literal["keep", "shi"],
+    tau_ratio: float | None,
+    pgd_steps: int | None,
+    same_input: bool,
+    group_size: int,
+    limit: int,
+    bounds: Literal["ibp", "crown"],
+    solver: Literal["cbc", "highs"],
+    time_limit: float,
+    out: Path | None,
+    run_dir: Path | None,
+    resume: bool,
+    device: Literal["auto", "cpu", "cuda"],
+    threads: int | None,
+    seed: int,
+    json_path: Path | None,
+    quiet: bool,
+    config: Path | None,
+) -> None:
+    """Trains a network against universal perturbations and writes it back as the same ONNX file with new weights.
+
+    \b
+    Prints the figures before and after: standard accuracy on the whole test split, the others on its
+    first --limit inputs. The best epoch is chosen on a validation split, never on the test split.
+
+    \b
+    Example:
+      citrus harden M.onnx --data mnist --eps 0.1 --out H.onnx
+    """
+    terminal.require_output(json_path)
+    from citrus_tool.certify.uap import CertifySettings
+    from citrus_tool.workflow import DataChoice, ModelChoice, choose_recipe, harden_file
+
+    options.use_threads(threads)
+    changes = {
+        "method": method, "init": init, "tau_ratio": tau_ratio, "pgd_steps": pgd_steps, "same_input": same_input,
+        "group_size": group_size, "lr": lr, "l1": l1, "groups_per_batch": groups_per_batch, "seed": seed,
+    }  # fmt: skip
+    run_dir = run_dir or Path("runs") / f"{model.stem}_{method}"
+    report = harden_file(
+        ModelChoice(path=model, mean=mean, std=std),
+        DataChoice(name=data_name, root=data_root, seed=seed),
+        choose_recipe(data_name, name=recipe, eps=eps, epochs=epochs, changes=changes),
+        out=out or run_dir / f"{model.stem}_{method}.onnx",
+        run_dir=run_dir,
+        certify=CertifySettings(
+            group_size=group_size, bounds=bounds, solver=solver, time_limit=time_limit, seed=seed, limit=limit
+        ),
+        device=device,
+        resume=resume,
+        settings=options.effective(ctx),
+        progress=terminal.progress(quiet),
+    )
+    show_harden(report, json_path)
+
+
+def show_harden(report: HardenReport, json_path: Path | None) -> None:
+    """Prints the before/after table of a hardening run (and writes --json)."""
+    terminal.show(
+        report.to_json(), json_path, ["accuracy in %", "before", "after"], figure_rows(report.before, report.after)
+    )
+    if not terminal.is_stdout(json_path):
+        click.echo(
+            f"\neps {report.recipe.eps:g}, groups of {report.group_size}, {report.inputs} test inputs;"
+            f" trained {report.recipe.epochs} epochs in {terminal.clock(report.seconds)}; written to {report.out}"
+        )
+
+
+def figure_rows(*figures: Figures) -> list[list[str]]:
+    """One row for each figure, one column for each of `figures`."""
+    names = {
+        "standard_accuracy": "standard",
+        "ibp_certified_accuracy": "IBP certified",
+        "certified_uap_accuracy": "certified UAP",
+        "attacked_uap_accuracy": "attacked UAP",
+    }
+    plain = [entry.to_json() for entry in figures]
+    return [[name, *(terminal.percent(entry[key]) for entry in plain)] for key, name in names.items()]
+
+
+@click.command()
+@click.argument("architecture")
+@options.data_options
+@click.option("--method", default="standard", show_default=True, help="Training method.")
+@click.option("--eps", type=options.Eps(), default=None, help="Radius for a certified method, in pixel space.")
+@options.recipe_options
+@click.option("--out", type=options.PATH, metavar="M.onnx", help="The ONNX file [default: RUN_DIR/ARCHITECTURE.onnx].")
+@options.run_dir_options("runs/DATA_ARCHITECTURE_METHOD")
+@options.run_options
+@options.output_options
+@click.pass_context
+def train(
+    ctx: click.Context,
+    architecture: str,
+    data_name: str,
+    data_root: Path | None,
+    method: str,
+    eps: float | None,
+    recipe: str | None,
+    epochs: int | None,
+    lr: float | None,
+    l1: float | None,
+    groups_per_batch: int | None,
+    out: Path | None,
+    run_dir: Path | None,
+    resume: bool,
+    device: Literal["auto", "cpu", "cuda"],
+    threads: int | None,
+    seed: int,
+    json_path: Path | None,
+    quiet: bool,
+    config: Path | None,
+) -> None:
+    """Trains a named architecture (mlp, convsmall, cnn7, convtiny) from scratch and exports it as ONNX.
+
+    \b
+    Example:
+      citrus train convtiny --data digits --out digits.onnx
+    """
+    terminal.require_output(json_path)
+    from citrus_tool.workflow import DataChoice, choose_recipe, train_file
+
+    options.use_threads(threads)
+    standard = method == "standard"
+    changes: dict[str, Any] = {
+        "method": method, "init": "keep" if standard else "shi", "lr": lr, "l1": l1,
+        "groups_per_batch": groups_per_batch, "seed": seed,
+    }  # fmt: skip
+    run_dir = run_dir or Path("runs") / f"{Path(data_name).stem}_{architecture}_{method}"
+    name = recipe or ("standard" if standard else None)
+    report = train_file(
+        architecture,
+        DataChoice(name=data_name, root=data_root, seed=seed),
+        choose_recipe(data_name, name=name, eps=eps or 0.0, epochs=epochs, changes=changes),
+        out=out or run_dir / f"{architecture}.onnx",
+        run_dir=run_dir,
+        device=device,
+        resume=resume,
+        settings=options.effective(ctx),
+        progress=terminal.progress(quiet),
+    )
+    row = [
+        architecture,
+        terminal.percent(report.standard_accuracy),
+        str(report.best_epoch),
+        terminal.clock(report.seconds),
+    ]
+    terminal.show(
+        report.to_json(),
+        json_path,
+        ["network", "standard accuracy in %", "best epoch", "time", "file"],
+        [[*row, str(report.out)]],
+    )

@@ -1,0 +1,631 @@
+"""The library functions behind the commands: data and networks in, hardening and certification, figures out.
+
+Each function reads its inputs first, so that a wrong file or option fails before any work and leaves nothing
+behind; each result is a frozen dataclass with `to_json`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from citrus_tool import __version__, architectures, data, onnx_io
+from citrus_tool.attacks.pgd import pgd
+from citrus_tool.attacks.universal import attack_groups
+from citrus_tool.certify.certificate import Certificate
+from citrus_tool.certify.uap import CertifySettings, certify_uap
+from citrus_tool.data import Dataset, Split
+from citrus_tool.errors import InputFileError, UsageError
+from citrus_tool.files import require_writable_file, require_writable_folder, write_text
+from citrus_tool.harden import checkpoint, recipes, trainer
+from citrus_tool.harden.recipes import Recipe
+from citrus_tool.network import Network
+from citrus_tool.onnx_io import Inspection, OnnxModel, OnnxRunner
+from citrus_tool.progress import Progress, Silent
+from citrus_tool.threat import Threat
+
+BATCH = 256
+"""Inputs in one forward pass of a figure that needs no gradients."""
+PARITY_SAMPLES = 16
+"""Real inputs on which an imported file is compared with onnxruntime."""
+
+RECIPE_OF_DATA: Mapping[str, str] = {
+    "digits": "digits",
+    "mnist": "mnist-cpu",
+    "cifar10": "cifar10-2",
+    "tinyimagenet": "tinyimagenet-1",
+}
+"""The recipe that `harden` takes for a data set when none is named; other data take mnist-cpu."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataChoice:
+    """Which data: a name, .npz file or folder, where named sets lie, and the seed that draws the splits."""
+
+    name: str = "digits"
+    root: Path | None = None
+    seed: int = 0
+
+    def load(self, split: Split, limit: int | None = None) -> Dataset:
+        """One split of it; raises as `data.load`."""
+        return data.load(self.name, split=split, root=self.root, seed=self.seed, limit=limit)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelChoice:
+    """Which network: an ONNX file and the normalisation in front of its input (None: it takes pixels)."""
+
+    path: Path
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    def read(self, dataset: Dataset) -> OnnxModel:
+        """The network, compared with onnxruntime on real inputs, and checked to be a classifier for `dataset`."""
+        samples = dataset.take(PARITY_SAMPLES).pixels()
+        model = onnx_io.read(self.path, mean=self.mean, std=self.std, input_shape=dataset.shape, samples=samples)
+        dataset.require_classifier(model.network.input_shape, model.network.num_classes, str(self.path))
+        return model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """What a network is worth on the test split, in percent.
+
+    `standard_accuracy` is of the whole split, by the ONNX file on onnxruntime; the others are of the certificate's
+    inputs. All but the standard accuracy refer to the certificate's eps and group size.
+    """
+
+    standard_accuracy: float
+    ibp_certified_accuracy: float
+    certified_uap_accuracy: float
+    attacked_uap_accuracy: float
+
+    def to_json(self) -> dict[str, float]:
+        """The fields by name."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HardenReport:
+    """The result of `harden`: where the new file is, how training went, and the figures before and after."""
+
+    model: Path
+    out: Path
+    recipe: Recipe
+    seconds: float
+    best_epoch: int
+    history: Sequence[Mapping[str, Any]]
+    before: Figures
+    after: Figures
+    data: str
+    group_size: int
+    inputs: int
+
+    def to_json(self) -> dict[str, Any]:
+        """DESIGN's fields and what is needed to repeat the run."""
+        return {
+            "model": str(self.model),
+            "out": str(self.out),
+            "method": self.recipe.method,
+            "eps": self.recipe.eps,
+            "epochs": self.recipe.epochs,
+            "seconds": self.seconds,
+            "best_epoch": self.best_epoch,
+            "data": self.data,
+            "group_size": self.group_size,
+            "inputs": self.inputs,
+            "before": self.before.to_json(),
+            "after": self.after.to_json(),
+            "recipe": self.recipe.to_json(),
+            "history": [dict(entry) for entry in self.history],
+            "version": __version__,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainReport:
+    """The result of `train`: the file, how training went, and its standard accuracy on the test split (percent)."""
+
+    architecture: str
+    out: Path
+    recipe: Recipe
+    seconds: float
+    best_epoch: int
+    history: Sequence[Mapping[str, Any]]
+    standard_accuracy: float
+    data: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Every field, plain."""
+        return {
+            "architecture": self.architecture,
+            "out": str(self.out),
+            "method": self.recipe.method,
+            "eps": self.recipe.eps,
+            "epochs": self.recipe.epochs,
+            "seconds": self.seconds,
+            "best_epoch": self.best_epoch,
+            "data": self.data,
+            "standard_accuracy": self.standard_accuracy,
+            "recipe": self.recipe.to_json(),
+            "history": [dict(entry) for entry in self.history],
+            "version": __version__,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """The result of `evaluate`: figures, and the accuracy (percent) under one PGD perturbation an input."""
+
+    model: Path
+    data: str
+    split: str
+    eps: float
+    group_size: int
+    inputs: int
+    pgd_accuracy: float
+    figures: Figures
+
+    def to_json(self) -> dict[str, Any]:
+        """Every field, the figures among them by name."""
+        return {
+            "model": str(self.model),
+            "data": self.data,
+            "split": self.split,
+            "eps": self.eps,
+            "group_size": self.group_size,
+            "inputs": self.inputs,
+            "pgd_accuracy": self.pgd_accuracy,
+            **self.figures.to_json(),
+            "version": __version__,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackReport:
+    """The result of `attack-uap`: the strongest perturbations found and what the ONNX file does under them.
+
+    `perturbations` is (g, C, H, W) in pixel space; `correct` and `attacked` count inputs that onnxruntime classifies
+    correctly without and with their group's perturbation (a tie counts as fooled).
+    """
+
+    model: Path
+    data: str
+    split: str
+    eps: float
+    group_size: int
+    inputs: int
+    correct: int
+    attacked: int
+    perturbations: Tensor
+
+    def to_json(self) -> dict[str, Any]:
+        """Every field but the perturbations, and accuracies in percent."""
+        return {
+            "model": str(self.model),
+            "data": self.data,
+            "split": self.split,
+            "eps": self.eps,
+            "group_size": self.group_size,
+            "inputs": self.inputs,
+            "groups": len(self.perturbations),
+            "clean_correct": self.correct,
+            "attacked": self.attacked,
+            "attacked_uap_accuracy": 100 * self.attacked / self.inputs,
+            "version": __version__,
+        }
+
+
+def resolve_device(name: Literal["auto", "cpu", "cuda"]) -> str:
+    """`auto` is `cuda` when torch sees a GPU and `cpu` otherwise; raises UsageError for a `cuda` that is not there."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("device cuda was asked for, but torch sees no GPU; use --device cpu or auto.")
+    return name
+
+
+def shipped_model(name: str) -> Path:
+    """A network of models/, in a checkout or in an installed package; raises InputFileError when it is absent."""
+    package = Path(__file__).parent
+    for folder in (package / "models", package.parent / "models"):
+        if (folder / name).is_file():
+            return folder / name
+    raise InputFileError(f"{name}: the shipped network is missing; install citrus-tool again.")
+
+
+def choose_recipe(
+    dataset: str, *, name: str | None, eps: float, epochs: int | None, changes: Mapping[str, Any]
+) -> Recipe:
+    """The recipe called `name` (default: RECIPE_OF_DATA), at `eps`, stretched to `epochs`, with fields replaced.
+
+    `changes` with the value None are left out. Raises UsageError for an unknown name or senseless values.
+    """
+    recipe = recipes.named(name or RECIPE_OF_DATA.get(dataset, "mnist-cpu"))
+    if epochs is not None:
+        recipe = recipe.with_epochs(epochs)
+    return dataclasses.replace(recipe, eps=eps, **{k: v for k, v in changes.items() if v is not None})
+
+
+def inspect_file(model: ModelChoice, choice: DataChoice | None = None) -> Inspection:
+    """What is in an ONNX file, what supports each operator, and how well citrus agrees with onnxruntime on it."""
+    if choice is None:
+        return onnx_io.inspect(model.path, mean=model.mean, std=model.std)
+    dataset = choice.load("test")
+    return onnx_io.inspect(
+        model.path,
+        mean=model.mean,
+        std=model.std,
+        input_shape=dataset.shape,
+        samples=dataset.take(PARITY_SAMPLES).pixels(),
+    )
+
+
+def harden_file(
+    source: ModelChoice,
+    choice: DataChoice,
+    recipe: Recipe,
+    *,
+    out: Path,
+    run_dir: Path,
+    certify: CertifySettings,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    resume: bool = False,
+    keep_checkpoints: bool = True,
+    settings: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> HardenReport:
+    """Trains the file's network by `recipe` and writes it to `out` with only its weights changed.
+
+    The epoch is chosen on the validation split. Before and after are judged on the test split: standard accuracy on
+    all of it, the rest by `certify` at the recipe's eps. `run_dir` receives `settings`, the report and, unless
+    `keep_checkpoints` is off, the checkpoints that `resume` needs.
+
+    Raises:
+        CitrusError: a file, an option or the data is wrong; nothing has been written then.
+        InterruptedRunError: stopped by the user; `resume=True` continues.
+    """
+    progress = progress or Silent()
+    where = resolve_device(device)
+    train, validation, test = (choice.load(split) for split in data.SPLITS)
+    model = source.read(test)
+    if out.exists() and out.samefile(source.path):
+        raise UsageError(f"{out} is the network that is hardened; give the result another name.")
+    _require_outputs(out, run_dir, fresh=keep_checkpoints and not resume)
+    threat = Threat(eps=recipe.eps)
+    _save_settings(run_dir, settings)
+    before = _figures(model, test, threat, certify, where, progress, "before: ")
+    result = trainer.fit(
+        model.network,
+        train,
+        validation,
+        recipe,
+        run_dir=run_dir if keep_checkpoints else None,
+        resume=resume,
+        device=where,
+        progress=progress,
+    )
+    hardened = onnx_io.write(
+        dataclasses.replace(model, network=result.network), out, metadata=_metadata(recipe, choice)
+    )
+    after = _figures(hardened, test, threat, certify, where, progress, "after: ")
+    progress.finish()
+    report = HardenReport(
+        model=source.path,
+        out=out,
+        recipe=recipe,
+        seconds=result.seconds,
+        best_epoch=result.best_epoch,
+        history=result.history,
+        before=before,
+        after=after,
+        data=choice.name,
+        group_size=certify.group_size,
+        inputs=min(certify.limit or len(test), len(test)),
+    )
+    write_text(run_dir / "report.json", json.dumps(report.to_json(), indent=2, allow_nan=False) + "\n")
+    return report
+
+
+def train_file(
+    architecture: str,
+    choice: DataChoice,
+    recipe: Recipe,
+    *,
+    out: Path,
+    run_dir: Path,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    resume: bool = False,
+    settings: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> TrainReport:
+    """Trains a named architecture from scratch and exports it to `out`; raises as `harden_file`."""
+    progress = progress or Silent()
+    where = resolve_device(device)
+    train, validation, test = (choice.load(split) for split in data.SPLITS)
+    network = architectures.build(architecture, test.shape, test.num_classes, seed=recipe.seed)
+    _require_outputs(out, run_dir, fresh=not resume)
+    _save_settings(run_dir, settings)
+    result = trainer.fit(
+        network, train, validation, recipe, run_dir=run_dir, resume=resume, device=where, progress=progress
+    )
+    model = onnx_io.export(result.network, out, metadata=_metadata(recipe, choice))
+    accuracy = 100 * _standard_correct(OnnxRunner(model), test, progress, "test") / len(test)
+    progress.finish()
+    report = TrainReport(
+        architecture=architecture,
+        out=out,
+        recipe=recipe,
+        seconds=result.seconds,
+        best_epoch=result.best_epoch,
+        history=result.history,
+        standard_accuracy=accuracy,
+        data=choice.name,
+    )
+    write_text(run_dir / "report.json", json.dumps(report.to_json(), indent=2, allow_nan=False) + "\n")
+    return report
+
+
+def certify_file(
+    source: ModelChoice,
+    choice: DataChoice,
+    threat: Threat,
+    certify: CertifySettings,
+    *,
+    split: Split = "test",
+    run_dir: Path | None = None,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    resume: bool = False,
+    settings: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> Certificate:
+    """The certificate of a file on one split; finished groups go to `run_dir`/journal.jsonl, for `resume`."""
+    where = resolve_device(device)
+    dataset = choice.load(split)
+    model = source.read(dataset)
+    if run_dir is None:
+        return certify_uap(model, dataset, threat, certify, device=where, progress=progress or Silent())
+    require_writable_folder(run_dir)
+    _save_settings(run_dir, settings)
+    certificate = certify_uap(
+        model,
+        dataset,
+        threat,
+        certify,
+        device=where,
+        journal=run_dir / "journal.jsonl",
+        resume=resume,
+        progress=progress or Silent(),
+    )
+    write_text(run_dir / "certificate.json", json.dumps(certificate.to_json(), indent=2, allow_nan=False) + "\n")
+    return certificate
+
+
+def evaluate_file(
+    source: ModelChoice,
+    choice: DataChoice,
+    threat: Threat,
+    certify: CertifySettings,
+    *,
+    split: Split = "test",
+    pgd_steps: int = 50,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Clean, PGD, shared-perturbation, IBP and certified accuracy in one go."""
+    progress = progress or Silent()
+    where = resolve_device(device)
+    dataset = choice.load(split)
+    model = source.read(dataset)
+    judged = dataset.take(certify.limit) if certify.limit is not None else dataset
+    figures = _figures(model, dataset, threat, certify, where, progress, "")
+    robust = _pgd_correct(model.network, judged, threat, pgd_steps, certify.seed, where, progress)
+    progress.finish()
+    return Evaluation(
+        model=source.path,
+        data=choice.name,
+        split=split,
+        eps=threat.eps,
+        group_size=certify.group_size,
+        inputs=len(judged),
+        pgd_accuracy=100 * robust / len(judged),
+        figures=figures,
+    )
+
+
+def attack_file(
+    source: ModelChoice,
+    choice: DataChoice,
+    threat: Threat,
+    *,
+    group_size: int | None = 5,
+    steps: int = 100,
+    restarts: int = 10,
+    seed: int = 0,
+    split: Split = "test",
+    limit: int | None = None,
+    save: Path | None = None,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    progress: Progress | None = None,
+) -> AttackReport:
+    """The strongest shared perturbations found, replayed on onnxruntime.
+
+    Args:
+        group_size: inputs that share one perturbation, consecutive ones; None lets all inputs share one.
+        save: writes the perturbations (g, C, H, W) float32 to this .npy file.
+    """
+    progress = progress or Silent()
+    where = resolve_device(device)
+    dataset = choice.load(split, limit)
+    model = source.read(dataset)
+    if save is not None:
+        require_writable_file(save)
+    k = group_size or len(dataset)
+    groups = -(-len(dataset) // k)
+    index = torch.arange(groups * k).clamp(max=len(dataset) - 1).reshape(groups, k)
+    present = (torch.arange(groups * k) < len(dataset)).reshape(groups, k)
+    images = dataset.pixels(index.flatten()).reshape(groups, k, *dataset.shape)
+    network = model.network.frozen(dtype=torch.float32, device=where)
+    generator = torch.Generator().manual_seed(seed)
+    progress.start("attack", groups, "groups")
+    found = []
+    batch = max(1, BATCH // k)
+    for start in range(0, groups, batch):
+        part = slice(start, min(start + batch, groups))
+        u, _ = attack_groups(
+            network,
+            images[part].to(where),
+            dataset.labels[index[part]].to(where),
+            present[part].to(where),
+            threat.eps,
+            steps=steps,
+            restarts=restarts,
+            generator=generator,
+        )
+        found.append(u.cpu())
+        progress.advance(part.stop - part.start)
+    perturbations = torch.cat(found)
+    runner = OnnxRunner(model)
+    shifted = dataset.pixels() + perturbations.repeat_interleave(k, dim=0)[: len(dataset)]
+    progress.finish()
+    if save is not None:
+        with save.open("wb") as file:
+            np.save(file, perturbations.numpy())
+    return AttackReport(
+        model=source.path,
+        data=choice.name,
+        split=split,
+        eps=threat.eps,
+        group_size=k,
+        inputs=len(dataset),
+        correct=_standard_correct(runner, dataset, progress, "clean"),
+        attacked=int(_correct(runner.logits(shifted), dataset.labels.numpy()).sum()),
+        perturbations=perturbations,
+    )
+
+
+def demo(
+    *,
+    run_dir: Path,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    progress: Progress | None = None,
+) -> HardenReport:
+    """Hardens the shipped digits network by DEMO_RECIPE and certifies it before and after, on the digits test split."""
+    return harden_file(
+        ModelChoice(path=shipped_model("digits_convtiny.onnx")),
+        DataChoice(name="digits"),
+        recipes.named("digits"),
+        out=run_dir / "digits_convtiny_citrus.onnx",
+        run_dir=run_dir,
+        certify=CertifySettings(group_size=5, bounds="crown"),
+        device=device,
+        keep_checkpoints=False,
+        progress=progress,
+    )
+
+
+def _require_outputs(out: Path, run_dir: Path, *, fresh: bool) -> None:
+    """Both must be writable; `out` may lie in the run folder, which is made when it is first written to.
+
+    A `fresh` run does not overwrite the checkpoints of another one.
+    """
+    require_writable_folder(run_dir)
+    if fresh and checkpoint.exists(run_dir):
+        raise UsageError(f"run folder {run_dir} already holds a run; add --resume or choose another --run-dir.")
+    if out.parent.absolute() != run_dir.absolute() or run_dir.is_dir():
+        require_writable_file(out)
+
+
+def _save_settings(run_dir: Path, settings: Mapping[str, Any] | None) -> None:
+    """Writes the effective options as TOML that --config reads; options that are not set are left out."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    lines = [f"{key} = {_toml(value)}" for key, value in (settings or {}).items() if value is not None]
+    write_text(run_dir / "settings.toml", "\n".join(lines) + "\n")
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_toml(entry) for entry in value)}]"
+    if isinstance(value, bool | int | float):
+        return json.dumps(value)
+    return json.dumps(str(value), ensure_ascii=False)
+
+
+def _metadata(recipe: Recipe, choice: DataChoice) -> dict[str, str]:
+    """What the written file says about its origin (metadata_props)."""
+    return {
+        "citrus_version": __version__,
+        "method": recipe.method,
+        "eps": repr(recipe.eps),
+        "tau": repr(recipe.tau_ratio * recipe.eps),
+        "group_size": str(recipe.group_size),
+        "epochs": str(recipe.epochs),
+        "seed": str(recipe.seed),
+        "data": choice.name,
+    }
+
+
+def _figures(
+    model: OnnxModel,
+    dataset: Dataset,
+    threat: Threat,
+    certify: CertifySettings,
+    device: str,
+    progress: Progress,
+    stage: str,
+) -> Figures:
+    certificate = certify_uap(model, dataset, threat, certify, device=device, progress=progress).to_json()
+    correct = _standard_correct(OnnxRunner(model), dataset, progress, f"{stage}standard accuracy")
+    return Figures(
+        standard_accuracy=100 * correct / len(dataset),
+        ibp_certified_accuracy=100 * certificate["ibp_certified"] / certificate["inputs"],
+        certified_uap_accuracy=certificate["certified_uap_accuracy"],
+        attacked_uap_accuracy=certificate["attacked_uap_accuracy"],
+    )
+
+
+def _correct(logits: np.ndarray[Any, np.dtype[Any]], labels: np.ndarray[Any, np.dtype[Any]]) -> Any:
+    """Flags (n,): the true class's logit is above every other one; a tie is not correct."""
+    rows = np.arange(len(labels))
+    true = logits[rows, labels]
+    others = logits.copy()
+    others[rows, labels] = -np.inf
+    return true > others.max(axis=1)
+
+
+def _standard_correct(runner: OnnxRunner, dataset: Dataset, progress: Progress, stage: str) -> int:
+    progress.start(stage, len(dataset), "inputs")
+    correct = 0
+    for start in range(0, len(dataset), BATCH):
+        part = slice(start, min(start + BATCH, len(dataset)))
+        correct += int(_correct(runner.logits(dataset.pixels(part)), dataset.labels[part].numpy()).sum())
+        progress.advance(part.stop - part.start)
+    return correct
+
+
+def _pgd_correct(
+    network: Network, dataset: Dataset, threat: Threat, steps: int, seed: int, device: str, progress: Progress
+) -> int:
+    """Inputs that stay correct, clean and under their own PGD perturbation."""
+    frozen = network.frozen(dtype=torch.float32, device=device)
+    generator = torch.Generator(device=device).manual_seed(seed)
+    progress.start("pgd", len(dataset), "inputs")
+    correct = 0
+    for start in range(0, len(dataset), BATCH):
+        part = slice(start, min(start + BATCH, len(dataset)))
+        x, labels = dataset.pixels(part).to(device), dataset.labels[part].to(device)
+        v = pgd(frozen, x, labels, radius=threat.eps, steps=steps, generator=generator)
+        with torch.no_grad():
+            clean, moved = frozen(x).cpu().numpy(), frozen(x + v).cpu().numpy()
+        truth = dataset.labels[part].numpy()
+        correct += int((_correct(clean, truth) & _correct(moved, truth)).sum())
+        progress.advance(part.stop - part.start)
+    return correct
