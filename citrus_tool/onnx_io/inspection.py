@@ -91,7 +91,7 @@ class Inspection:
         agreement = "not compared"
         if found is not None:
             agreement = (
-                f"{found.batch_1:.2g} at batch 1, {found.batch_64:.2g} at batch 64 (allowed {found.tolerance:.2g})"
+                f"{found.batch_1:.2g} at batch 1, {found.batch_64:.2g} at batch 64, allowed {found.tolerance:.2g}"
             )
         return [
             ("file", f"{self.path}, sha256 {self.sha256}"),
@@ -137,10 +137,10 @@ def inspect(
         problems.append(str(lowered.problem))
     found: Parity | None = None
     try:
-        runner = OnnxRunner(source.proto, contract)
+        runner = OnnxRunner(source, contract)
         if contract.batch is None and not runner.takes_batches():
             contract = replace(contract, batch=1)
-            runner = OnnxRunner(source.proto, contract)
+            runner = OnnxRunner(source, contract)
         if lowered.network is not None:
             found = parity(lowered.network, runner, samples=samples)
             if not found.holds:

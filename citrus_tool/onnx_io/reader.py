@@ -53,9 +53,9 @@ def assemble(
     if network is None:
         assert reading.lowered.problem is not None
         raise reading.lowered.problem
-    runner = OnnxRunner(source.proto, reading.contract)
+    runner = OnnxRunner(source, reading.contract)
     if reading.contract.batch is None and not runner.takes_batches():
-        runner = OnnxRunner(source.proto, replace(reading.contract, batch=1))
+        runner = OnnxRunner(source, replace(reading.contract, batch=1))
     found = require_parity(network, runner, source.path, samples=samples)
     return OnnxModel(
         path=source.path,

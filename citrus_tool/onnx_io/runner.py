@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import final
 
 import numpy as np
-import onnx
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -18,7 +17,7 @@ from citrus_tool.errors import CheckFailedError, UnsupportedNetworkError, UsageE
 from citrus_tool.network import Network
 from citrus_tool.onnx_io.contract import InputContract
 from citrus_tool.onnx_io.model import OnnxModel
-from citrus_tool.onnx_io.source import load
+from citrus_tool.onnx_io.source import Source, load
 
 PARITY_TOLERANCE = 1e-4
 """Allowed |torch - onnxruntime|, relative to max(1, largest |logit|): float32 rounding of deep networks stays below."""
@@ -30,49 +29,50 @@ class OnnxRunner:
     """Logits of an ONNX file by onnxruntime on the CPU.
 
     Args:
-        source: a model that was read, its file content, or the path of a file.
+        source: a model that was read, a file that was loaded, or the path of a file.
         contract: how pixel space becomes the file's input; taken from the model where `source` is one.
 
     Raises UnsupportedNetworkError where onnxruntime does not load the file.
     """
 
-    def __init__(self, source: OnnxModel | onnx.ModelProto | Path, contract: InputContract | None = None) -> None:
+    def __init__(self, source: OnnxModel | Source | Path, contract: InputContract | None = None) -> None:
         import onnxruntime as ort
 
-        if contract is None and not isinstance(source, OnnxModel):
-            raise UsageError("OnnxRunner needs the input contract of a file that was not read by onnx_io.read.")
-        where: str | Path = "the network"
         if isinstance(source, OnnxModel):
-            proto, contract, where = source.proto, contract or source.contract, source.path
-        elif isinstance(source, Path):
-            proto, where = load(source).proto, source
-        else:
-            proto = source
-        assert contract is not None
+            contract = contract or source.contract
+        if contract is None:
+            raise UsageError("OnnxRunner needs the input contract of a file that was not read by onnx_io.read.")
+        loaded = load(source) if isinstance(source, Path) else source
         self.contract = contract
+        self._where = loaded.path
         options = ort.SessionOptions()
         options.log_severity_level = 4
         options.intra_op_num_threads = torch.get_num_threads()
         try:
             self._session = ort.InferenceSession(
-                proto.SerializeToString(), sess_options=options, providers=["CPUExecutionProvider"]
+                loaded.proto.SerializeToString(), sess_options=options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # onnxruntime's own exception classes share no public base
             raise UnsupportedNetworkError(
-                f"{where}: onnxruntime {ort.__version__} does not load it ({str(error).splitlines()[0]}); "
+                f"{self._where}: onnxruntime {ort.__version__} does not load it ({str(error).splitlines()[0]}); "
                 "re-export it with IR 8 and opset 13 to 18."
             ) from None
-        initializers = {t.name for t in proto.graph.initializer}
-        self._input = next(v.name for v in proto.graph.input if v.name not in initializers)
+        initializers = {t.name for t in loaded.proto.graph.initializer}
+        self._input = next(v.name for v in loaded.proto.graph.input if v.name not in initializers)
 
     def logits(self, x: Tensor) -> NDArray[np.float32]:
         """Logits (n, c) of inputs `x` (n, *pixel_shape) in pixel space, one by one where the file's batch is fixed.
 
-        Raises DataError when the shape of `x` is another one.
+        Raises DataError when the shape of `x` is another one, UnsupportedNetworkError when onnxruntime fails.
         """
         y = self.contract.to_file(x)
         size = max(len(y), 1) if self.contract.batch is None else self.contract.batch
-        parts = [self._session.run(None, {self._input: y[i : i + size]})[0] for i in range(0, len(y), size)]
+        try:
+            parts = [self._session.run(None, {self._input: y[i : i + size]})[0] for i in range(0, len(y), size)]
+        except Exception as error:  # as above
+            raise UnsupportedNetworkError(
+                f"{self._where}: onnxruntime cannot run it ({str(error).splitlines()[0]}); correct the network."
+            ) from None
         if not parts:
             return np.zeros((0, 0), dtype=np.float32)
         out: NDArray[np.float32] = np.concatenate([p.reshape(len(p), -1) for p in parts])

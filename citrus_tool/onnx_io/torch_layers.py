@@ -89,7 +89,7 @@ def _compiled_torchvision_loads() -> bool:
     libraries = [path for folder in folders for path in folder.glob("_C.*") if path.suffix in (".so", ".pyd")]
     try:
         for path in libraries:
-            torch.ops.load_library(path)
+            torch.ops.load_library(path)  # type: ignore[no-untyped-call]
     except OSError:
         return False
     return bool(libraries)

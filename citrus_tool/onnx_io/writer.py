@@ -98,7 +98,7 @@ def _finish(
     if path.suffix == ".gz":
         data = gzip.compress(data, mtime=0)
     source = parse(path, data)
-    require_parity(network, OnnxRunner(source.proto, contract), path)
+    require_parity(network, OnnxRunner(source, contract), path)
     model = assemble(source, mean=contract.mean, std=contract.std, input_shape=contract.pixel_shape)
     write_bytes(path, data)
     return model
