@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from citrus_tool.certify.uap import CertifySettings as CertifySettings
     from citrus_tool.certify.uap import certify_uap as certify_uap
     from citrus_tool.data import Dataset as Dataset
+    from citrus_tool.data import load as load_data
     from citrus_tool.errors import CitrusError as CitrusError
     from citrus_tool.harden.recipes import Recipe as Recipe
     from citrus_tool.harden.trainer import TrainResult as TrainResult
@@ -50,11 +51,12 @@ _HOME = {
     "export": "citrus_tool.onnx_io",
     "fit": "citrus_tool.harden.trainer",
     "harden_file": "citrus_tool.workflow",
+    "load_data": "citrus_tool.data:load",
     "read": "citrus_tool.onnx_io",
     "train_file": "citrus_tool.workflow",
     "write": "citrus_tool.onnx_io",
 }
-"""Public name -> the module that it is loaded from at first use."""
+"""Public name -> the module (and the name there, where it is another one) that it is loaded from at first use."""
 
 __all__ = ["__version__", *_HOME]
 
@@ -62,4 +64,5 @@ __all__ = ["__version__", *_HOME]
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'citrus_tool' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+    module, _, there = _HOME[name].partition(":")
+    return getattr(importlib.import_module(module), there or name)

@@ -157,14 +157,15 @@ def test_dockerfile() -> None:
 def test_public_names_are_declared_alike_for_type_checkers_and_at_run_time() -> None:
     tree = ast.parse(Path(citrus_tool.__file__).read_text())
     declared = {
-        alias.asname: node.module
+        alias.asname: node.module if alias.name == alias.asname else f"{node.module}:{alias.name}"
         for node in ast.walk(tree)
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("citrus_tool")
         for alias in node.names
     }
     assert declared == citrus_tool._HOME
     for name, home in citrus_tool._HOME.items():
-        assert getattr(citrus_tool, name) is getattr(importlib.import_module(home), name)
+        module, _, there = home.partition(":")
+        assert getattr(citrus_tool, name) is getattr(importlib.import_module(module), there or name)
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         _ = citrus_tool.nothing
 
