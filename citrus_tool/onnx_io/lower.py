@@ -97,7 +97,7 @@ def lower(
         front = lowering.emit(name, layer, front)
     values[input_name] = front
     records: list[NodeRecord] = []
-    created: dict[str, list[nn.Parameter]] = {}
+    created: dict[int, list[nn.Parameter]] = {}  # by position in `records`
     problem: UnsupportedNetworkError | None = None
     for node, used in zip(graph.node, live, strict=True):
         if not used:
@@ -126,7 +126,7 @@ def lower(
             continue
         values |= dict(zip(node.output, outputs, strict=False))
         first = outputs[0]
-        created[node.name] = lowering.created
+        created[len(records)] = lowering.created
         records.append(
             NodeRecord(
                 name=node.name,
@@ -143,8 +143,8 @@ def lower(
             network, bindings = _close(lowering, values.get(graph.output[0].name), where)
         except UnsupportedNetworkError as error:
             problem = error
-    counts = {name: sum(p.numel() for p in new if p.requires_grad) for name, new in created.items()}
-    final = tuple(replace(record, parameters=counts.get(record.name, 0)) for record in records)
+    counts = {i: sum(p.numel() for p in new if p.requires_grad) for i, new in created.items()}
+    final = tuple(replace(record, parameters=counts.get(i, 0)) for i, record in enumerate(records))
     return Lowered(network=network, bindings=bindings, records=final, problem=problem)
 
 

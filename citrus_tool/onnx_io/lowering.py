@@ -197,7 +197,7 @@ def float32(constant: Constant) -> NDArray[np.float32]:
     """The constant's numbers, which must be float32 in the file."""
     if constant.value.dtype != np.float32:
         raise RefusedNodeError(
-            f"its constant {constant.tensor or ''} has type {constant.value.dtype}; citrus reads float32"
+            f"its constant {constant.tensor or 'operand'!r} has type {constant.value.dtype}; citrus reads float32"
         )
     return constant.value
 

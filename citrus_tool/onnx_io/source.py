@@ -105,21 +105,21 @@ def constants(proto: onnx.ModelProto) -> Iterator[tuple[str, TensorProto]]:
 
 
 def named(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy in which every node has a name of its own (operator and position where it has none), functions inlined."""
+    """A copy in which every node has a name (operator and position where it had none) and functions are inlined."""
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
     if copy.functions:
         copy = inliner.inline_local_functions(copy)
-    taken: set[str] = set()
     for position, node in enumerate(copy.graph.node):
-        name = node.name or f"{node.op_type}_{position}"
-        node.name = name if name not in taken else f"{name}_{position}"
-        taken.add(node.name)
+        node.name = node.name or f"{node.op_type}_{position}"
     return copy
 
 
 def upgraded(proto: onnx.ModelProto, opset: int, where: str) -> onnx.ModelProto:
-    """`proto` at OLDEST_OPSET or later. Raises UnsupportedNetworkError where the ONNX converter cannot do it."""
+    """`proto`, whose nodes are named, at OLDEST_OPSET or later; a node that replaces another one takes its name.
+
+    Raises UnsupportedNetworkError where ONNX does not know an operator or its converter fails.
+    """
     for node in proto.graph.node:
         if node.domain in ("", "ai.onnx") and not onnx.defs.has(node.op_type, ""):
             raise UnsupportedNetworkError(
@@ -129,12 +129,27 @@ def upgraded(proto: onnx.ModelProto, opset: int, where: str) -> onnx.ModelProto:
     if opset >= OLDEST_OPSET:
         return proto
     try:
-        return version_converter.convert_version(proto, OLDEST_OPSET)
+        newer = version_converter.convert_version(proto, OLDEST_OPSET)
     except Exception as error:  # the converter raises RuntimeError and its own ConvertError for any inner assertion
         raise UnsupportedNetworkError(
             f"{where}: onnx.version_converter cannot bring it from opset {opset} to {OLDEST_OPSET} "
             f"({str(error).splitlines()[0]}); re-export it with opset {OLDEST_OPSET} or later."
         ) from None
+    _name_replacements([node.name for node in proto.graph.node], newer.graph)
+    return newer
+
+
+def _name_replacements(names: list[str], newer: onnx.GraphProto) -> None:
+    """Names the nodes that an upgrade put in: after the original node that is missing in their place, if one is."""
+    present = {node.name for node in newer.node}
+    following = 0  # position in `names` behind the last original node that was met
+    for node in newer.node:
+        if node.name:
+            following = names.index(node.name) + 1
+        elif following < len(names) and names[following] not in present:
+            node.name = names[following]
+        else:
+            node.name = f"{node.op_type}_{node.output[0]}"
 
 
 def _decode(path: Path, data: bytes) -> onnx.ModelProto:
