@@ -1,0 +1,1 @@
+"""Certificates of worst-case UAP accuracy: screening, the group MILP, attacks from above."""

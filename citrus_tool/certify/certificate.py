@@ -1,0 +1,188 @@
+"""The result of certification: one group's bracket, and the certificate that sums them (docs/certificate.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from itertools import pairwise
+from typing import Any
+
+from citrus_tool.errors import SoundnessError
+
+
+class Status(Enum):
+    """How good a group's bracket is, each status with its sentence for the user."""
+
+    EXACT = "exact"
+    BOUNDED = "bounded"
+    TIMEOUT = "timeout"
+    ERROR = "error"
+
+    @property
+    def sentence(self) -> str:
+        return _SENTENCES[self]
+
+
+_SENTENCES = {
+    Status.EXACT: "certified and attacked counts meet: this is the group's true minimum",
+    Status.BOUNDED: "the true minimum lies between certified and attacked count; stronger bounds may close the gap",
+    Status.TIMEOUT: "the solver ran out of time; its bound at that moment is used, and more time may improve it",
+    Status.ERROR: "the solver gave no bound that can be trusted; inputs without an individual proof count as lost",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupResult:
+    """The bracket of one group of inputs that share one perturbation; all counts are numbers of inputs.
+
+    Attributes:
+        index: position of the group; `indices`: its inputs, as indices into the data split.
+        clean_correct: inputs classified correctly without a perturbation.
+        ibp_certified: inputs that interval bounds prove one by one.
+        individually_certified: inputs proven one by one by any bound.
+        certified: inputs that stay correct under every shared perturbation (a lower bound).
+        attacked: inputs that stayed correct under the worst shared perturbation found (an upper bound).
+        detail: what the MILP said, or why there was none.
+        stages: seconds by stage; work done on many groups at once is shared out evenly.
+
+    Raises: SoundnessError unless 0 <= IBP <= individual <= certified <= attacked <= clean <= number of inputs.
+    """
+
+    index: int
+    indices: tuple[int, ...]
+    clean_correct: int
+    ibp_certified: int
+    individually_certified: int
+    certified: int
+    attacked: int
+    status: Status
+    detail: str
+    stages: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        chain = [
+            ("none", 0),
+            ("IBP", self.ibp_certified),
+            ("individual", self.individually_certified),
+            ("certified", self.certified),
+            ("attacked", self.attacked),
+            ("clean", self.clean_correct),
+            ("inputs", len(self.indices)),
+        ]
+        for (lower, low), (upper, high) in pairwise(chain):
+            if low > high:
+                values = ", ".join(f"{name} {value}" for name, value in chain[1:])
+                raise SoundnessError(
+                    f"group {self.index} (inputs {_span(self.indices)}): {lower} count {low} lies above {upper} count"
+                    f" {high} ({values}); the certificate is void, please report the network and the settings."
+                )
+
+    @property
+    def seconds(self) -> float:
+        return sum(self.stages.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """The group's entry in the certificate."""
+        return {
+            "indices": list(self.indices),
+            "clean_correct": self.clean_correct,
+            "ibp_certified": self.ibp_certified,
+            "individually_certified": self.individually_certified,
+            "certified": self.certified,
+            "attacked": self.attacked,
+            "status": self.status.value,
+            "detail": self.detail,
+            "seconds": self.seconds,
+        }
+
+
+def _span(indices: Sequence[int]) -> str:
+    return str(indices[0]) if len(indices) == 1 else f"{indices[0]} to {indices[-1]}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Certificate:
+    """Bounds on the worst-case UAP accuracy of a network on a data split, summed over groups (Theorem 3 of the paper).
+
+    Attributes:
+        model: path of the ONNX file; `sha256` its digest.
+        data, split, data_sha256: which inputs.
+        eps: |u|_inf bound in pixel space.
+        settings: the effective settings.
+        examined, examined_correct: inputs looked at to fill the groups, and how many of them were correct. They differ
+            from `inputs` and `clean_correct` in protocol `correct`, which drops misclassified inputs.
+        stages: seconds by stage, over all groups and over interrupted runs too.
+        version: of citrus.
+    """
+
+    model: str
+    sha256: str
+    data: str
+    split: str
+    data_sha256: str
+    eps: float
+    settings: Mapping[str, Any]
+    examined: int
+    examined_correct: int
+    groups: tuple[GroupResult, ...]
+    stages: Mapping[str, float]
+    version: str
+
+    @property
+    def inputs(self) -> int:
+        return sum(len(group.indices) for group in self.groups)
+
+    @property
+    def clean_correct(self) -> int:
+        return sum(group.clean_correct for group in self.groups)
+
+    @property
+    def ibp_certified(self) -> int:
+        return sum(group.ibp_certified for group in self.groups)
+
+    @property
+    def individually_certified(self) -> int:
+        return sum(group.individually_certified for group in self.groups)
+
+    @property
+    def certified(self) -> int:
+        return sum(group.certified for group in self.groups)
+
+    @property
+    def attacked(self) -> int:
+        return sum(group.attacked for group in self.groups)
+
+    @property
+    def seconds(self) -> float:
+        return sum(self.stages.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """DESIGN's fields: counts are numbers of inputs, accuracies are percent."""
+        inputs = self.inputs
+        return {
+            "model": self.model,
+            "sha256": self.sha256,
+            "data": self.data,
+            "split": self.split,
+            "data_sha256": self.data_sha256,
+            "eps": self.eps,
+            "group_size": self.settings["group_size"],
+            "protocol": self.settings["protocol"],
+            "inputs": inputs,
+            "clean_correct": self.clean_correct,
+            "ibp_certified": self.ibp_certified,
+            "individually_certified": self.individually_certified,
+            "certified": self.certified,
+            "attacked": self.attacked,
+            "certified_uap_accuracy": 100 * self.certified / inputs,
+            "attacked_uap_accuracy": 100 * self.attacked / inputs,
+            "standard_accuracy": 100 * self.examined_correct / self.examined,
+            "examined": self.examined,
+            "seconds": self.seconds,
+            "stages": dict(self.stages),
+            "statuses": {status.value: sum(g.status is status for g in self.groups) for status in Status},
+            "version": self.version,
+            "settings": dict(self.settings),
+            "groups": [group.to_json() for group in self.groups],
+        }

@@ -1,0 +1,149 @@
+"""The stages that judge inputs one by one, in batches: clean, IBP, CROWN. What they prove leaves the group problem."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from citrus_tool.bounds.crown import Intermediate, crown
+from citrus_tool.bounds.rounding import OUTWARD_INTERVAL, enclose, exact_products, outward_margins
+from citrus_tool.network import INPUT, Network, walk
+from citrus_tool.onnx_io import OnnxRunner
+from citrus_tool.threat import Box
+
+BoundsName = Literal["ibp", "crown"]
+
+GUARD: Final = 2.0**-17
+"""A margin counts as positive only above this fraction (8e-6) of the input's largest clean |logit|.
+
+The bounds hold in real arithmetic; the file is run in float32. The guard keeps float32 rounding of the replayed file
+from turning a proven margin around. It is far above float32 noise and far below any margin that matters.
+"""
+FORWARD_BATCH: Final = 256
+BATCH_BYTES: Final = 2**27
+"""Size of the margin planes of one CROWN batch, in bytes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clean:
+    """Which inputs are classified correctly without a perturbation, and each input's guard (in logits)."""
+
+    correct: Bool[Tensor, " n"]
+    guard: Float[Tensor, " n"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenInput:
+    """Planes of an unproven input for the labels that may win: margin(u) - guard >= coefficient . u + offset."""
+
+    label: NDArray[np.int64]
+    coefficient: NDArray[np.float64]  # (labels, d)
+    offset: NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Screened:
+    """What IBP proves, what any stage proves, and the planes of the inputs that stay open (by position in the batch).
+
+    `planes` is empty when only IBP ran. `seconds`: by stage.
+    """
+
+    ibp: Bool[Tensor, " n"]
+    proven: Bool[Tensor, " n"]
+    planes: dict[int, OpenInput]
+    seconds: dict[str, float]
+
+
+def correctly_classified(logits: NDArray[np.floating], labels: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Flags (n,): the true class's logit is above every other one; ties and NaN are lost."""
+    return smallest_margin(logits, labels) > 0
+
+
+def smallest_margin(logits: NDArray[np.floating], labels: NDArray[np.int64]) -> NDArray[np.floating]:
+    """f_y - max over c != y of f_c, (n,)."""
+    rows = np.arange(len(labels))
+    others = logits.copy()
+    others[rows, labels] = -np.inf
+    return np.asarray(logits[rows, labels] - others.max(axis=1))
+
+
+def clean_stage(network: Network, runner: OnnxRunner, x: Float[Tensor, "n C H W"], labels: Int[Tensor, " n"]) -> Clean:
+    """Judges inputs `x` (float32 pixels, on the CPU) without a perturbation.
+
+    An input is correct only if the file on onnxruntime (float32) and `network` (float64) agree that it is, the latter
+    by more than the guard: ties and near ties are lost.
+    """
+    correct, guard = [], []
+    device = next(iter(network.state_dict().values())).device if network.state_dict() else torch.device("cpu")
+    for start in range(0, len(x), FORWARD_BATCH):
+        part = slice(start, start + FORWARD_BATCH)
+        truth = labels[part].numpy()
+        with torch.no_grad(), exact_products():
+            logits = network(x[part].to(device, torch.float64)).cpu().numpy()
+        allowance = GUARD * np.abs(logits).max(axis=1)
+        agreed = correctly_classified(runner.logits(x[part]), truth) & (smallest_margin(logits, truth) > allowance)
+        correct.append(torch.from_numpy(agreed))
+        guard.append(torch.from_numpy(allowance))
+    return Clean(correct=torch.cat(correct), guard=torch.cat(guard))
+
+
+def screen(
+    network: Network,
+    x: Float[Tensor, "n C H W"],
+    labels: Int[Tensor, " n"],
+    clean: Clean,
+    eps: float,
+    *,
+    bounds: BoundsName,
+    intermediate: Intermediate,
+) -> Screened:
+    """IBP on the correct inputs of a batch, then CROWN on those that IBP leaves open.
+
+    Args:
+        network: float64, evaluation mode; its device is used.
+        x: float32 pixels; u is added to them exactly.
+    """
+    device = next(iter(network.state_dict().values())).device if network.state_dict() else torch.device("cpu")
+    seconds = {"ibp": 0.0, "crown": 0.0}
+    ibp = torch.zeros(len(x), dtype=torch.bool)
+    start = time.monotonic()
+    for batch in torch.split(torch.nonzero(clean.correct).flatten(), FORWARD_BATCH):
+        ibp[batch] = interval_margins(network, x[batch].to(device), labels[batch].to(device), eps) > clean.guard[batch]
+    seconds["ibp"] = time.monotonic() - start
+    proven, planes = ibp.clone(), {}
+    if bounds == "crown":
+        start = time.monotonic()
+        row_bytes = 8 * network.num_classes * math.prod(network.input_shape)
+        size = max(1, min(FORWARD_BATCH, BATCH_BYTES // row_bytes))
+        for batch in torch.split(torch.nonzero(clean.correct & ~ibp).flatten(), size):
+            box = enclose(x[batch].to(device), eps)
+            found = crown(network, box, labels[batch].to(device), intermediate=intermediate)
+            guard = clean.guard[batch, None]
+            lower, offset = found.lower.cpu() - guard, found.offset.cpu() - guard
+            proven[batch] = (lower > 0).all(dim=1)
+            for row in torch.nonzero(~proven[batch]).flatten().tolist():
+                label = torch.nonzero(~(lower[row] > 0)).flatten()
+                planes[int(batch[row])] = OpenInput(
+                    label=label.numpy(),
+                    coefficient=found.coefficient[row].cpu()[label].flatten(1).numpy(),
+                    offset=offset[row, label].numpy(),
+                )
+        seconds["crown"] = time.monotonic() - start
+    return Screened(ibp=ibp, proven=proven, planes=planes, seconds=seconds)
+
+
+def interval_margins(network: Network, x: Tensor, labels: Tensor, eps: float) -> Float[Tensor, " n"]:
+    """The smallest outward IBP margin of each input over |u|_inf <= eps, on the CPU."""
+    with torch.no_grad(), exact_products():
+        box = enclose(x, eps)
+        boxes: dict[str, Box] = {}
+        walk(network, OUTWARD_INTERVAL, box, record=boxes)
+        return outward_margins(network, {INPUT: box, **boxes}, labels).amin(dim=1).cpu()

@@ -1,0 +1,439 @@
+"""Certified worst-case UAP accuracy of a network on a data split (the `certify-uap` command).
+
+Per group of inputs that share one perturbation: clean -> IBP -> CROWN on each input alone, an attack with a shared u on
+the inputs that stay open, the MILP over one shared u on their planes (master.py), and the replay of every witness on
+onnxruntime. Summed over groups this bounds the worst-case UAP accuracy from below and above (Theorem 3 of the paper).
+
+The MILP is skipped where it cannot help: with at most one open input its value is known, since an open input has a
+plane that reaches 0 in the box, so that the optimum is 1; and when the attack fooled all open inputs with one u.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final, Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from citrus_tool import __version__
+from citrus_tool.attacks.universal import attack_groups
+from citrus_tool.bounds.crown import Intermediate
+from citrus_tool.certify.certificate import Certificate, GroupResult, Status
+from citrus_tool.certify.journal import Journal, open_journal
+from citrus_tool.certify.master import SOLVERS, Ending, MasterBound, Planes, Solver, SolverName, bound_fooled
+from citrus_tool.certify.screen import BoundsName, Clean, Screened, clean_stage, correctly_classified, screen
+from citrus_tool.data import Dataset
+from citrus_tool.errors import DataError, InterruptedRunError, SoundnessError, UsageError
+from citrus_tool.network import Network
+from citrus_tool.onnx_io import OnnxModel, OnnxRunner
+from citrus_tool.progress import Progress, Silent
+from citrus_tool.threat import Threat
+
+Protocol = Literal["all", "correct"]
+
+CHUNK_INPUTS: Final = 500
+"""Inputs that go through the batched stages together."""
+CHUNK_BYTES: Final = 2**29
+"""Upper limit of the size of a chunk's planes, in bytes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CertifySettings:
+    """What `certify_uap` does beside the network, the data and eps. Raises UsageError for values that make no sense.
+
+    Attributes:
+        group_size: inputs that share one perturbation; the last group may be smaller.
+        protocol: `all` inputs in order, misclassified ones count as lost; or `correct`: of the first 3 * limit inputs
+            the misclassified ones are dropped and the first `limit` others kept (RaVeN, RACoon, RABBit).
+        bounds: the strongest bounds in use; `ibp` stops after IBP, `crown` runs IBP, CROWN and the MILP.
+        intermediate: bounds of hidden neurons, by CROWN intersected with IBP, or by CROWN alone (as published).
+        solver, time_limit, threads: of the MILP; seconds per group.
+        attack_steps, attack_restarts, seed: of the attack on the shared perturbation.
+        limit: how many inputs are judged; None: all.
+    """
+
+    group_size: int = 5
+    protocol: Protocol = "all"
+    bounds: BoundsName = "crown"
+    intermediate: Intermediate = "intersect"
+    solver: SolverName = "cbc"
+    time_limit: float = 60.0
+    threads: int = 1
+    attack_steps: int = 50
+    attack_restarts: int = 6
+    seed: int = 0
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        choices = {"protocol": Protocol, "bounds": BoundsName, "intermediate": Intermediate, "solver": SolverName}
+        for field, kind in choices.items():
+            if getattr(self, field) not in get_args(kind):
+                raise UsageError(f"{field} is {getattr(self, field)!r}; choose one of {', '.join(get_args(kind))}.")
+        least = {"group_size": 1, "threads": 1, "attack_steps": 0, "attack_restarts": 0, "seed": 0, "limit": 1}
+        for field, smallest in least.items():
+            value = getattr(self, field)
+            if value is not None and not (isinstance(value, int) and value >= smallest):
+                raise UsageError(f"{field} is {value!r}; it must be an integer of at least {smallest}.")
+        if not (math.isfinite(self.time_limit) and self.time_limit > 0):
+            raise UsageError(f"time_limit is {self.time_limit!r}; it must be a positive number of seconds.")
+
+
+def certify_uap(
+    model: OnnxModel,
+    data: Dataset,
+    threat: Threat,
+    settings: CertifySettings,
+    *,
+    device: str = "cpu",
+    journal: Path | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+    solver: Solver | None = None,
+) -> Certificate:
+    """The certificate of `model` on `data` under one shared perturbation per group.
+
+    Args:
+        device: where bounds and attacks are computed; clean accuracy and witnesses are judged on onnxruntime's CPU.
+        journal: file that gets one line per finished group; `resume` goes on with it.
+        solver: another MILP solver in place of the one that `settings` names.
+
+    Raises:
+        DataError: shape or number of classes do not fit the network, or no input is left to judge.
+        UsageError, InputFileError: the journal is of another run, or no journal (journal.open_journal).
+        SoundnessError: a lower bound lies above an upper bound; names group, stage and values.
+        InterruptedRunError: Ctrl-C; finished groups are in the journal.
+    """
+    progress = progress or Silent()
+    data.require_classifier(model.network.input_shape, model.network.num_classes, str(model.path))
+    run = _Run(
+        bounded=model.network.frozen(dtype=torch.float64, device=device),
+        attacked=model.network.frozen(dtype=torch.float32, device=device),
+        runner=OnnxRunner(model),
+        data=data,
+        eps=threat.eps,
+        settings=settings,
+        solver=solver or SOLVERS[settings.solver],
+        device=torch.device(device),
+    )
+    results: dict[int, GroupResult] = {}
+    groups: list[tuple[int, ...]] = []
+    with ExitStack() as stack:
+        log: Journal | None = None
+        try:
+            start = time.monotonic()
+            candidates, clean = run.clean(progress)
+            chosen = run.chosen(candidates, clean)
+            k = settings.group_size
+            groups = [tuple(part.tolist()) for part in torch.split(candidates[chosen], k)]
+            clean_seconds = time.monotonic() - start
+            if journal is not None:
+                log = stack.enter_context(
+                    open_journal(journal, _identity(model, data, threat, settings), groups, resume=resume)
+                )
+                results.update(log.done)
+            progress.start("groups", len(groups), "groups")
+            progress.advance(len(results))
+            size = run.chunk_groups()
+            for first in range(0, len(groups), size):
+                members = range(first, min(first + size, len(groups)))
+                if all(index in results for index in members):
+                    continue
+                part = chosen[first * k : (members[-1] + 1) * k]
+                chunk_clean = Clean(correct=clean.correct[part], guard=clean.guard[part])
+                for result in run.chunk(first, candidates[part], chunk_clean, skip=results.keys()):
+                    results[result.index] = result
+                    if log is not None:
+                        log.write(result)
+                    progress.advance(1, note=_note(results))
+            if log is not None:
+                log.finish()
+        except KeyboardInterrupt:
+            saved = f"continue with --resume ({journal})" if journal is not None else "nothing was saved (no journal)"
+            raise InterruptedRunError(f"stopped after {len(results)} of {len(groups)} groups; {saved}.") from None
+    progress.finish()
+    ordered = tuple(results[index] for index in range(len(groups)))
+    return Certificate(
+        model=str(model.path),
+        sha256=model.sha256,
+        data=data.name,
+        split=data.split,
+        data_sha256=data.sha256(),
+        eps=threat.eps,
+        settings=asdict(settings),
+        examined=len(candidates),
+        examined_correct=int(clean.correct.sum()),
+        groups=ordered,
+        stages={"clean": clean_seconds, **_total(group.stages for group in ordered)},
+        version=__version__,
+    )
+
+
+def _identity(model: OnnxModel, data: Dataset, threat: Threat, settings: CertifySettings) -> dict[str, Any]:
+    """Everything that a group's result depends on, as JSON values: the journal's first line."""
+    contract = model.contract
+    return {
+        "model sha256": model.sha256,
+        "mean": list(contract.mean),
+        "std": list(contract.std),
+        "data sha256": data.sha256(),
+        "split": data.split,
+        "eps": threat.eps,
+        "version": __version__,
+        **asdict(settings),
+    }
+
+
+def _note(results: Mapping[int, GroupResult]) -> str:
+    inputs = sum(len(group.indices) for group in results.values())
+    certified = 100 * sum(group.certified for group in results.values()) / inputs
+    attacked = 100 * sum(group.attacked for group in results.values()) / inputs
+    return f"certified {certified:.1f} %, attacked {attacked:.1f} %"
+
+
+def _total(stages: Iterator[Mapping[str, float]]) -> dict[str, float]:
+    total: dict[str, float] = {}
+    for stage in stages:
+        for name, seconds in stage.items():
+            total[name] = total.get(name, 0.0) + seconds
+    return total
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    start = time.monotonic()
+    try:
+        yield
+    finally:
+        seconds[stage] = seconds.get(stage, 0.0) + time.monotonic() - start
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Open:
+    """One group on its way: position of its inputs in the chunk, flags by input, and the worst u found."""
+
+    index: int
+    indices: tuple[int, ...]
+    position: Tensor  # (k,) int64
+    correct: Tensor  # (k,) bool
+    ibp: Tensor
+    proven: Tensor
+    u: Tensor  # (C, H, W) float32
+    fooled: int  # by u, replayed
+    seconds: dict[str, float]
+
+    @property
+    def open(self) -> Tensor:
+        return self.correct & ~self.proven
+
+    def result(self, fooled_upper: int, status: Status, detail: str) -> GroupResult:
+        correct = int(self.correct.sum())
+        certified, attacked = correct - fooled_upper, correct - self.fooled
+        return GroupResult(
+            index=self.index,
+            indices=self.indices,
+            clean_correct=correct,
+            ibp_certified=int(self.ibp.sum()),
+            individually_certified=int(self.proven.sum()),
+            certified=certified,
+            attacked=attacked,
+            status=Status.EXACT if certified == attacked else status,
+            detail=detail,
+            stages=dict(self.seconds),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """The parts of one certification that stay the same for all groups."""
+
+    bounded: Network  # float64
+    attacked: Network  # float32
+    runner: OnnxRunner
+    data: Dataset
+    eps: float
+    settings: CertifySettings
+    solver: Solver
+    device: torch.device
+
+    def clean(self, progress: Progress) -> tuple[Tensor, Clean]:
+        """Indices of the candidates and what they are without a perturbation."""
+        limit = self.settings.limit
+        count = len(self.data)
+        if limit is not None:
+            count = min(count, limit if self.settings.protocol == "all" else 3 * limit)
+        candidates = torch.arange(count)
+        progress.start("clean", count, "inputs")
+        parts = []
+        for part in torch.split(candidates, CHUNK_INPUTS):
+            parts.append(clean_stage(self.bounded, self.runner, self.data.pixels(part), self.data.labels[part]))
+            progress.advance(len(part))
+        return candidates, Clean(
+            correct=torch.cat([part.correct for part in parts]), guard=torch.cat([part.guard for part in parts])
+        )
+
+    def chosen(self, candidates: Tensor, clean: Clean) -> Tensor:
+        """Positions of the inputs to judge, by protocol."""
+        if self.settings.protocol == "all":
+            return torch.arange(len(candidates))
+        kept = torch.nonzero(clean.correct).flatten()[: self.settings.limit]
+        if len(kept) == 0:
+            raise DataError(
+                f"data {self.data.name} ({self.data.split}): none of the first {len(candidates)} inputs is classified"
+                " correctly, so protocol correct has nothing to judge; check --mean/--std or use --protocol all."
+            )
+        return kept
+
+    def chunk_groups(self) -> int:
+        """Groups that go through the batched stages together."""
+        per_input = 8 * self.bounded.num_classes * math.prod(self.bounded.input_shape)
+        return max(1, min(CHUNK_INPUTS, CHUNK_BYTES // per_input) // self.settings.group_size)
+
+    def chunk(self, first: int, indices: Tensor, clean: Clean, *, skip: Any) -> Iterator[GroupResult]:
+        """The groups of one chunk, beginning with group number `first`; those in `skip` are not finished again.
+
+        The batched stages run on the whole chunk even if some groups are skipped, so that a resumed run gives the same
+        result as an uninterrupted one: the attack's random numbers depend on the batch.
+        """
+        settings, k = self.settings, self.settings.group_size
+        x, labels = self.data.pixels(indices), self.data.labels[indices]
+        seconds: dict[str, float] = {}
+        screened = screen(
+            self.bounded, x, labels, clean, self.eps, bounds=settings.bounds, intermediate=settings.intermediate
+        )
+        seconds.update(screened.seconds)
+        positions = torch.split(torch.arange(len(indices)), k)
+        with _timed(seconds, "attack"):
+            u = self._attack(first, positions, x, labels, clean.correct & ~screened.proven)
+        share = {stage: value / len(positions) for stage, value in seconds.items()}
+        for number, position in enumerate(positions):
+            if first + number in skip:
+                continue
+            group = _Open(
+                index=first + number,
+                indices=tuple(indices[position].tolist()),
+                position=position,
+                correct=clean.correct[position],
+                ibp=screened.ibp[position],
+                proven=screened.proven[position],
+                u=u[number],
+                fooled=0,
+                seconds=dict(share),
+            )
+            with _timed(group.seconds, "replay"):
+                group = self._replayed(group, screened, u[number], x, labels)
+            yield self._finish(group, screened, x, labels)
+
+    def _attack(self, first: int, positions: tuple[Tensor, ...], x: Tensor, labels: Tensor, attacked: Tensor) -> Tensor:
+        """The worst u found for each group against its inputs in `attacked` (n,); (g, C, H, W) on the CPU."""
+        k = self.settings.group_size
+        index = torch.stack([torch.cat([p, p[-1:].expand(k - len(p))]) for p in positions])  # pads a smaller last group
+        real = torch.stack([torch.arange(k) < len(p) for p in positions])
+        u, _ = attack_groups(
+            self.attacked,
+            x[index].to(self.device),
+            labels[index].to(self.device),
+            (attacked[index] & real).to(self.device),
+            self.eps,
+            steps=self.settings.attack_steps,
+            restarts=self.settings.attack_restarts,
+            generator=self._generator(0, first),
+        )
+        return u.cpu()
+
+    def _generator(self, stage: int, number: int) -> torch.Generator:
+        state = np.random.SeedSequence([self.settings.seed, stage, number]).generate_state(1, np.uint64)
+        return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
+
+    def _replayed(self, group: _Open, screened: Screened, u: Tensor, x: Tensor, labels: Tensor) -> _Open:
+        """The group with `u` as its witness if it fools more inputs of the file on onnxruntime than the old one.
+
+        Every proof is held against the replayed logits: a label at or above the true one must have been left open, and
+        its plane must allow it at u.
+        """
+        if not bool(group.open.any()):
+            return group
+        inputs = group.position[group.correct]
+        logits, truth = self.runner.logits(x[inputs] + u), labels[inputs].numpy()
+        right = correctly_classified(logits, truth)
+        point = u.flatten().double().numpy()
+        for position, row, true in zip(inputs[~right].tolist(), logits[~right], truth[~right], strict=True):
+            winners = np.flatnonzero(row >= row[true])
+            if not self._allowed(screened, position, winners[winners != true], point):
+                raise SoundnessError(
+                    f"group {group.index}: a perturbation within eps {self.eps:g} fools input"
+                    f" {group.indices[position - int(group.position[0])]} on onnxruntime although the"
+                    f" {self.settings.bounds} stage excludes it; the certificate is void, please report the network."
+                )
+        fooled = int((~right).sum())
+        return replace(group, u=u, fooled=fooled) if fooled > group.fooled else group
+
+    def _allowed(self, screened: Screened, position: int, labels: NDArray[np.int64], u: NDArray[np.float64]) -> bool:
+        """Whether the bounds of an input allow all of `labels` to win at u."""
+        if bool(screened.proven[position]):
+            return False
+        entry = screened.planes.get(position)
+        if entry is None:  # IBP only: nothing is known about an unproven input
+            return True
+        return bool(np.isin(labels, entry.label[entry.coefficient @ u + entry.offset <= 0]).all())
+
+    def _finish(self, group: _Open, screened: Screened, x: Tensor, labels: Tensor) -> GroupResult:
+        """The group's bracket, by the MILP where it can help."""
+        count = int(group.open.sum())
+        if count == 0:
+            return group.result(0, Status.EXACT, "every correct input is proven by itself")
+        if self.settings.bounds == "ibp":
+            return group.result(count, Status.BOUNDED, "IBP only, no MILP")
+        if count == 1:
+            return group.result(count, Status.BOUNDED, "no MILP: with one open input it cannot help")
+        if group.fooled == count:
+            return group.result(count, Status.EXACT, "no MILP: one perturbation fools every open input")
+        with _timed(group.seconds, "milp"):
+            bound = self._master(group, screened)
+        if group.fooled < bound.fooled_upper and bound.proposal is not None:
+            with _timed(group.seconds, "attack"):
+                u = self._attack_from(group, bound.proposal, x, labels)
+            with _timed(group.seconds, "replay"):
+                group = self._replayed(group, screened, u, x, labels)
+        status = {Ending.OPTIMAL: Status.BOUNDED, Ending.TIME_LIMIT: Status.TIMEOUT, Ending.NO_BOUND: Status.ERROR}
+        return group.result(bound.fooled_upper, status[bound.ending], bound.words)
+
+    def _master(self, group: _Open, screened: Screened) -> MasterBound:
+        inputs = [screened.planes[int(position)] for position in group.position[group.open]]
+        planes = Planes(
+            owner=np.concatenate([np.full(len(entry.label), owner) for owner, entry in enumerate(inputs)]),
+            label=np.concatenate([entry.label for entry in inputs]),
+            coefficient=np.concatenate([entry.coefficient for entry in inputs]),
+            offset=np.concatenate([entry.offset for entry in inputs]),
+        )
+        return bound_fooled(
+            planes,
+            inputs=len(inputs),
+            eps=math.nextafter(self.eps, math.inf),
+            known=[group.u.flatten().double().numpy()],
+            solver=self.solver,
+            time_limit=self.settings.time_limit,
+            threads=self.settings.threads,
+        )
+
+    def _attack_from(self, group: _Open, proposal: NDArray[np.float64], x: Tensor, labels: Tensor) -> Tensor:
+        """The worst u found from the MILP's proposal."""
+        u, _ = attack_groups(
+            self.attacked,
+            x[group.position][None].to(self.device),
+            labels[group.position][None].to(self.device),
+            group.open[None].to(self.device),
+            self.eps,
+            steps=self.settings.attack_steps,
+            restarts=0,
+            generator=self._generator(1, group.index),
+            starts=torch.from_numpy(proposal).to(torch.float32).reshape(1, 1, *x.shape[1:]).to(self.device),
+        )
+        return u[0].cpu()
