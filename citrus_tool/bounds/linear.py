@@ -320,8 +320,7 @@ def _avg_pool(reading: Reading, layer: nn.AvgPool2d, node: Node, rows: Rows) -> 
     rows, shape = rows.dense(), reading.shape(node)
     transpose = torch.func.vjp(layer, rows.coefficient.new_zeros(len(rows.offset), *shape))[1]
     coefficient = transpose(rows.coefficient)[0]
-    # an average's weights sum to at most 1: the norm cannot grow
-    return (replace(rows, coefficient=coefficient, offset=reading.settle(node, rows), shape=shape),)
+    return (Rows.of(sample=rows.sample, shape=shape, coefficient=coefficient, offset=reading.settle(node, rows)),)
 
 
 def _add(reading: Reading, layer: Add, node: Node, rows: Rows) -> tuple[Rows, Rows]:

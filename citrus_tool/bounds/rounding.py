@@ -100,7 +100,8 @@ def _affine(layer: Affine) -> Gain:
 
 def _pool(layer: nn.AvgPool2d) -> Gain:
     kernel = layer.kernel_size
-    return Gain(1.0, 0.0, kernel[0] * kernel[1] if isinstance(kernel, tuple) else kernel**2)
+    entries = kernel[0] * kernel[1] if isinstance(kernel, tuple) else kernel**2
+    return Gain(entries / (layer.divisor_override or entries), 0.0, entries)
 
 
 def _pad(layer: Pad) -> Gain:
