@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import citrus_tool
-from citrus_tool.cli import citrus
+from citrus_tool.cli import citrus, options
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -195,8 +195,14 @@ def test_command_line_defaults_are_the_library_s() -> None:
     library = {field.name: field.default for field in dataclasses.fields(CertifySettings)}
     for name in ("certify-uap", "harden", "evaluate"):
         for option in citrus.commands[name].params:
-            if option.name in library and option.name != "limit":
+            if option.name in library and option.name not in ("limit", "threads"):
                 assert option.default == library[option.name], (name, option.name)
+
+
+def test_command_line_knows_every_method() -> None:
+    from citrus_tool.harden.methods import METHODS
+
+    assert sorted(options.METHODS) == sorted(METHODS)
 
 
 def test_no_path_of_one_machine_in_any_file() -> None:

@@ -132,7 +132,7 @@ run_options = stacked(
                  help="Draws splits, batches and starting points."),
 )  # fmt: skip
 
-group_size_option = click.option("--group-size", type=click.IntRange(min=2), default=5, show_default=True,
+group_size_option = click.option("--group-size", type=click.IntRange(min=1), default=5, show_default=True,
                                  help="How many inputs share one perturbation.")  # fmt: skip
 
 certify_options = stacked(
@@ -145,11 +145,20 @@ certify_options = stacked(
 )  # fmt: skip
 
 attack_options = stacked(
-    click.option("--attack-steps", type=click.IntRange(min=0), default=100, show_default=True,
+    click.option("--attack-steps", type=click.IntRange(min=0), default=50, show_default=True,
                  help="Gradient steps of the attack for each restart."),
-    click.option("--attack-restarts", type=click.IntRange(min=0), default=10, show_default=True,
+    click.option("--attack-restarts", type=click.IntRange(min=0), default=6, show_default=True,
                  help="Restarts of the attack."),
 )  # fmt: skip
+
+METHODS = ("citrus", "standard")
+
+
+def method_option(default: str) -> Callable[[F], F]:
+    """--method with this command's default."""
+    return click.option("--method", type=click.Choice(METHODS), default=default, show_default=True,
+                        help="Training method.")  # fmt: skip
+
 
 recipe_options = stacked(
     click.option("--recipe", metavar="NAME", help="Training recipe [default: the one for the data set]."),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @options.data_options
 @options.normalisation_options
 @options.eps_option
-@click.option("--method", default="citrus", show_default=True, help="Training method.")
+@options.method_option("citrus")
 @options.recipe_options
 @click.option(
     "--init",
@@ -137,7 +137,7 @@ def figure_rows(*figures: Figures) -> list[list[str]]:
 @click.command()
 @click.argument("architecture")
 @options.data_options
-@click.option("--method", default="standard", show_default=True, help="Training method.")
+@options.method_option("standard")
 @click.option("--eps", type=options.Eps(), default=None, help="Radius for a certified method, in pixel space.")
 @options.recipe_options
 @click.option("--out", type=options.PATH, metavar="M.onnx", help="The ONNX file [default: RUN_DIR/ARCHITECTURE.onnx].")
