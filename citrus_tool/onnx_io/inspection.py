@@ -77,7 +77,7 @@ class Inspection:
             [
                 node.name,
                 node.operator,
-                " + ".join(node.layers) if node.layers else node.reason or STATUS[node.status],
+                "; ".join(t for t in (" + ".join(node.layers), node.reason) if t) or STATUS[node.status],
                 str(node.parameters or ""),
                 "x".join(map(str, node.shape)) if node.shape is not None else "",
             ]

@@ -143,9 +143,17 @@ def lower(
             network, bindings = _close(lowering, values.get(graph.output[0].name), where)
         except UnsupportedNetworkError as error:
             problem = error
-    counts = {i: sum(p.numel() for p in new if p.requires_grad) for i, new in created.items()}
-    final = tuple(replace(record, parameters=counts.get(i, 0)) for i, record in enumerate(records))
+    final = tuple(_counted(record, created.get(i, [])) for i, record in enumerate(records))
     return Lowered(network=network, bindings=bindings, records=final, problem=problem)
+
+
+def _counted(record: NodeRecord, weights: list[nn.Parameter]) -> NodeRecord:
+    frozen = any(not p.requires_grad for p in weights)
+    return replace(
+        record,
+        parameters=sum(p.numel() for p in weights if p.requires_grad),
+        reason="weights frozen: computed in the file, or used in another role too" if frozen else record.reason,
+    )
 
 
 def _close(lowering: Lowering, output: Value | None, where: str) -> tuple[Network, tuple[Binding, ...]]:

@@ -157,7 +157,8 @@ class Lowering:
         """The trainable weight that shows `constant`; the same object for the same view of the same tensor."""
         value = torch.from_numpy(_view(float32(constant), transpose, scale, shape))
         if constant.tensor is None:
-            return nn.Parameter(value, requires_grad=False)
+            self.created.append(nn.Parameter(value, requires_grad=False))
+            return self.created[-1]
         view = View(tensor=constant.tensor, transposed=constant.transposed ^ transpose, scale=scale, shape=tuple(shape))
         if view not in self.parameters:
             self.parameters[view] = nn.Parameter(value)

@@ -280,6 +280,7 @@ def test_computed_weights_are_kept_but_frozen(tmp_path: Path) -> None:
     model = onnx_io.read(save(proto(nodes, {"w": weights(72, 3), "two": np.array(2, C)}), tmp_path))
     assert model.bindings == ()
     assert not any(p.requires_grad for p in model.network.parameters())
+    assert "weights frozen" in onnx_io.inspect(model.path).nodes[-1].reason
     require_agreement(model)
 
 

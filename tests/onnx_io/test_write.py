@@ -6,6 +6,7 @@ import dataclasses
 import gzip
 import hashlib
 import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -199,12 +200,13 @@ def test_folder_as_name(model: OnnxModel, tmp_path: Path) -> None:
         onnx_io.write(model, tmp_path, metadata={})
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_folder_that_is_not_writable(model: OnnxModel, tmp_path: Path) -> None:
-    closed = tmp_path / "closed"
-    closed.mkdir(mode=0o500)
-    with pytest.raises(InputFileError, match="cannot be written"):
-        onnx_io.write(model, closed / "out.onnx", metadata={})
+def test_folder_that_is_not_writable(model: OnnxModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(**_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", denied)  # root may write everywhere, whatever the folder's mode
+    with pytest.raises(InputFileError, match=r"cannot be written to \(Permission denied\); name another folder"):
+        onnx_io.write(model, tmp_path / "out.onnx", metadata={})
 
 
 def test_full_disk_leaves_nothing_behind(model: OnnxModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
