@@ -286,8 +286,8 @@ def harden_file(
     """Trains the file's network by `recipe` and writes it to `out` with only its weights changed.
 
     The epoch is chosen on the validation split. Before and after are judged on the test split: standard accuracy on
-    all of it, the rest by `certify` at the recipe's eps. `run_dir` receives `settings`, the report and, unless
-    `keep_checkpoints` is off, the checkpoints that `resume` needs.
+    all of it, the rest by `certify` at the recipe's eps. `run_dir` receives `settings`, the journals of both
+    certifications, the report and, unless `keep_checkpoints` is off, the checkpoints that `resume` needs.
 
     Raises:
         CitrusError: a file, an option or the data is wrong; nothing has been written then.
@@ -302,21 +302,21 @@ def harden_file(
     _require_outputs(out, run_dir, fresh=keep_checkpoints and not resume)
     threat = Threat(eps=recipe.eps)
     _save_settings(run_dir, settings)
-    before = _figures(model, test, threat, certify, where, progress, "before: ")
+    before = _figures(model, test, threat, certify, where, progress, run_dir / "before.jsonl", resume)
     result = trainer.fit(
         model.network,
         train,
         validation,
         recipe,
         run_dir=run_dir if keep_checkpoints else None,
-        resume=resume,
+        resume=resume and checkpoint.exists(run_dir),  # a run that was stopped before training has none yet
         device=where,
         progress=progress,
     )
     hardened = onnx_io.write(
         dataclasses.replace(model, network=result.network), out, metadata=_metadata(recipe, choice)
     )
-    after = _figures(hardened, test, threat, certify, where, progress, "after: ")
+    after = _figures(hardened, test, threat, certify, where, progress, run_dir / "after.jsonl", resume)
     progress.finish()
     report = HardenReport(
         model=source.path,
@@ -426,7 +426,7 @@ def evaluate_file(
     dataset = choice.load(split)
     model = source.read(dataset)
     judged = dataset.take(certify.limit) if certify.limit is not None else dataset
-    figures = _figures(model, dataset, threat, certify, where, progress, "")
+    figures = _figures(model, dataset, threat, certify, where, progress)
     robust = _pgd_correct(model.network, judged, threat, pgd_steps, certify.seed, where, progress)
     progress.finish()
     return Evaluation(
@@ -580,10 +580,13 @@ def _figures(
     certify: CertifySettings,
     device: str,
     progress: Progress,
-    stage: str,
+    journal: Path | None = None,
+    resume: bool = False,
 ) -> Figures:
-    certificate = certify_uap(model, dataset, threat, certify, device=device, progress=progress).to_json()
-    correct = _standard_correct(OnnxRunner(model), dataset, progress, f"{stage}standard accuracy")
+    certificate = certify_uap(
+        model, dataset, threat, certify, device=device, journal=journal, resume=resume, progress=progress
+    ).to_json()
+    correct = _standard_correct(OnnxRunner(model), dataset, progress, "standard accuracy")
     return Figures(
         standard_accuracy=100 * correct / len(dataset),
         ibp_certified_accuracy=100 * certificate["ibp_certified"] / certificate["inputs"],

@@ -1,0 +1,252 @@
+"""Every command on the embedded digits, with tiny budgets: what it prints, writes and leaves alone."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from citrus_tool import __version__
+from tests.cli.toys import Run, classifier
+
+CERTIFICATE = {
+    "model", "sha256", "data", "split", "eps", "group_size", "protocol", "inputs", "clean_correct", "ibp_certified",
+    "individually_certified", "certified", "attacked", "certified_uap_accuracy", "attacked_uap_accuracy",
+    "standard_accuracy", "seconds", "version", "settings", "groups",
+}  # fmt: skip
+FIGURES = {"standard_accuracy", "ibp_certified_accuracy", "certified_uap_accuracy", "attacked_uap_accuracy"}
+TRAINING = ("--epochs", 2, "--groups-per-batch", 40, "--quiet")
+
+
+def loaded(path: str | Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(Path(path).read_text())
+    return found
+
+
+def files() -> list[str]:
+    return sorted(str(path) for path in Path().rglob("*") if path.is_file())
+
+
+def test_version_and_help(run: Run) -> None:
+    assert run("--version").out == f"citrus {__version__}\n"
+    outcome = run("--help")
+    assert outcome.code == 0
+    order = re.findall(r"^  ([a-z][a-z-]*)  ", outcome.out, re.MULTILINE)
+    assert order == ["demo", "inspect", "harden", "certify-uap", "attack-uap", "evaluate", "train", "data"]
+    assert run().code == 2
+
+
+def test_inspect(run: Run, network: Path) -> None:
+    outcome = run("inspect", network, "--data", "digits", "--json", "i.json")
+    assert outcome.code == 0
+    assert "dense1" in outcome.out
+    assert "difference from onnxruntime" in outcome.out
+    inspection = loaded("i.json")
+    assert inspection["supported"]
+    assert inspection["trainable_parameters"] == 64 * 8 + 8 + 8 * 10 + 10
+    assert json.loads(run("inspect", network, "--json", "-").out)["operators"]["Gemm"] == 2
+
+
+def test_certify(run: Run, network: Path) -> None:
+    arguments = ("certify-uap", network, "--eps", "1/255", "--limit", 12, "--quiet")
+    outcome = run(*arguments, "--json", "c.json")
+    assert outcome.code == 0
+    assert outcome.err == ""
+    certificate = loaded("c.json")
+    assert certificate.keys() >= CERTIFICATE
+    assert certificate["eps"] == 1 / 255
+    assert [len(group["indices"]) for group in certificate["groups"]] == [5, 5, 2]
+    assert re.search(rf"certified UAP +{certificate['certified']} ", outcome.out)
+    assert certificate == loaded("runs/toy_certify/certificate.json")
+    written = ["certificate.json", "journal.jsonl", "settings.toml"]
+    assert files() == ["c.json", *(f"runs/toy_certify/{name}" for name in written)]
+    resumed = json.loads(run(*arguments, "--resume", "--json", "-").out)
+    assert {**resumed, "seconds": 0, "stages": {}} == {**certificate, "seconds": 0, "stages": {}}
+
+
+def test_settings_of_a_run_repeat_it_and_flags_win(run: Run, network: Path) -> None:
+    run("certify-uap", network, "--eps", 0.03, "--limit", 6, "--group-size", 3, "--run-dir", "a", "--quiet")
+    settings = tomllib.loads(Path("a/settings.toml").read_text())
+    assert settings["eps"] == 0.03
+    assert settings["group-size"] == 3
+    again = run(
+        "certify-uap", network, "--config", "a/settings.toml", "--run-dir", "b", "--limit", 4, "--json", "-", "--quiet"
+    )
+    certificate = json.loads(again.out)
+    assert (certificate["eps"], certificate["group_size"], certificate["inputs"]) == (0.03, 3, 4)
+
+
+def test_protocol_correct(run: Run, network: Path) -> None:
+    arguments = ("--eps", 0, "--limit", 5, "--protocol", "correct", "--bounds", "ibp", "--quiet", "--json", "-")
+    certificate = json.loads(run("certify-uap", network, *arguments).out)
+    assert certificate["inputs"] == certificate["clean_correct"] <= 5
+
+
+def test_attack(run: Run, network: Path) -> None:
+    arguments = ("attack-uap", network, "--eps", 0.1, "--limit", 7, "--attack-steps", 5, "--quiet")
+    outcome = run(*arguments, "--save", "u.npy", "--json", "a.json")
+    assert outcome.code == 0
+    report = loaded("a.json")
+    assert 0 <= report["attacked"] <= report["clean_correct"] <= report["inputs"] == 7
+    u = np.load("u.npy")
+    assert (u.shape, u.dtype) == ((2, 1, 8, 8), np.float32)
+    assert np.abs(u).max() <= 0.1
+    whole = json.loads(run(*arguments, "--scope", "dataset", "--save", "all.npy", "--json", "-").out)
+    assert whole["groups"] == 1
+    assert whole["group_size"] == 7
+    assert np.load("all.npy").shape == (1, 1, 8, 8)
+
+
+def test_attack_counts_what_the_file_says(run: Run, network: Path) -> None:
+    """Replays the saved perturbations on onnxruntime with nothing but numpy in between."""
+    import onnxruntime
+
+    from citrus_tool.data import load
+
+    outcome = run("attack-uap", network, "--eps", 0.2, "--limit", 7, "--save", "u.npy", "--json", "-", "--quiet")
+    data = load("digits", split="test", limit=7)
+    x = data.images.numpy() + np.load("u.npy").repeat(5, axis=0)[:7]
+    logits = onnxruntime.InferenceSession(str(network), providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
+    assert json.loads(outcome.out)["attacked"] == (logits.argmax(axis=1) == data.labels.numpy()).sum()
+
+
+def test_evaluate(run: Run, network: Path) -> None:
+    outcome = run("evaluate", network, "--eps", 0.02, "--limit", 10, "--pgd-steps", 3, "--quiet", "--json", "e.json")
+    assert outcome.code == 0
+    found = loaded("e.json")
+    assert found.keys() >= FIGURES | {"pgd_accuracy"}
+    assert found["inputs"] == 10
+    assert found["ibp_certified_accuracy"] <= found["certified_uap_accuracy"] <= found["attacked_uap_accuracy"]
+    assert "PGD (one input each)" in outcome.out
+    assert not Path("runs").exists()
+
+
+def test_harden(run: Run, tmp_path: Path) -> None:
+    model = classifier(tmp_path / "M.onnx")
+    before = model.read_bytes()
+    arguments = ("harden", "M.onnx", "--eps", 0.05, "--limit", 10, *TRAINING, "--seed", 3)
+    outcome = run(*arguments, "--json", "h.json")
+    assert outcome.code == 0, outcome.err
+    report = loaded("h.json")
+    assert {"model", "out", "method", "eps", "epochs", "seconds", "history", "before", "after"} <= report.keys()
+    assert report["before"].keys() == report["after"].keys() == FIGURES
+    assert report["before"] != report["after"]
+    assert [entry["epoch"] for entry in report["history"]] == [1, 2]
+    assert report["recipe"]["seed"] == 3
+    assert re.search(r"standard +\d+\.\d\d +\d+\.\d\d", outcome.out)
+    assert report == loaded("runs/M_citrus/report.json")
+    assert model.read_bytes() == before
+    written = onnx.load(report["out"])
+    assert [node.op_type for node in written.graph.node] == ["Flatten", "Gemm", "Relu", "Gemm"]
+    assert {entry.key: entry.value for entry in written.metadata_props} == {
+        "citrus_version": __version__, "method": "citrus", "eps": "0.05",
+        "tau": repr(report["recipe"]["tau_ratio"] * 0.05), "group_size": "5", "epochs": "2",
+        "seed": "3", "data": "digits",
+    }  # fmt: skip
+    again = run(*arguments)
+    assert again.code == 2
+    assert "already holds a run; add --resume" in again.err
+    resumed = run(*arguments, "--resume", "--json", "-")
+    assert json.loads(resumed.out)["after"] == report["after"]
+
+
+def test_train(run: Run) -> None:
+    outcome = run("train", "mlp", *TRAINING, "--out", "M.onnx", "--json", "t.json")
+    assert outcome.code == 0, outcome.err
+    report = loaded("t.json")
+    assert report["method"] == "standard"
+    assert report["epochs"] == 2
+    assert run("inspect", "M.onnx", "--data", "digits").code == 0
+    same = json.loads(run("train", "mlp", *TRAINING, "--run-dir", "r", "--json", "-").out)
+    assert same["standard_accuracy"] == report["standard_accuracy"]
+    assert Path(same["out"]).read_bytes() == Path("M.onnx").read_bytes()
+
+
+def test_an_interrupted_run_is_resumed(run: Run, network: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from citrus_tool.errors import InterruptedRunError
+    from citrus_tool.harden import trainer
+
+    def stop(*_: object, **__: object) -> None:
+        raise InterruptedRunError("stopped in epoch 1; continue with --resume.")
+
+    arguments = ("harden", network, "--eps", 0.05, "--limit", 5, *TRAINING)
+    with monkeypatch.context() as patched:
+        patched.setattr(trainer, "fit", stop)
+        outcome = run(*arguments)
+    assert outcome.code == 5
+    assert outcome.err == "citrus: error: stopped in epoch 1; continue with --resume.\n"
+    assert files() == ["runs/toy_citrus/before.jsonl", "runs/toy_citrus/settings.toml"]
+    assert run(*arguments, "--resume").code == 0
+
+
+def test_a_check_that_fails_exits_4(run: Run, network: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from citrus_tool.errors import SoundnessError
+
+    def fail(*_: object, **__: object) -> None:
+        raise SoundnessError("group 0: certified count 3 lies above attacked count 2.")
+
+    monkeypatch.setattr("citrus_tool.workflow.certify_uap", fail)
+    assert run("certify-uap", network, "--eps", 0.1).code == 4
+
+
+def test_npz_and_folder(run: Run, network: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 255, (40, 1, 8, 8), dtype=np.uint8), np.arange(40) % 10
+    np.savez(tmp_path / "toy.npz", x=x, y=y)
+    for image, label in zip(x, y, strict=True):
+        folder = tmp_path / "images" / str(label)
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[0]).save(folder / f"{len(list(folder.iterdir()))}.png")
+    found = [
+        json.loads(run("certify-uap", network, "--data", data, "--eps", 0.01, "--quiet", "--json", "-").out)
+        for data in ("toy.npz", "images")
+    ]
+    assert found[0]["inputs"] == found[1]["inputs"] == 10
+
+
+def test_data_list(run: Run) -> None:
+    outcome = run("data", "list", "--data-root", "nowhere", "--json", "d.json")
+    assert outcome.code == 0
+    assert re.search(r"^digits +embedded$", outcome.out, re.MULTILINE)
+    assert re.search(r"^mnist +missing: on a machine with internet run", outcome.out, re.MULTILINE)
+    entries = {entry["name"]: entry for entry in loaded("d.json")["data"]}
+    assert entries["digits"]["there"]
+    assert entries["mnist"] == {**entries["mnist"], "there": False, "found": None, "searched": ["nowhere"]}
+
+
+def test_data_prepare(run: Run) -> None:
+    outcome = run("data", "prepare", "digits")
+    assert [line.split()[:4] for line in outcome.out.splitlines()[1:]] == [
+        ["train", "1078", "1x8x8", "10"],
+        ["validation", "360", "1x8x8", "10"],
+        ["test", "359", "1x8x8", "10"],
+    ]
+
+
+@pytest.mark.parametrize("seconds", [0.0, 25.0])
+def test_progress_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Without a terminal: a line about every ten seconds with rate and time left, none for what is quick."""
+    from citrus_tool.cli import terminal
+
+    now = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    lines = terminal.Lines()
+    lines.start("groups", 50, "groups")
+    for _ in range(25):
+        now += seconds / 25
+        lines.advance(1, "certified 90.0 %")
+    lines.finish()
+    printed = capsys.readouterr().err.splitlines()
+    if seconds == 0.0:
+        assert printed == []
+    else:
+        assert len(printed) == 3
+        assert printed[0] == "groups: 10/50 groups in 0:10, 1/s, 0:40 left, certified 90.0 %"
