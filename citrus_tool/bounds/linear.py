@@ -45,6 +45,19 @@ Pair = tuple[int, int]
 Shape = tuple[int, ...]
 
 
+def frame(values: Tensor, first: Pair, last: Pair) -> Tensor:
+    """values[..., first:last] over the last two axes, with zeros where the range leaves the map."""
+    index: list[slice] = []
+    pads: list[int] = []
+    for axis in (0, 1):
+        start = min(max(first[axis], 0), values.shape[axis - 2])
+        stop = min(max(last[axis], start), values.shape[axis - 2])
+        before = min(max(start - first[axis], 0), last[axis] - first[axis])
+        index.append(slice(start, stop))
+        pads = [before, last[axis] - first[axis] - before - (stop - start), *pads]
+    return functional.pad(values[..., index[0], index[1]], pads)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Window:
     """Where rows' windows lie in a map: row r starts at position[r] * stride + offset (may lie outside the map).
@@ -72,12 +85,11 @@ class Window:
 
     def gather(self, values: Tensor, sample: Tensor, extent: Pair) -> Tensor:
         """values (n, C, H, W) at every row's window: (R, C, *extent), zeros outside the map."""
-        channels, height, width = values.shape[1:]
         first, last = self.cover(extent)
-        canvas = functional.pad(values, (-first[1], last[1] - width, -first[0], last[0] - height))
+        canvas = frame(values, first, last)
         columns = functional.unfold(canvas, extent, stride=self.stride).transpose(1, 2)
         index = (sample * self.grid[0] + self.position[:, 0]) * self.grid[1] + self.position[:, 1]
-        return columns.reshape(-1, columns.shape[2]).index_select(0, index).reshape(-1, channels, *extent)
+        return columns.reshape(-1, columns.shape[2]).index_select(0, index).reshape(-1, values.shape[1], *extent)
 
     def scatter(self, coefficient: Tensor, shape: Shape) -> Tensor:
         """Windows (R, C, h, w) laid into zero maps (R, *shape); what lies outside the map is dropped."""
@@ -89,8 +101,8 @@ class Window:
         x = start[:, 1, None] + torch.arange(extent[1], device=start.device)
         index = (y[:, :, None] * wide + x[:, None, :]).reshape(rows, 1, -1).expand(-1, channels, -1)
         canvas = coefficient.new_zeros(rows, channels, high * wide).scatter(2, index, coefficient.flatten(2))
-        pads = (first[1], shape[-1] - last[1], first[0], shape[-2] - last[0])
-        return functional.pad(canvas.reshape(rows, channels, high, wide), pads)
+        corner = (-first[0], -first[1])
+        return frame(canvas.reshape(rows, channels, high, wide), corner, (corner[0] + shape[-2], corner[1] + shape[-1]))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,8 @@ of single neurons are the package's; they have tests of their own.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -15,6 +17,7 @@ from citrus_tool.network import INPUT, Network, Node, size
 from citrus_tool.threat import Box
 
 
+@functools.lru_cache(maxsize=64)
 def _matrices(network: Network, node: Node) -> tuple[list[Tensor], Tensor]:
     """A linear layer as (one matrix per input, shift)."""
     shapes = [network.shape_of(name) for name in node.inputs]

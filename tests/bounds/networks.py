@@ -24,7 +24,7 @@ from citrus_tool.network import (
 )
 from citrus_tool.threat import Box
 
-SHAPE = (2, 7, 6)
+SHAPE = (2, 6, 7)
 CLASSES = 4
 
 
@@ -127,18 +127,11 @@ def random_network(seed: int) -> Network:
     """A network in float64; the same for the same seed."""
     torch.manual_seed(seed)
     sketch = _Sketch(seed)
-    parts = (sketch.conv, sketch.conv, sketch.conv, sketch.residual, sketch.projected, sketch.norm, sketch.affine) + (
-        sketch.activation,
-        sketch.fork,
-        sketch.average,
-        sketch.maximum,
-        sketch.move,
-        sketch.border,
-        sketch.cut,
-    )
+    layers = (sketch.conv, sketch.conv, sketch.conv, sketch.norm, sketch.affine, sketch.activation, sketch.average)
+    graphs = (sketch.residual, sketch.projected, sketch.fork, sketch.maximum, sketch.move, sketch.border, sketch.cut)
     sketch.conv()
     for _ in range(sketch.random.randrange(1, 6)):
-        sketch.random.choice(parts)()
+        sketch.random.choice(layers + graphs)()
         if sketch.random.random() < 0.4:
             sketch.activation()
     sketch.add(Reshape((size(sketch.shape),)))

@@ -15,7 +15,7 @@ from citrus_tool.bounds import crown as module
 from citrus_tool.bounds.crown import Intermediate, LinearMargins, chunks, crown, relax
 from citrus_tool.bounds.interval import margins
 from citrus_tool.bounds.linear import BACKWARD, Reading, concretise, seed, to_input
-from citrus_tool.bounds.relaxation import OPEN, RELAXATIONS
+from citrus_tool.bounds.relaxation import OPEN, RELAXATIONS, Lines
 from citrus_tool.bounds.rounding import outward_margins
 from citrus_tool.errors import UnsupportedNetworkError
 from citrus_tool.network import CANONICAL, Network, Reshape, chain, size
@@ -206,7 +206,7 @@ def test_slopes_can_be_optimised() -> None:
     boxes, relaxations, _ = relax(network, box)
     free = {}
     for name, lines in relaxations.items():
-        if isinstance(lines, module.Lines):
+        if isinstance(lines, Lines):
             source = next(n for n in network.nodes if n.name == name).inputs[0]
             kinked = (boxes[source].lower < 0) & (boxes[source].upper > 0)
             relaxations[name] = replace(lines, lower_slope=torch.where(kinked, 0.5, lines.lower_slope).requires_grad_())
