@@ -63,16 +63,26 @@ class _SubPixelConv(torch.autograd.Function):
 
 def _input_gradient(grad: Tensor, weight: Tensor, stride: int, padding: Sequence[int], shape: Sequence[int]) -> Tensor:
     """The gradient at the input (n, C, H, W) of a convolution from `grad` at its output (n, O, h, w)."""
-    out_channels, in_channels, height, width = weight.shape
-    weight = F.pad(weight, (0, -width % stride, 0, -height % stride))
-    rows, columns = weight.shape[2] // stride, weight.shape[3] // stride
-    phases = (
-        weight.reshape(out_channels, in_channels, rows, stride, columns, stride).permute(1, 3, 5, 0, 2, 4).flip(4, 5)
+    n, in_channels, height, width = shape
+    weight = F.pad(weight, (0, -weight.shape[3] % stride, 0, -weight.shape[2] % stride))
+    out_channels, _, rows, columns = weight.shape
+    rows, columns = rows // stride, columns // stride
+    channels_last = weight.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    # one stride-1 convolution makes all phases (p, q), each with in_channels channels
+    phases = weight.reshape(out_channels, in_channels, rows, stride, columns, stride).permute(3, 5, 1, 0, 2, 4)
+    phases = phases.flip(4, 5).reshape(-1, out_channels, rows, columns).contiguous(memory_format=layout)
+    parts = F.conv2d(grad, phases, padding=(rows - 1, columns - 1))
+    down, right = parts.shape[2], parts.shape[3]
+    # pixel (stride * i + p, stride * j + q) of the padded input is phase (p, q) at (i, j); beyond the last one is 0
+    bottom, side = max(down * stride, padding[0] + height), max(right * stride, padding[1] + width)
+    padded = torch.empty((n, in_channels, bottom, side), dtype=grad.dtype, device=grad.device, memory_format=layout)
+    padded[:, :, down * stride :].zero_()
+    padded[:, :, :, right * stride :].zero_()
+    n_stride, c_stride, y_stride, x_stride = padded.stride()
+    view = padded.as_strided(
+        (n, in_channels, down, stride, right, stride),
+        (n_stride, c_stride, stride * y_stride, y_stride, stride * x_stride, x_stride),
     )
-    phases = phases.reshape(in_channels * stride * stride, out_channels, rows, columns)
-    full = F.pixel_shuffle(F.conv2d(grad, phases, padding=(rows - 1, columns - 1)), stride)
-    bottom = shape[2] - (full.shape[2] - padding[0])
-    right = shape[3] - (full.shape[3] - padding[1])
-    if not (padding[0] or padding[1] or bottom or right):
-        return full
-    return F.pad(full, (-padding[1], right, -padding[0], bottom))
+    view.copy_(parts.reshape(n, stride, stride, in_channels, down, right).permute(0, 3, 4, 1, 5, 2))
+    return padded[:, :, padding[0] : padding[0] + height, padding[1] : padding[1] + width]

@@ -34,6 +34,6 @@ def test_other_convolutions(options: dict[str, object]) -> None:
     x = torch.randn(2, 2, 9, 9, dtype=torch.float64, requires_grad=True)
     got, want = conv2d(layer, x, layer.weight, layer.bias), layer(x)
     torch.testing.assert_close(got, want)
-    inputs = tuple(layer.parameters()) + (x,)
+    inputs = (*layer.parameters(), x)
     for a, b in zip(torch.autograd.grad(got.sum(), inputs), torch.autograd.grad(want.sum(), inputs), strict=True):
         torch.testing.assert_close(a, b)

@@ -68,8 +68,7 @@ def pgd(
             with torch.enable_grad(), torch.autocast(x.device.type, dtype=dtype, enabled=dtype is not None):
                 loss = F.cross_entropy(walk(network, ATTACKED, x + v).to(x.dtype), labels, reduction="sum")
             (gradient,) = torch.autograd.grad(loss, v)
-            v = v.detach().add_(gradient.sign_() * (fraction * size))
-            v = torch.minimum(torch.maximum(v, -size), size)
+            v = torch.clamp(v.detach().addcmul_(gradient.sign_(), size, value=fraction), -size, size)
     return v
 
 

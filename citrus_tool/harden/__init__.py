@@ -1,0 +1,1 @@
+"""Certified training: one file per method, and the loop that runs any of them."""

@@ -75,29 +75,49 @@ def _concat(layer: Concat, *boxes: Box) -> Box:
 
 
 class _BoxReLU(torch.autograd.Function):
-    """ReLU of the box [c - r, c + r]; half of the memory traffic of autograd through lower and upper bounds.
+    """ReLU of the box [c - r, c + r] in blocks that stay in the cache, where autograd streams every pass.
 
     With l = relu(c - r), u = relu(c + r): out = ((u + l) / 2, (u - l) / 2).
     """
 
     @staticmethod
     def forward(ctx: Any, centre: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
-        lower = (centre - radius).relu_()
-        upper = (centre + radius).relu_()
-        ctx.save_for_backward(lower > 0, upper > 0)
+        lower, upper, middle, half = (torch.empty_like(centre) for _ in range(4))
+        for rows in _blocks(centre):
+            low, up, mid, rad = lower[rows], upper[rows], middle[rows], half[rows]
+            r = radius if radius.shape[0] != centre.shape[0] else radius[rows]
+            torch.sub(centre[rows], r, out=low)
+            torch.add(centre[rows], r, out=up)
+            torch.clamp(low, min=0, out=low)
+            torch.clamp(up, min=0, out=up)
+            torch.add(low, up, out=mid).mul_(0.5)
+            torch.sub(up, mid, out=rad)
+        ctx.save_for_backward(lower, upper)
         ctx.shared_radius = radius.shape[0] != centre.shape[0]
-        half = (upper - lower).mul_(0.5)
-        return upper.sub_(half), half
+        return middle, half
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
-        at_centre, at_radius = grads
-        lower_active, upper_active = ctx.saved_tensors
-        at_upper = (at_centre + at_radius).mul_(0.5).mul_(upper_active)
-        at_lower = (at_centre - at_radius).mul_(0.5).mul_(lower_active)
-        summed = at_upper + at_lower
-        difference = at_upper.sub_(at_lower)
-        return summed, difference.sum(0, keepdim=True) if ctx.shared_radius else difference
+        lower, upper = ctx.saved_tensors
+        at_centre = torch.empty_like(lower)
+        at_radius = torch.zeros_like(lower[:1]) if ctx.shared_radius else torch.empty_like(lower)
+        for rows in _blocks(lower):
+            c, r = (grad[rows] for grad in grads)
+            at_upper = torch.ops.aten.threshold_backward((c + r).mul_(0.5), upper[rows], 0)
+            at_lower = torch.ops.aten.threshold_backward((c - r).mul_(0.5), lower[rows], 0)
+            torch.add(at_upper, at_lower, out=at_centre[rows])
+            if ctx.shared_radius:
+                at_radius += at_upper.sub_(at_lower).sum(0, keepdim=True)
+            else:
+                torch.sub(at_upper, at_lower, out=at_radius[rows])
+        return at_centre, at_radius
+
+
+def _blocks(x: Tensor) -> list[slice]:
+    """Slices of the batch axis of about 64k entries on the CPU, one slice elsewhere."""
+    n = x.shape[0]
+    rows = max(1, 65536 * n // max(1, x.numel())) if x.device.type == "cpu" else n
+    return [slice(start, start + rows) for start in range(0, n, rows)]
 
 
 TRAINING: Rules = {**INTERVAL, nn.Conv2d: _conv, nn.ReLU: _relu, Concat: _concat}

@@ -45,6 +45,7 @@ def save(run_dir: Path, checkpoint: Checkpoint) -> None:
 
 
 def exists(run_dir: Path) -> bool:
+    """Whether the run folder holds a checkpoint."""
     return (run_dir / FILE_NAME).is_file()
 
 

@@ -90,7 +90,7 @@ class Recipe:
         rising = list(self.milestones) == sorted(set(self.milestones))
         if not rising or any(not 0 < m < self.epochs for m in self.milestones):
             raise UsageError(
-                f"milestones are {self.milestones}; they must rise and lie between 1 and {self.epochs - 1} (epochs - 1)."
+                f"milestones are {self.milestones}; they must rise and lie between 1 and epochs - 1 = {self.epochs - 1}."
             )
         for name, allowed in (("box_loss", ("sum", "mean")), ("init", ("keep", "shi"))):
             if getattr(self, name) not in allowed:
@@ -198,7 +198,7 @@ RECIPES: Mapping[str, NamedRecipe] = {
         source="this project: plain training of a small network from scratch or from a file",
     ),
 }  # fmt: skip
-"""Recipes by name. The table of published ones is in Mueller et al. 2022, Shi et al. 2021 and the paper's appendix C."""
+"""Recipes by name."""
 
 
 def named(name: str) -> Recipe:

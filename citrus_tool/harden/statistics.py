@@ -11,7 +11,6 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from citrus_tool.bounds.interval import batch_norm_affine
 from citrus_tool.convolution import conv2d

@@ -1,0 +1,314 @@
+"""The training loop: it learns, continues bit for bit, stops cleanly, and says what is wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from citrus_tool import architectures
+from citrus_tool.data import Dataset, load
+from citrus_tool.errors import CheckFailedError, DataError, InputFileError, InterruptedRunError, UsageError
+from citrus_tool.harden import checkpoint, trainer
+from citrus_tool.harden.recipes import Recipe
+from citrus_tool.harden.trainer import accuracy, certified_accuracy, fit
+from citrus_tool.network import Network, Reshape, chain
+from citrus_tool.progress import Progress
+
+RECIPE = Recipe(
+    eps=0.05, tau_ratio=0.5, epochs=3, warmup_epochs=1, ramp_epochs=1, milestones=(2,), lr=1e-3, l1=1e-5,
+    group_size=3, groups_per_batch=4, pgd_steps=2, certified_inputs=10, flip=True, crop_padding=1,
+)  # fmt: skip
+
+
+def _data(n: int, seed: int = 0, split: str = "train") -> Dataset:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (n, 1, 6, 6), dtype=torch.uint8, generator=generator)
+    labels = (images[:, 0, :3].double().mean((1, 2)) > images[:, 0, 3:].double().mean((1, 2))).long()
+    return Dataset(name="halves", split=split, images=images, labels=labels, num_classes=2)
+
+
+def _network(seed: int = 0) -> Network:
+    torch.manual_seed(seed)
+    layers = [nn.Conv2d(1, 4, 3, stride=2), nn.BatchNorm2d(4), nn.ReLU(), Reshape((16,)), nn.Linear(16, 2)]
+    return chain(layers, (1, 6, 6))
+
+
+TRAIN, VALIDATION = _data(47), _data(20, seed=1, split="validation")
+BATCHES = 4  # 45 of 47 inputs make groups of 3; 12 a batch
+
+
+class _Recorder(Progress):
+    """Keeps what it is told, and sends SIGINT after `stop_after` batches."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.total, self.notes, self.batches, self.stop_after = 0, [], 0, stop_after
+
+    def start(self, stage: str, total: int | None, unit: str) -> None:
+        self.total, self.stage = total or 0, stage
+
+    def advance(self, amount: int = 1, note: str = "") -> None:
+        self.batches += amount
+        self.notes.append(note)
+        if self.batches == self.stop_after:
+            signal.raise_signal(signal.SIGINT)
+
+    def finish(self) -> None:
+        self.notes.append("finished")
+
+
+def _state(network: Network) -> dict[str, Tensor]:
+    return network.state_dict()
+
+
+def _same(a: Network, b: Network) -> bool:
+    return all(torch.equal(value, _state(b)[name]) for name, value in _state(a).items())
+
+
+def _timeless(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{name: value for name, value in entry.items() if name != "seconds"} for entry in history]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted() -> trainer.TrainResult:
+    return fit(_network(), TRAIN, VALIDATION, RECIPE)
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, BATCHES, BATCHES + 2, 3 * BATCHES - 1, 3 * BATCHES])
+def test_interrupted_and_resumed_equals_uninterrupted(
+    tmp_path: Path, uninterrupted: trainer.TrainResult, stop_after: int
+) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(InterruptedRunError, match=r"its state is in .*: run the same command again with --resume"):
+        fit(_network(), TRAIN, VALIDATION, RECIPE, run_dir=tmp_path, progress=_Recorder(stop_after))
+    assert signal.getsignal(signal.SIGINT) is before
+    progress = _Recorder()
+    resumed = fit(_network(), TRAIN, VALIDATION, RECIPE, run_dir=tmp_path, resume=True, progress=progress)
+    assert _same(resumed.network, uninterrupted.network)
+    assert _timeless(resumed.history) == _timeless(uninterrupted.history)
+    assert resumed.best_epoch == uninterrupted.best_epoch
+    assert progress.batches == progress.total == 3 * BATCHES
+
+
+def test_stopped_twice_and_during_validation(
+    tmp_path: Path, uninterrupted: trainer.TrainResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InterruptedRunError):
+        fit(_network(), TRAIN, VALIDATION, RECIPE, run_dir=tmp_path, progress=_Recorder(2))
+
+    def stopped(*arguments: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+        assert arguments[-1]()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "certified_accuracy", stopped)
+        with pytest.raises(InterruptedRunError, match="in epoch 3 of 3"):
+            fit(_network(), TRAIN, VALIDATION, RECIPE, run_dir=tmp_path, resume=True)
+    resumed = fit(_network(), TRAIN, VALIDATION, RECIPE, run_dir=tmp_path, resume=True)
+    assert _same(resumed.network, uninterrupted.network)
+    assert _timeless(resumed.history) == _timeless(uninterrupted.history)
+
+
+def test_a_finished_run_resumes_to_its_result(tmp_path: Path, uninterrupted: trainer.TrainResult) -> None:
+    first = fit(_network(), TRAIN, VALIDATION, RECIPE, run_dir=tmp_path)
+    again = fit(_network(), TRAIN, VALIDATION, RECIPE, run_dir=tmp_path, resume=True)
+    assert _same(first.network, again.network)
+    assert _same(first.network, uninterrupted.network)
+    assert first.seconds == again.seconds
+
+
+def test_ctrl_c_without_a_run_folder_says_that_nothing_is_kept() -> None:
+    with pytest.raises(
+        InterruptedRunError, match="stopped in epoch 1 of 3; nothing is kept, since there was no --run-dir"
+    ):
+        fit(_network(), TRAIN, VALIDATION, RECIPE, progress=_Recorder(1))
+
+
+@pytest.fixture(scope="module")
+def stopped_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    with pytest.raises(InterruptedRunError):
+        fit(_network(), TRAIN, VALIDATION, RECIPE, run_dir=folder, progress=_Recorder(1))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"recipe": dataclasses.replace(RECIPE, eps=0.06)}, "recipe field eps differs: 0.05 there, 0.06 now"),
+        (
+            {"recipe": dataclasses.replace(RECIPE, milestones=())},
+            r"recipe field milestones differs: \[2\] there, \[\] now",
+        ),
+        ({"train": _data(47, seed=9)}, "train data differs; start a new --run-dir"),
+        ({"validation": _data(20, seed=9)}, "validation data differs; start"),
+        ({"network": _network(seed=4)}, "network differs; start"),
+    ],
+)
+def test_another_run_is_not_continued(stopped_run: Path, changes: dict[str, Any], message: str) -> None:
+    values = {"network": _network(), "train": TRAIN, "validation": VALIDATION, "recipe": RECIPE, **changes}
+    with pytest.raises(UsageError, match=message):
+        fit(
+            values["network"], values["train"], values["validation"], values["recipe"], run_dir=stopped_run, resume=True
+        )
+
+
+def test_a_used_run_folder_is_not_overwritten(stopped_run: Path) -> None:
+    with pytest.raises(UsageError, match="already holds a run; add --resume or choose another --run-dir"):
+        fit(_network(), TRAIN, VALIDATION, RECIPE, run_dir=stopped_run)
+
+
+def test_nothing_to_resume(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="holds no checkpoint to continue; start the run without --resume"):
+        fit(_network(), TRAIN, VALIDATION, RECIPE, run_dir=tmp_path, resume=True)
+    with pytest.raises(UsageError, match="resume needs the run folder"):
+        fit(_network(), TRAIN, VALIDATION, RECIPE, resume=True)
+
+
+def test_damaged_and_foreign_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / checkpoint.FILE_NAME).write_bytes(b"not a checkpoint")
+    with pytest.raises(InputFileError, match="is not a readable checkpoint"):
+        fit(_network(), TRAIN, VALIDATION, RECIPE, run_dir=tmp_path, resume=True)
+    monkeypatch.setattr(checkpoint, "_FORMAT", 99)
+    checkpoint.save(tmp_path, checkpoint.Checkpoint(tensors={}, state={}))
+    monkeypatch.undo()
+    with pytest.raises(InputFileError, match="has checkpoint format 99, not 1"):
+        checkpoint.load(tmp_path)
+
+
+def test_run_folder_that_is_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("")
+    with pytest.raises(InputFileError, match="is a file, not a folder"):
+        fit(_network(), TRAIN, VALIDATION, RECIPE, run_dir=path)
+    with pytest.raises(InputFileError, match="cannot be written"):
+        checkpoint.save(path, checkpoint.Checkpoint(tensors={}, state={}))
+
+
+def test_divergence_is_one_clear_error() -> None:
+    recipe = dataclasses.replace(RECIPE, lr=1e30)
+    with pytest.raises(
+        CheckFailedError, match=r"training diverged: .* in epoch 1, before batch .*lower the learning rate"
+    ):
+        fit(chain([Reshape((36,)), nn.Linear(36, 5), nn.ReLU(), nn.Linear(5, 2)], (1, 6, 6)), TRAIN, VALIDATION, recipe)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options", "message"),
+    [
+        (dataclasses.replace(RECIPE, method="citros"), {}, r"no training method 'citros'; .*Did you mean 'citrus'\?"),
+        (RECIPE, {"device": "tpu"}, "device 'tpu' is unknown; use cpu or cuda"),
+        (dataclasses.replace(RECIPE, group_size=48), {}, "47 training inputs make no group of 48; use more data"),
+    ],
+)
+def test_usage_errors(recipe: Recipe, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        fit(_network(), TRAIN, VALIDATION, recipe, **options)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is present")
+def test_absent_cuda_is_named() -> None:
+    with pytest.raises(UsageError, match="device cuda was asked for, but PyTorch finds none"):
+        fit(_network(), TRAIN, VALIDATION, RECIPE, device="cuda")
+
+
+def test_data_of_another_shape() -> None:
+    with pytest.raises(DataError, match=r"takes inputs of shape \(1, 6, 6\), but data digits has \(1, 8, 8\)"):
+        fit(_network(), load("digits", split="train"), VALIDATION, RECIPE)
+
+
+def test_network_without_weights() -> None:
+    with pytest.raises(UsageError, match="no weights to train"):
+        fit(chain([Reshape((2,))], (1, 1, 2)), _pairs(), _pairs(), dataclasses.replace(RECIPE, flip=False))
+
+
+def _pairs() -> Dataset:
+    images = torch.rand(6, 1, 1, 2)
+    return Dataset(name="pairs", split="train", images=images, labels=images[:, 0, 0].argmax(1), num_classes=2)
+
+
+def test_the_given_network_is_not_touched_and_the_result_is_plain(uninterrupted: trainer.TrainResult) -> None:
+    network = _network()
+    before = {name: value.clone() for name, value in _state(network).items()}
+    result = fit(network, TRAIN, VALIDATION, dataclasses.replace(RECIPE, init="shi"))
+    assert all(torch.equal(before[name], value) for name, value in _state(network).items())
+    assert not _same(result.network, uninterrupted.network)
+    for found in (result.network, uninterrupted.network):
+        assert not found.training
+        assert all(p.is_contiguous() and not p.requires_grad for p in found.parameters())
+
+
+def test_history_tells_the_schedule_and_the_choice(uninterrupted: trainer.TrainResult) -> None:
+    history = uninterrupted.history
+    assert [entry["phase"] for entry in history] == ["warm-up", "ramp", "full"]
+    assert [entry["eps"] for entry in history] == pytest.approx([0.0, 0.05, 0.05])
+    assert [entry["tau"] for entry in history] == pytest.approx([0.0, 0.025, 0.025])
+    assert [entry["lr"] for entry in history] == pytest.approx([1e-3, 1e-3, 2e-4])
+    assert [entry["validation_certified_accuracy"] is None for entry in history] == [True, True, False]
+    assert "shi" in history[0]
+    assert "shi" in history[1]
+    assert "shi" not in history[2]
+    assert all(entry["loss"] > 0 and entry["gradient_norm"] > 0 for entry in history)
+
+
+def test_best_epoch_is_by_the_sum_on_validation() -> None:
+    recipe = dataclasses.replace(
+        RECIPE, epochs=7, warmup_epochs=0, lr=0.02, milestones=(), validate_every=2, flip=False
+    )
+    result = fit(_network(), TRAIN, VALIDATION, recipe)
+    judged = {
+        entry["epoch"]: entry["validation_standard_accuracy"] + entry["validation_certified_accuracy"]
+        for entry in result.history
+        if entry["validation_certified_accuracy"] is not None
+    }
+    assert sorted(judged) == [3, 5, 7]
+    assert result.best_epoch == max(judged, key=lambda epoch: (judged[epoch], -epoch))
+    best = result.history[result.best_epoch - 1]
+    assert accuracy(result.network, VALIDATION) == best["validation_standard_accuracy"]
+    assert certified_accuracy(result.network, VALIDATION.take(10), 0.05) == best["validation_certified_accuracy"]
+
+
+def test_progress_tells_rate_and_time_left() -> None:
+    progress = _Recorder()
+    fit(_network(), TRAIN, VALIDATION, RECIPE, progress=progress)
+    assert progress.stage == "training (citrus)"
+    assert progress.batches == progress.total
+    assert progress.notes[-1] == "finished"
+    assert "epoch 3/3 loss " in progress.notes[-2]
+    assert "images/s" in progress.notes[-2]
+    assert "s left" in progress.notes[-2]
+
+
+def test_an_epoch_of_the_standard_method_is_pytorchs_own_step() -> None:
+    """One batch, no regulariser: the weights move as torch.optim.Adam moves them on the plain loss."""
+    recipe = Recipe(
+        method="standard", eps=0.0, tau_ratio=1.0, epochs=1, warmup_epochs=0, ramp_epochs=0, group_size=2,
+        groups_per_batch=100, shi_lambda=0.0, clip_norm=1e9,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    network = chain([Reshape((36,)), nn.Linear(36, 5), nn.ReLU(), nn.Linear(5, 2)], (1, 6, 6))
+    data = TRAIN.take(46)
+    result = fit(network, data, VALIDATION, recipe)
+    optimiser = torch.optim.Adam(network.parameters(), lr=recipe.lr)
+    nn.functional.cross_entropy(network(data.pixels()), data.labels).backward()
+    optimiser.step()
+    for name, value in result.network.named_parameters():
+        torch.testing.assert_close(value, network.get_parameter(name).detach(), rtol=1e-4, atol=1e-6)
+
+
+def test_digits_become_provable_in_seconds() -> None:
+    """A tiny run on real images: certified accuracy rises far above the standard network's, standard accuracy stays."""
+    train, validation = load("digits", split="train"), load("digits", split="validation")
+    recipe = Recipe(
+        eps=0.05, tau_ratio=0.4, epochs=24, warmup_epochs=1, ramp_epochs=10, milestones=(18,), lr=4e-3,
+        groups_per_batch=10, pgd_steps=3, init="shi", certified_inputs=100, validate_every=6,
+    )  # fmt: skip
+    result = fit(architectures.build("mlp", (1, 8, 8), 10), train, validation, recipe)
+    best = result.history[result.best_epoch - 1]
+    assert best["validation_standard_accuracy"] >= 88
+    assert best["validation_certified_accuracy"] >= 60
