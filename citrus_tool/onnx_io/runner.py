@@ -47,7 +47,9 @@ class OnnxRunner:
         self._where = loaded.path
         options = ort.SessionOptions()
         options.log_severity_level = 4
-        options.intra_op_num_threads = torch.get_num_threads()
+        # one input at a time is too little work to share; threads that spin while they wait starve everything else
+        options.intra_op_num_threads = 1 if contract.batch == 1 else torch.get_num_threads()
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self._session = ort.InferenceSession(
                 loaded.proto.SerializeToString(), sess_options=options, providers=["CPUExecutionProvider"]

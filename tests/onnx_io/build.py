@@ -81,7 +81,9 @@ def layer_names(model: OnnxModel) -> list[str]:
 
 def answer(model: onnx.ModelProto, x: torch.Tensor) -> Array:
     """What onnxruntime makes of `x` (already in the file's layout), one input at a time."""
-    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     name = next(v.name for v in session.get_inputs())
     rows = [session.run(None, {name: x[i : i + 1].numpy()})[0].reshape(-1) for i in range(len(x))]
     return np.stack(rows)

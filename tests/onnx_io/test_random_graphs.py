@@ -131,7 +131,7 @@ def drafts(draw: st.DrawFn) -> tuple[Draft, str]:
     return draft, value
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(drafts(), st.sampled_from([1, "n"]))
 def test_random_graphs_keep_their_function(drawn: tuple[Draft, str], batch: int | str) -> None:
     draft, value = drawn
