@@ -26,12 +26,13 @@ import math
 import re
 import tempfile
 import time
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import highspy
 import numpy as np
@@ -85,11 +86,11 @@ class Planes:
         Evaluated in float64 with the terms' rounding error bounded, so that a pair counts only if its planes are <= 0
         in exact arithmetic: a lower bound of the MILP's optimum for every |u| <= eps.
         """
-        value = self.coefficient @ u + self.offset
-        error = (
-            (self.coefficient.shape[1] + 2) * 2.0**-52 * (np.abs(self.coefficient) @ np.abs(u) + np.abs(self.offset))
-        )
-        allowed = value + error <= 0
+        terms = self.coefficient.shape[1] + 2
+        with np.errstate(invalid="ignore"):  # a plane that is not finite compares as False
+            value = self.coefficient @ u + self.offset
+            error = terms * 2.0**-52 * (np.abs(self.coefficient) @ np.abs(u) + np.abs(self.offset))
+            allowed = value + error <= 0
         pairs = np.stack([self.owner, self.label], axis=1)
         blocked = {(int(i), int(j)) for i, j in pairs[~allowed]}
         return len({int(i) for i, j in pairs if (int(i), int(j)) not in blocked})
@@ -258,12 +259,12 @@ def _model(planes: Planes, eps: float) -> tuple[pulp.LpProblem, dict[int, pulp.L
     a[small] = 0.0
 
     problem = pulp.LpProblem("group", pulp.LpMaximize)
-    v = {int(d): pulp.LpVariable(f"v{d}", -1, 1) for d in np.flatnonzero(np.any(a != 0, axis=0))}
+    v = {int(d): problem.add_variable(f"v{d}", -1, 1) for d in np.flatnonzero(np.any(a != 0, axis=0))}
     z: dict[int, dict[int, pulp.LpVariable]] = {}
     for owner, label in zip(planes.owner.tolist(), planes.label.tolist(), strict=True):
         labels = z.setdefault(owner, {})
         if label not in labels:
-            labels[label] = pulp.LpVariable(f"z{owner}_{label}", cat=pulp.LpBinary)
+            labels[label] = problem.add_variable(f"z{owner}_{label}", cat=pulp.LpBinary)
     problem += pulp.lpSum(variable for labels in z.values() for variable in labels.values())
     for labels in z.values():
         problem += pulp.lpSum(labels.values()) <= 1
@@ -329,6 +330,12 @@ def _single(values: list[str] | None) -> float | None:
         return None
 
 
+def _cbc(**options: Any) -> pulp.PULP_CBC_CMD:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # PuLP 4 moves the bundled CBC to another package
+        return pulp.PULP_CBC_CMD(msg=False, gapRel=0, gapAbs=0, **options)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Cbc(Solver):
     """CBC through PuLP. The answer is read from the log, see `read_cbc_log`; PuLP's status is not used.
@@ -339,14 +346,7 @@ class Cbc(Solver):
     def solve(self, problem: pulp.LpProblem, *, time_limit: float, threads: int) -> Answer:
         with tempfile.TemporaryDirectory(prefix="citrus-cbc-") as folder:
             log = Path(folder) / "log.txt"
-            command = pulp.PULP_CBC_CMD(
-                msg=False,
-                timeLimit=time_limit,
-                gapRel=0,
-                gapAbs=0,
-                threads=threads if threads > 1 else None,
-                logPath=str(log),
-            )
+            command = _cbc(timeLimit=time_limit, threads=threads if threads > 1 else None, logPath=str(log))
             command.tmpDir = folder
             problem.solve(command)
             return read_cbc_log(log.read_text(errors="replace"))
@@ -380,3 +380,10 @@ class Highs(Solver):
 
 SOLVERS: Final[dict[SolverName, Solver]] = {"cbc": Cbc(), "highs": Highs()}
 """The solvers by the name that `--solver` takes."""
+
+
+def named(name: SolverName) -> Solver:
+    """The solver of that name. Raises UsageError for CBC where PuLP brings no executable for this machine."""
+    if name == "cbc" and not _cbc().available():
+        raise UsageError("PuLP has no CBC executable for this machine; use --solver highs.")
+    return SOLVERS[name]

@@ -28,7 +28,7 @@ from citrus_tool.attacks.universal import attack_groups
 from citrus_tool.bounds.crown import Intermediate
 from citrus_tool.certify.certificate import Certificate, GroupResult, Status
 from citrus_tool.certify.journal import Journal, open_journal
-from citrus_tool.certify.master import SOLVERS, Ending, MasterBound, Planes, Solver, SolverName, bound_fooled
+from citrus_tool.certify.master import Ending, MasterBound, Planes, Solver, SolverName, bound_fooled, named
 from citrus_tool.certify.screen import BoundsName, Clean, Screened, clean_stage, correctly_classified, screen
 from citrus_tool.data import Dataset
 from citrus_tool.errors import DataError, InterruptedRunError, SoundnessError, UsageError
@@ -120,7 +120,7 @@ def certify_uap(
         data=data,
         eps=threat.eps,
         settings=settings,
-        solver=solver or SOLVERS[settings.solver],
+        solver=solver or named(settings.solver),
         device=torch.device(device),
     )
     results: dict[int, GroupResult] = {}
