@@ -10,20 +10,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from citrus_tool.network import Affine, Network, Reshape
+from citrus_tool.bounds.interval import INTERVAL
+from citrus_tool.network import Affine, Network, Reshape, walk
 from citrus_tool.threat import Box
 
 
-def dense_crown(network: Network, box: Box, label: int) -> Tensor:
+def dense_crown(network: Network, box: Box, label: int, *, first_by_intervals: bool = False) -> Tensor:
     """Lower bounds (c,) of f_y - f_c for one box of shape (1, *input_shape); +inf at the true class.
 
-    `network` must be a chain of Affine, Conv2d, Linear, ReLU and Reshape.
+    `network` must be a chain of Affine, Conv2d, Linear, ReLU and Reshape. With `first_by_intervals` the rows before
+    the first ReLU, where interval bounds are the same, are spared.
     """
     layers = [node.layer for node in network.nodes]
     shapes = [network.input_shape, *(node.shape for node in network.nodes)]
     bounds: dict[int, tuple[Tensor, Tensor]] = {}
     for i, layer in enumerate(layers):
-        if isinstance(layer, nn.ReLU):
+        if isinstance(layer, nn.ReLU) and first_by_intervals and not bounds:
+            first = walk(network, INTERVAL, box, stop=network.nodes[i - 1].name)
+            bounds[i] = (first.lower.flatten(), first.upper.flatten())
+        elif isinstance(layer, nn.ReLU):
             unit = torch.eye(torch.Size(shapes[i]).numel(), dtype=torch.float64).reshape(-1, *shapes[i])
             bounds[i] = (_bound(layers[:i], shapes, bounds, box, unit), -_bound(layers[:i], shapes, bounds, box, -unit))
     unit = torch.zeros(network.num_classes, network.num_classes, dtype=torch.float64)

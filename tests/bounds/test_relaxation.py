@@ -1,0 +1,103 @@
+"""Linear relaxations of single neurons: sound on a grid for any interval and slope, tight where they should be."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from citrus_tool.bounds.relaxation import RELAXATIONS, SIGMOID, TANH, Lines, Selection, SShaped, s_shaped_offset
+from citrus_tool.threat import Box
+
+ENDS = [-40.0, -9.0, -2.5, -1.0, -0.3, -1e-3, -1e-9, 0.0, 1e-9, 1e-3, 0.2, 1.0, 3.0, 8.0, 40.0]
+INTERVALS = [(a, b) for a, b in itertools.product(ENDS, ENDS) if a <= b]
+LOWER, UPPER = torch.tensor(INTERVALS, dtype=torch.float64).T
+GRID = LOWER + torch.linspace(0, 1, 4001, dtype=torch.float64)[:, None] * (UPPER - LOWER)
+ELEMENTWISE = [nn.ReLU(), nn.LeakyReLU(0.1), nn.LeakyReLU(1.0), nn.Sigmoid(), nn.Tanh()]
+
+
+def _lines(layer: nn.Module) -> tuple[Lines, Tensor]:
+    lines = RELAXATIONS[type(layer)](layer, Box.from_bounds(LOWER, UPPER))
+    below = torch.zeros_like(LOWER) if lines.lower_offset is None else lines.lower_offset
+    return lines, below
+
+
+@pytest.mark.parametrize("layer", ELEMENTWISE, ids=str)
+def test_lines_enclose_the_function(layer: nn.Module) -> None:
+    lines, below = _lines(layer)
+    assert (lines.lower_slope * GRID + below <= layer(GRID) + 1e-15).all()
+    assert (lines.upper_slope * GRID + lines.upper_offset >= layer(GRID) - 1e-15).all()
+    for slope in (lines.lower_slope, lines.upper_slope):
+        assert ((slope >= 0) & (slope <= 1 + 1e-9)).all()
+
+
+@pytest.mark.parametrize("layer", ELEMENTWISE, ids=str)
+def test_lines_touch_the_function(layer: nn.Module) -> None:
+    lines, below = _lines(layer)
+    coarse = 1e-5 * (1 + UPPER - LOWER)  # the grid's own error
+    assert ((layer(GRID) - lines.lower_slope * GRID - below).amin(0) <= coarse).all()
+    assert ((lines.upper_slope * GRID + lines.upper_offset - layer(GRID)).amin(0) <= coarse).all()
+
+
+def test_relu_slopes() -> None:
+    box = Box.from_bounds(torch.tensor([-1.0, -3.0, -2.0, 1.0, -2.0]), torch.tensor([3.0, 1.0, 2.0, 2.0, -1.0]))
+    lines = RELAXATIONS[nn.ReLU](nn.ReLU(), box)
+    torch.testing.assert_close(lines.lower_slope, torch.tensor([1.0, 0.0, 0.0, 1.0, 0.0]))  # 1 where u > -l
+    torch.testing.assert_close(lines.upper_slope, torch.tensor([0.75, 0.25, 0.5, 1.0, 0.0]))
+    torch.testing.assert_close(lines.upper_offset, torch.tensor([0.75, 0.75, 1.0, 0.0, 0.0]))
+
+
+@pytest.mark.parametrize("function", [SIGMOID, TANH], ids=["sigmoid", "tanh"])
+@pytest.mark.parametrize("share", [0.0, 1e-12, 0.01, 0.3, 0.7, 1.0, 3.0])
+def test_offsets_of_s_shapes_are_sound_for_any_slope(function: SShaped, share: float) -> None:
+    slope = torch.full_like(LOWER, share) * function.derivative(torch.zeros((), dtype=torch.float64))
+    gap = function.value(GRID) - slope * GRID
+    above = s_shaped_offset(function, LOWER, UPPER, slope, above=True)
+    below = s_shaped_offset(function, LOWER, UPPER, slope, above=False)
+    assert (gap <= above).all()
+    assert (gap >= below).all()
+    assert ((above - gap.amax(0)) <= 1e-4).all()
+    assert ((gap.amin(0) - below) <= 1e-4).all()
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"stride": 1}, {"padding": 1}, {"dilation": 2, "stride": 1}, {"ceil_mode": True}]
+)
+def test_max_pool_selection(options: dict[str, int]) -> None:
+    torch.manual_seed(0)
+    layer = nn.MaxPool2d(2, **options)  # type: ignore[arg-type]
+    lower = torch.randn(8, 2, 5, 5, dtype=torch.float64)
+    upper = lower + torch.rand(8, 2, 5, 5, dtype=torch.float64).pow(3) * 2
+    upper[-1] = lower[-1]
+    chosen = RELAXATIONS[nn.MaxPool2d](layer, Box.from_bounds(lower, upper))
+    assert isinstance(chosen, Selection)
+    assert chosen.exact[-1].all()
+    assert not chosen.exact.all()
+    share = torch.rand(200, 1, 1, 1, 1, dtype=torch.float64)
+    points = lower + (torch.rand(200, *lower.shape, dtype=torch.float64) * share).round(decimals=1) * (upper - lower)
+    pooled = layer(points.flatten(0, 1)).reshape(200, *chosen.index.shape)
+    index = chosen.index.expand(200, *chosen.index.shape)
+    picked = points.flatten(3).gather(3, index.flatten(3)).reshape(pooled.shape)
+    assert (pooled >= picked - 1e-12).all()
+    assert (pooled <= chosen.ceiling + 1e-12).all()
+    assert torch.allclose(pooled[:, chosen.exact], picked[:, chosen.exact], atol=1e-12)
+    # `exact` misses nothing: elsewhere some point of the box (picked entry low, the others high) differs
+    low = upper.flatten(2).repeat(1, 1, 1)
+    worst = torch.stack(
+        [
+            layer(_put(low, lower, chosen.index[:, :, y, x])).reshape(*chosen.index.shape)[:, :, y, x]
+            for y in range(pooled.shape[3])
+            for x in range(pooled.shape[4])
+        ],
+        dim=2,
+    ).reshape(chosen.index.shape)
+    floor = lower.flatten(2).gather(2, chosen.index.flatten(2)).reshape(chosen.index.shape)
+    assert ((worst > floor + 1e-12) == ~chosen.exact).all()
+
+
+def _put(flat_upper: Tensor, lower: Tensor, index: Tensor) -> Tensor:
+    """`flat_upper` maps with the entry `index` (n, C) at its lower bound."""
+    low = lower.flatten(2).gather(2, index[:, :, None])
+    return flat_upper.scatter(2, index[:, :, None], low).reshape(lower.shape)
