@@ -16,7 +16,7 @@ _SCALE = 1 / (4 * _JOIN**3 - 3 * _JOIN**4)  # so that ramp(1) = 1
 
 
 def ramp(t: float) -> float:
-    """The shape of the ramp: from ramp(0) = 0 to ramp(1) = 1, continuously differentiable; constant outside [0, 1]."""
+    """Rises from 0 at t = 0 to 1 at t = 1, continuously differentiable; constant outside."""
     t = min(max(t, 0.0), 1.0)
     if t <= _JOIN:
         return _SCALE * t**4

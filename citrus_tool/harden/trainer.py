@@ -1,4 +1,6 @@
-"""The training loop: any method of the registry, any recipe, checkpoints that continue bit for bit on the CPU.
+"""The training loop: any method of the registry, any recipe.
+
+On the CPU a resumed run equals an uninterrupted one bit for bit, given the same PyTorch and number of threads.
 
 Epochs are judged on the validation split by standard accuracy plus certified accuracy at the recipe's eps (an input is
 certified when IBP or CROWN proves it; the percentages are added), and the best one is kept. Only epochs at full eps
@@ -22,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from citrus_tool import files
 from citrus_tool.bounds.crown import crown
@@ -30,21 +32,18 @@ from citrus_tool.bounds.interval import margins
 from citrus_tool.data import Dataset
 from citrus_tool.errors import CheckFailedError, InterruptedRunError, UsageError
 from citrus_tool.harden import checkpoint, schedule, shi
-from citrus_tool.harden.boxes import box_margins, uniform_box
 from citrus_tool.harden.feed import Feed, generator_for
-from citrus_tool.harden.method import Batch, LossParts, Method
+from citrus_tool.harden.method import Method
 from citrus_tool.harden.methods import METHODS
 from citrus_tool.harden.recipes import Recipe
-from citrus_tool.harden.standard import standard
-from citrus_tool.harden.statistics import batch_statistics, estimate
+from citrus_tool.harden.statistics import estimate
+from citrus_tool.harden.step import Stepper
 from citrus_tool.network import Network
 from citrus_tool.progress import Progress, Silent
-from citrus_tool.threat import Box, Threat
+from citrus_tool.threat import Threat
 
 _READ_EVERY = 20
 """Batches between two looks at the loss on the device (the only points where the host waits for it)."""
-_WARM_RADIUS = 0.01
-"""In the warm-up Shi et al.'s regularisers read boxes of this fraction of the target tau."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +147,7 @@ class _Run:
         self, *, network: Network, train: Dataset, validation: Dataset, recipe: Recipe, method: Method,
         device: torch.device, run_dir: Path | None, progress: Progress,
     ) -> None:  # fmt: skip
-        self.recipe, self.method, self.device, self.run_dir, self.progress = recipe, method, device, run_dir, progress
+        self.recipe, self.device, self.run_dir, self.progress = recipe, device, run_dir, progress
         self.validation = validation
         self.feed = Feed.of(train, recipe, device)
         self.origin = {
@@ -160,12 +159,7 @@ class _Run:
             cpu = copy.deepcopy(network).to(dtype=torch.float32)
             shi.initialise(cpu, generator_for(torch.device("cpu"), recipe.seed, "init"))
             self.network.load_state_dict(cpu.state_dict())
-        self.network.to(memory_format=torch.channels_last)  # faster convolutions; the values are the same
-        self.parameters = [p.requires_grad_(True) for p in self.network.parameters()]
-        if not self.parameters:
-            raise UsageError("the network has no weights to train.")
-        self.weights = [layer.weight for layer in self.network.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
-        self.optimiser = torch.optim.Adam(self.parameters, lr=recipe.lr, fused=device.type == "cuda")
+        self.stepper = Stepper(self.network, recipe, method)
         self.best: dict[str, Tensor] = {}
         self.sums: dict[str, Tensor] = {}
         self.at = _Position()
@@ -191,10 +185,8 @@ class _Run:
         self.progress.finish()
         result = copy.deepcopy(self.network).cpu()
         for name, tensor in _tensors(result).items():
-            tensor.data.copy_(self.best[name])
-        result.to(memory_format=torch.contiguous_format)
-        for parameter in result.parameters():
-            parameter.requires_grad_(False)
+            tensor.data = self.best[name].contiguous().clone()
+            tensor.requires_grad_(False)
         return TrainResult(
             network=result, history=self.at.history, best_epoch=self.at.best_epoch, seconds=round(self.at.seconds, 3)
         )
@@ -213,7 +205,7 @@ class _Run:
             point = schedule.at(recipe, self.at.epoch, self.at.batch, batches)
             batch = self.feed.batch(order, self.at.epoch, self.at.batch)
             generator = generator_for(self.device, recipe.seed, "method", self.at.epoch, self.at.batch)
-            for name, value in self.step(batch, point, generator).items():
+            for name, value in self.stepper.step(batch, point, generator).items():
                 self.sums[name] = self.sums[name] + value if name in self.sums else value
             self.at.batch += 1
             images += len(batch.labels)
@@ -230,42 +222,6 @@ class _Run:
                 return False
         return True
 
-    def step(self, batch: Batch, point: schedule.Point, generator: torch.Generator) -> Mapping[str, Tensor]:
-        """One optimiser step; the loss parts, detached. The host never waits for the device here."""
-        recipe = self.recipe
-        for group in self.optimiser.param_groups:
-            group["lr"] = point.lr
-        with batch_statistics(self.network, batch.x):
-            if point.natural:
-                found = self._natural(batch, point, generator)
-            else:
-                found = self.method(self.network, batch, point.eps, point.tau, recipe, generator)
-            objective, parts = found.loss, dict(found.parts)
-            if recipe.l1 > 0:
-                norm = torch.stack([weight.abs().sum() for weight in self.weights]).sum()
-                objective = objective + recipe.l1 * found.terms * norm
-            if found.boxes and recipe.shi_lambda > 0 and not point.full:
-                term = shi.regulariser(self.network, found.boxes, recipe.shi_tolerance)
-                objective = objective + recipe.shi_lambda * (1 - point.eps / recipe.eps) * term
-                parts["shi"] = term.detach()
-            gradients = torch.autograd.grad(objective, self.parameters, allow_unused=True)
-        for parameter, gradient in zip(self.parameters, gradients, strict=True):
-            parameter.grad = gradient
-        parts["gradient_norm"] = nn.utils.clip_grad_norm_(self.parameters, recipe.clip_norm)
-        self.optimiser.step()
-        return parts
-
-    def _natural(self, batch: Batch, point: schedule.Point, generator: torch.Generator) -> LossParts:
-        """The warm-up's loss, with small boxes around the clean inputs when the regularisers want some."""
-        recipe = self.recipe
-        found = standard(self.network, batch, point.eps, point.tau, recipe, generator)
-        if recipe.shi_lambda == 0 or recipe.eps == 0:
-            return found
-        boxes: dict[str, Box] = {}
-        radius = _WARM_RADIUS * recipe.tau_ratio * recipe.eps
-        box_margins(self.network, uniform_box(batch.x, radius), batch.labels, record=boxes)
-        return dataclasses.replace(found, boxes=boxes)
-
     def _loss(self) -> float:
         """Mean loss of the epoch so far; raises CheckFailedError when it is no finite number."""
         means = {name: float(total) / self.at.batch for name, total in self.sums.items()}
@@ -274,7 +230,8 @@ class _Run:
                 kept = "" if self.run_dir is None else f" The checkpoint in {self.run_dir} is from before."
                 raise CheckFailedError(
                     f"training diverged: {name} is {value} in epoch {self.at.epoch + 1}, before batch"
-                    f" {self.at.batch + 1}; lower the learning rate (now {self.recipe.lr:g}) or raise ramp_epochs.{kept}"
+                    f" {self.at.batch + 1}; lower the learning rate (now {self.recipe.lr:g}) or raise"
+                    f" ramp_epochs.{kept}"
                 )
         return means["loss"]
 
@@ -325,9 +282,7 @@ class _Run:
         tensors = {f"network.{name}": tensor for name, tensor in _tensors(self.network).items()}
         tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
         tensors |= {f"sums.{name}": tensor for name, tensor in self.sums.items()}
-        for index, parameter in enumerate(self.parameters):
-            for name, tensor in self.optimiser.state.get(parameter, {}).items():
-                tensors[f"adam.{index}.{name}"] = tensor
+        tensors |= {f"adam.{name}": tensor for name, tensor in self.stepper.moments().items()}
         state = {"origin": self.origin, "position": dataclasses.asdict(self.at)}
         checkpoint.save(self.run_dir, checkpoint.Checkpoint(tensors=tensors, state=state))
 
@@ -343,11 +298,7 @@ class _Run:
                 tensor.copy_(parts["network"][name])
         self.best = parts["best"]
         self.sums = {name: tensor.to(self.device) for name, tensor in parts["sums"].items()}
-        for name, tensor in parts["adam"].items():
-            index, _, key = name.partition(".")
-            on_host = key == "step" and self.device.type == "cpu"
-            value = tensor if on_host else tensor.to(self.device)
-            self.optimiser.state[self.parameters[int(index)]][key] = value
+        self.stepper.restore(parts["adam"])
         self.at = _Position(**saved.state["position"])
 
 

@@ -26,7 +26,8 @@ def _chain() -> Network:
     normalise = Affine(torch.tensor([3.0, -2.0]).reshape(2, 1, 1), torch.tensor([-0.4, 0.3]).reshape(2, 1, 1))
     layers = [
         normalise, nn.Conv2d(2, 4, 3, stride=2, padding=1), nn.ReLU(),
-        nn.Conv2d(4, 3, 3, stride=2, padding=1), nn.ReLU(), Reshape((12,)), nn.Linear(12, 7), nn.ReLU(), nn.Linear(7, 4),
+        nn.Conv2d(4, 3, 3, stride=2, padding=1), nn.ReLU(), Reshape((12,)),
+        nn.Linear(12, 7), nn.ReLU(), nn.Linear(7, 4),
     ]  # fmt: skip
     return chain(layers, (2, 7, 7))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from citrus_tool.harden import schedule
@@ -36,7 +38,7 @@ def test_eps_is_zero_then_rises_strictly_then_stays() -> None:
     warm, rising, full = points[: 2 * BATCHES], points[2 * BATCHES : 6 * BATCHES], points[6 * BATCHES :]
     assert all(p.natural and p.eps == 0.0 and not p.full for p in warm)
     assert rising[0].eps > 0.0
-    assert all(a.eps < b.eps for a, b in zip(rising, rising[1:], strict=False))
+    assert all(a.eps < b.eps for a, b in pairwise(rising))
     assert rising[-1].eps == RECIPE.eps
     assert all(p.full and p.eps == RECIPE.eps for p in full)
     assert not any(p.natural or p.full for p in rising)
