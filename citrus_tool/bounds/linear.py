@@ -235,7 +235,7 @@ def conv_padding(layer: nn.Conv2d, node: Node) -> Pair:
 
 
 def _conv(reading: Reading, layer: nn.Conv2d, node: Node, rows: Rows) -> tuple[Rows]:
-    shape, pad, stride, window = reading.shape(node), conv_padding(layer, node), layer.stride, rows.window
+    shape, pad, window = reading.shape(node), conv_padding(layer, node), rows.window
     offset = reading.settle(node, rows)
     if layer.bias is not None:
         offset = offset + rows.coefficient.sum((2, 3)) @ layer.bias
@@ -244,13 +244,16 @@ def _conv(reading: Reading, layer: nn.Conv2d, node: Node, rows: Rows) -> tuple[R
         rows.coefficient, layer.weight, None, layer.stride, crop, grow, layer.groups, layer.dilation
     )
     if window is not None:
-        window = replace(
-            window,
-            stride=(window.stride[0] * stride[0], window.stride[1] * stride[1]),
-            offset=(window.offset[0] * stride[0] - pad[0], window.offset[1] * stride[1] - pad[1]),
-        )
-        coefficient, window = _fit(window, coefficient, shape)
+        coefficient, window = _fit(_behind(window, layer, pad), coefficient, shape)
     return (Rows.of(sample=rows.sample, shape=shape, coefficient=coefficient, offset=offset, window=window),)
+
+
+def _behind(window: Window, layer: nn.Conv2d, pad: Pair) -> Window:
+    """Where windows of a convolution's output lie in its input."""
+    (y, x), (down, right) = layer.stride, window.offset
+    return replace(
+        window, stride=(window.stride[0] * y, window.stride[1] * x), offset=(down * y - pad[0], right * x - pad[1])
+    )
 
 
 def _output_padding(layer: nn.Conv2d, pad: Pair, extent: Pair, shape: Shape) -> Pair:
@@ -431,6 +434,23 @@ def concretise(reading: Reading, rows: Rows, box: Box) -> Planes:
     return Planes(coefficient=rows.coefficient, offset=offset, lower=offset - reach - unit)
 
 
+def _place(shape: Shape, entry: Tensor) -> tuple[Tensor, Window]:
+    """(channel, window of extent 1) of flat entries of a map."""
+    channel, place = entry // (shape[1] * shape[2]), entry % (shape[1] * shape[2])
+    position = torch.stack([place // shape[2], place % shape[2]], dim=1)
+    return channel, Window(position=position, grid=(shape[1], shape[2]), stride=(1, 1), offset=(0, 0))
+
+
+def _filters(reading: Reading, layer: nn.Conv2d, node: Node, sample: Tensor, entry: Tensor, sign: Tensor) -> Rows:
+    """Entries of a convolution's output as rows at its input: the filters themselves."""
+    channel, window = _place(node.shape, entry)
+    offset = torch.zeros_like(sign) if layer.bias is None else layer.bias[channel] * sign
+    coefficient = layer.weight.index_select(0, channel) * sign[:, None, None, None]
+    moved = _behind(window, layer, conv_padding(layer, node))
+    coefficient, fitted = _fit(moved, coefficient, reading.shape(node))
+    return Rows.of(sample=sample, shape=reading.shape(node), coefficient=coefficient, offset=offset, window=fitted)
+
+
 def seed(reading: Reading, start: str, sample: Tensor, entry: Tensor, sign: Tensor) -> tuple[str, Rows]:
     """Rows  sign_r * z[entry_r]  of node `start`, and the node where they stand: one step back where that is free.
 
@@ -447,15 +467,16 @@ def seed(reading: Reading, start: str, sample: Tensor, entry: Tensor, sign: Tens
         coefficient = layer.weight.index_select(0, entry) * sign[:, None]
         return node.inputs[0], Rows.of(sample=sample, shape=before, coefficient=coefficient, offset=offset)
     zero = torch.zeros_like(sign)
+    if (
+        node is not None
+        and isinstance(node.layer, nn.Conv2d)
+        and node.layer.groups == 1
+        and node.layer.dilation == (1, 1)
+    ):
+        return node.inputs[0], _filters(reading, node.layer, node, sample, entry, sign)
     if len(shape) != 3:
         unit = sign.new_zeros(len(sign), size(shape)).scatter(1, entry[:, None], sign[:, None]).reshape(-1, *shape)
         return start, Rows(sample=sample, shape=shape, coefficient=unit, offset=zero, norm=sign.abs())
-    channel, place = entry // (shape[1] * shape[2]), entry % (shape[1] * shape[2])
-    window = Window(
-        position=torch.stack([place // shape[2], place % shape[2]], dim=1),
-        grid=(shape[1], shape[2]),
-        stride=(1, 1),
-        offset=(0, 0),
-    )
+    channel, window = _place(shape, entry)
     unit = sign.new_zeros(len(sign), shape[0]).scatter(1, channel[:, None], sign[:, None])[:, :, None, None]
     return start, Rows(sample=sample, shape=shape, coefficient=unit, offset=zero, norm=sign.abs(), window=window)
