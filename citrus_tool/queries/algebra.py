@@ -20,7 +20,7 @@ class NotLinearError(ArithmeticError):
 
 
 class Linear:
-    """scale * (sum of terms + constant). Every operation consumes its operands, so that the larger one is reused."""
+    """scale * (sum of terms + constant), no term 0. Operations consume their operands: the larger one is reused."""
 
     __slots__ = ("constant", "scale", "terms")
 
@@ -37,7 +37,7 @@ class Linear:
         return Linear({}, value)
 
     def is_constant(self) -> bool:
-        return not self.scale or not any(self.terms.values())
+        return not self.scale or not self.terms
 
     def value(self) -> Fraction:
         """The constant part."""
@@ -56,9 +56,10 @@ class Linear:
             large.terms, large.constant, large.scale = {}, Fraction(0), Fraction(1)
         ratio = small.scale / large.scale
         for variable, coefficient in small.terms.items():
-            total = large.terms.get(variable, 0) + coefficient * ratio
+            total = large.terms.pop(variable, Fraction(0)) + coefficient * ratio
             require_small(total)
-            large.terms[variable] = total
+            if total:
+                large.terms[variable] = total
         large.constant += small.constant * ratio
         require_small(large.constant)
         return large

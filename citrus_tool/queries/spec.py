@@ -226,10 +226,12 @@ class _Bounds:
         """Tightens by a constraint of one variable."""
         variable, coefficient = row.terms[0]
         strict = row.relation == "<"
-        if coefficient > 0:  # coefficient is 1 or -1
-            self.tighten_upper(variable, row.bound, strict)
-        if coefficient < 0 or row.relation == "==":
-            self.tighten_lower(variable, row.bound * coefficient, strict)
+        if coefficient.numerator < 0:  # the coefficient is 1 or -1
+            self.tighten_lower(variable, -row.bound, strict)
+            return
+        self.tighten_upper(variable, row.bound, strict)
+        if row.relation == "==":
+            self.tighten_lower(variable, row.bound, strict)
 
     def tighten_upper(self, variable: Variable, bound: Fraction, strict: bool) -> None:
         old = self.upper.get(variable)
@@ -396,6 +398,11 @@ class Spec:
                     return Variable(tensor.name, index)
         return None
 
+    def common_bounds(self, variable: Variable) -> tuple[Fraction | None, Fraction | None]:
+        """Exact lower and upper bound of an input entry in `common` (None: none), strict ones as their closure."""
+        lower, upper = self._common_bounds.lower.get(variable), self._common_bounds.upper.get(variable)
+        return lower and lower[0], upper and upper[0]
+
     def half_spaces(self, conjunction: Conjunction) -> HalfSpaces:
         """Constraints over outputs as rows over all outputs (see HalfSpaces)."""
         starts = dict(
@@ -409,8 +416,8 @@ class Spec:
             for variable, exact in row.terms:
                 column = starts[variable.tensor] + variable.flat
                 coefficients[r, column] = near = float(exact * sign)
-                error[r, column] = _enclose(abs(exact * sign - Fraction(near)))[1]
-            bounds[r] = _enclose(row.bound * sign)[1]
+                error[r, column] = enclose(abs(exact * sign - Fraction(near)))[1]
+            bounds[r] = enclose(row.bound * sign)[1]
         return HalfSpaces(coefficients=coefficients, error=error, bounds=bounds)
 
     # ------------------------------------------------------------------ inside
@@ -511,7 +518,7 @@ def _unbounded(shape: tuple[int, ...]) -> InputBox:
     return InputBox(lower=below, upper=above, inner_lower=below.copy(), inner_upper=above.copy())
 
 
-def _enclose(exact: Fraction) -> tuple[float, float]:
+def enclose(exact: Fraction) -> tuple[float, float]:
     """The greatest float64 at most `exact` and the least at least `exact`."""
     try:
         near = exact.numerator / exact.denominator
@@ -531,12 +538,12 @@ def _nearest(exact: Fraction) -> Fraction:
 def _write_bounds(boxes: Mapping[str, InputBox], bounds: _Bounds) -> None:
     """Rounds `bounds` into arrays of `boxes`, of which cases share some: read-only from then on."""
     for variable, (exact, strict) in bounds.lower.items():
-        below, above = _enclose(exact)
+        below, above = enclose(exact)
         box = boxes[variable.tensor]
         box.lower.flat[variable.flat] = below
         box.inner_lower.flat[variable.flat] = math.nextafter(above, math.inf) if strict and above == below else above
     for variable, (exact, strict) in bounds.upper.items():
-        below, above = _enclose(exact)
+        below, above = enclose(exact)
         box = boxes[variable.tensor]
         box.upper.flat[variable.flat] = above
         box.inner_upper.flat[variable.flat] = math.nextafter(below, -math.inf) if strict and above == below else below

@@ -11,7 +11,7 @@ import math
 import re
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal, TypeAlias, cast
+from typing import cast
 
 import vnnlib
 
@@ -22,6 +22,7 @@ from citrus_tool.queries.source import Source, VnnlibError, write
 from citrus_tool.queries.spec import (
     Clause,
     NetworkVariable,
+    Relation,
     Spec,
     TensorVariable,
     Variable,
@@ -49,10 +50,9 @@ _PARENTHESES = re.compile(r'"[^"\n]*"|;[^\n]*|[()]')
 _FOREIGN = re.compile(r"[^\t\n\r\x20-\x7e]")
 _ODD_INDEX = re.compile(r"\[[^\]\[()]*[^\]\[()0-9, \t\r\n][^\]\[()]*\]")
 _SYNTAX = re.compile(r"Parse error: (.*?) at line (\d+), column (\d+)(?:: '(.*)')?", re.DOTALL)
-_NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?[eE][+-]?[0-9]*")
+_SCIENTIFIC = re.compile(r"-?[0-9]+(\.[0-9]+)?[eE][+-]?[0-9]*")
 
-Role: TypeAlias = Literal["<=", "<", "=="]
-_RELATIONS: dict[type, tuple[Role, bool]] = {  # relation, and whether the sides swap
+_RELATIONS: dict[type, tuple[Relation, bool]] = {  # relation, and whether the sides swap
     vnnlib.LessEqual: ("<=", False),
     vnnlib.LessThan: ("<", False),
     vnnlib.GreaterEqual: ("<=", True),
@@ -73,7 +73,7 @@ def parse2(source: Source) -> Spec:
     clauses: list[Clause] = []
     for assertion in query.assertions:
         try:
-            clauses.extend(algebra.clauses(_formula(source, assertion.expr)))
+            clauses.extend(algebra.clauses(cast(Formula, _meaning(source, assertion.expr))))
         except ExplosionError as error:
             raise VnnlibError(
                 source.name,
@@ -133,14 +133,11 @@ def _parsed(source: Source, text: str) -> vnnlib.Query:
         raise _syntax_error(source, int(syntax[2]), int(syntax[3]), syntax[4] or "")
     try:
         report = json.loads(message)["errors"][0]
-        raise VnnlibError(
-            source.name,
-            f"{report['message'].lower()} {report['offendingSymbol']}",
-            _type_hint(report),
-            int(report.get("line", 0)),
-        )
-    except (ValueError, KeyError, IndexError, TypeError):
-        raise VnnlibError(source.name, message.strip() or "the VNN-LIB parser refuses it") from None
+        problem, hint = f"{report['message'].lower()} {report['offendingSymbol']}", _type_hint(report)
+        line = int(report.get("line", 0))
+    except (ValueError, KeyError, IndexError, TypeError):  # not a report: pass on what there is
+        problem, hint, line = message.strip() or "the VNN-LIB parser refuses it", "", 0
+    raise VnnlibError(source.name, problem, hint, line)
 
 
 def _type_hint(report: dict[str, str]) -> str:
@@ -156,7 +153,7 @@ def _syntax_error(source: Source, line: int, column: int, token: str) -> VnnlibE
     content = lines[line - 1] if 0 < line <= len(lines) else ""
     start = column if token and content.startswith(token, column) else max(column - 1, 0)
     before = content[:start]
-    number = next((m[0] for m in _NUMBER.finditer(content) if m.start() <= start < m.end() + 1), None)
+    number = next((m[0] for m in _SCIENTIFIC.finditer(content) if m.start() <= start < m.end() + 1), None)
     if token in ("e", "E") or (token[:1] in ("e", "E") and number):
         problem = f"scientific notation{f' ({number})' if number else ''}"
         hint = "VNN-LIB 2.0 forbids it; write the number out, as 0.001"
@@ -214,7 +211,7 @@ def _tensor(source: Source, tensor: vnnlib.InputDefinition | vnnlib.OutputDefini
     )
 
 
-# ---------------------------------------------------------------------- formulas (depth is bounded by MAX_DEPTH)
+# ---------------------------------------------------------------------- formulas
 
 
 def _line(node: vnnlib.Node) -> int:
@@ -228,50 +225,61 @@ def _line(node: vnnlib.Node) -> int:
     return 0
 
 
-def _formula(source: Source, node: vnnlib.BoolExpr) -> Formula:
+def _meaning(source: Source, root: vnnlib.Node) -> Formula | Operand:
+    """The formula or expression that `root` stands for, children first, without recursion."""
+    open_nodes: list[tuple[vnnlib.Node, list[vnnlib.Node], list[Formula | Operand]]] = []
+    results: list[Formula | Operand] = []
+    pending = [root]
+    while True:
+        if pending:
+            node = pending.pop()
+            if isinstance(node, vnnlib.Var):
+                results.append(_variable(source, node))
+            elif isinstance(node, vnnlib.Literal):
+                results.append(_number(source, node))
+            else:
+                open_nodes.append((node, pending, results))
+                pending, results = list(reversed(node.children())), []
+        elif open_nodes:
+            node, pending, outer = open_nodes.pop()
+            try:
+                outer.append(_combine(node, results))
+            except NotLinearError:
+                hint = "citrus verifies linear constraints; polynomials are not supported"
+                raise VnnlibError(source.name, "a product of variables", hint, _line(node)) from None
+            except OverflowError as error:
+                raise VnnlibError(source.name, str(error), "numbers lie below 1e300", _line(node)) from None
+            results = outer
+        else:
+            return results[0]
+
+
+def _combine(node: vnnlib.Node, parts: list[Formula | Operand]) -> Formula | Operand:
+    """Raises NotLinearError, OverflowError. The parser has checked which parts are formulas."""
     if isinstance(node, vnnlib.Connective):
-        return algebra.join(isinstance(node, vnnlib.And), [_formula(source, part) for part in node.args])
-    comparison = cast(vnnlib.Comparison, node)
-    left, right = _operand(source, comparison.lhs), _operand(source, comparison.rhs)
-    try:
-        if isinstance(comparison, vnnlib.NotEqual):
+        return algebra.join(isinstance(node, vnnlib.And), cast("list[Formula]", parts))
+    operands = cast("list[Operand]", parts)
+    if isinstance(node, vnnlib.Comparison):
+        left, right = operands
+        if isinstance(node, vnnlib.NotEqual):
             return algebra.differ(left, right)
-        relation, swap = _RELATIONS[type(comparison)]
+        relation, swap = _RELATIONS[type(node)]
         return algebra.relate(right, relation, left) if swap else algebra.relate(left, relation, right)
-    except OverflowError as error:
-        raise VnnlibError(source.name, str(error), "numbers lie below 1e300", _line(node)) from None
-
-
-def _operand(source: Source, node: vnnlib.ArithExpr) -> Operand:
-    if isinstance(node, vnnlib.Var):
-        return _variable(source, node)
-    if isinstance(node, vnnlib.Literal):
-        if len(node.lexeme) > MAX_DIGITS:
-            raise VnnlibError(source.name, "a number has too many digits", "write it shorter", node.line)
-        return Fraction(node.lexeme)
-    try:
-        if isinstance(node, vnnlib.Negate):
-            return Linear.of(_operand(source, node.expr)).times(Fraction(-1))
+    total = Linear.of(operands[0])
+    if isinstance(node, vnnlib.Negate):
+        return total.times(Fraction(-1))
+    for operand in map(Linear.of, operands[1:]):
         if isinstance(node, vnnlib.Minus):
-            total = Linear.of(_operand(source, node.head))
-            for part in node.rest:
-                total = total.plus(Linear.of(_operand(source, part)).times(Fraction(-1)))
-            return total
-        several = cast("vnnlib.Plus | vnnlib.Multiply", node)
-        total = Linear.of(_operand(source, several.args[0]))
-        for part in several.args[1:]:
-            operand = Linear.of(_operand(source, part))
+            total = total.plus(operand.times(Fraction(-1)))
+        else:
             total = total.plus(operand) if isinstance(node, vnnlib.Plus) else total.product(operand)
-        return total
-    except NotLinearError:
-        raise VnnlibError(
-            source.name,
-            "a product of variables",
-            "citrus verifies linear constraints; polynomials are not supported",
-            _line(node),
-        ) from None
-    except OverflowError as error:
-        raise VnnlibError(source.name, str(error), "numbers lie below 1e300", _line(node)) from None
+    return total
+
+
+def _number(source: Source, node: vnnlib.Literal) -> Fraction:
+    if len(node.lexeme) > MAX_DIGITS:
+        raise VnnlibError(source.name, "a number has too many digits", "write it shorter", node.line)
+    return Fraction(node.lexeme)
 
 
 def _variable(source: Source, node: vnnlib.Var) -> Variable:
