@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from citrus_tool.bounds.interval import batch_norm_affine
 from citrus_tool.bounds.relaxation import Lines, Relaxation, Selection
-from citrus_tool.bounds.rounding import OWN, SAFETY, gamma, layer_error, magnitude
+from citrus_tool.bounds.rounding import OWN, PER_NODE, SAFETY, gamma, layer_error, magnitude
 from citrus_tool.errors import UnsupportedNetworkError
 from citrus_tool.network import (
     Add,
@@ -211,7 +211,7 @@ class Reading:
 def backward_error(network: Network, node: Node, *inputs: Box) -> Tensor:
     """Per sample (n,): the rounding error of carrying rows of unit norm back through `node` (docs/soundness.md)."""
     entries = size(node.shape) + sum(size(network.shape_of(name)) for name in node.inputs)
-    return layer_error(node.layer, *inputs, extra_terms=entries + 2 * len(network.nodes))
+    return layer_error(node.layer, *inputs, extra_terms=entries + PER_NODE * len(network.nodes))
 
 
 def _linear(reading: Reading, layer: nn.Linear, node: Node, rows: Rows) -> tuple[Rows]:
@@ -427,7 +427,7 @@ def concretise(reading: Reading, rows: Rows, box: Box) -> Planes:
 
     The coefficient keeps the rows' window.
     """
-    entries = size(reading.network.input_shape) + 2 * len(reading.network.nodes)
+    entries = size(reading.network.input_shape) + PER_NODE * len(reading.network.nodes)
     unit = gamma(entries + OWN, box.centre.dtype) * SAFETY * rows.norm * magnitude(box)[rows.sample]
     offset = rows.offset + rows.dot(box.centre) - unit
     reach = inner(rows.coefficient.abs(), rows.at(box.radius))

@@ -27,6 +27,10 @@ OWN = 16
 """Operations per entry besides the sum of products: forming c - r and c + r, the activation, the centre, the sum."""
 
 
+PER_NODE = 4
+"""Additions to a row's offset and merges of its coefficient at one node of a backward pass, at most."""
+
+
 def unit_roundoff(dtype: torch.dtype) -> float:
     """u: the relative error of one operation rounded to nearest."""
     return torch.finfo(dtype).eps / 2
@@ -147,8 +151,8 @@ def layer_error(layer: nn.Module, *inputs: Box, extra_terms: int = 0) -> Tensor:
     """Per sample (n,): gamma(terms + OWN + extra_terms) (slope |z|_inf + shift), the error unit of one layer.
 
     Bounds the error of every entry of the layer's computed output box. With `extra_terms` = number of entries before
-    and after the layer plus twice the number of nodes it bounds, per unit of l1 norm of a linear functional's
-    coefficients at the layer's output, the error of one backward step (docs/soundness.md).
+    and after the layer plus PER_NODE for every node of the network it bounds the error of one backward step, per unit
+    of l1 norm of the coefficients at the layer's output (docs/soundness.md).
     """
     gain: Gain = GAINS[type(layer)](layer)
     dtype = inputs[0].centre.dtype
