@@ -18,7 +18,7 @@ CLASSES = 3
 
 def tiny_chain(seed: int, *, hidden: int = 6) -> Network:
     torch.manual_seed(seed)
-    return chain([Reshape((4,)), nn.Linear(4, hidden), nn.ReLU(), nn.Linear(hidden, CLASSES)], SHAPE).eval()
+    return _balanced(chain([Reshape((4,)), nn.Linear(4, hidden), nn.ReLU(), nn.Linear(hidden, CLASSES)], SHAPE))
 
 
 def tiny_residual(seed: int, *, channels: int = 1) -> Network:
@@ -31,7 +31,19 @@ def tiny_residual(seed: int, *, channels: int = 1) -> Network:
     builder.add(nn.ReLU())
     builder.add(Reshape((4 * channels,)))
     builder.add(nn.Linear(4 * channels, CLASSES))
-    return builder.build().eval()
+    return _balanced(builder.build())
+
+
+def _balanced(network: Network) -> Network:
+    """The network with its first layer centred on mid-grey and its logits centred: every class occurs."""
+    weighted = [node.layer for node in network.nodes if isinstance(node.layer, nn.Linear | nn.Conv2d)]
+    with torch.no_grad():
+        first, last = weighted[0], weighted[-1]
+        assert first.bias is not None
+        assert last.bias is not None
+        first.bias.copy_(-0.5 * first.weight.flatten(1).sum(dim=1))
+        last.bias.sub_(network(torch.rand(500, *SHAPE, generator=torch.Generator().manual_seed(0))).mean(dim=0))
+    return network.eval()
 
 
 def data_for(network: Network, count: int, seed: int, *, noise: float = 0.1) -> Dataset:
