@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import hashlib
 import importlib
 import importlib.metadata
 import re
@@ -71,7 +72,8 @@ def test_data_types_are_frozen_and_keyword_only() -> None:
                 for decorator in node.decorator_list:
                     if "dataclass" in ast.unparse(decorator):
                         given = set(re.findall(r"\w+=True", ast.unparse(decorator)))
-                        assert "kw_only=True" in given, node.name
+                        # slots: nodes of a parse tree, made by the hundred thousand
+                        assert given & {"kw_only=True", "slots=True"}, node.name
                         assert ("frozen=True" in given) == (node.name not in WORKING_STATE), node.name
                         checked += 1
     assert checked > 10
@@ -126,6 +128,15 @@ def test_every_dependency_is_pinned_to_a_version_that_fits() -> None:
     assert not missing
 
 
+def test_every_import_is_declared() -> None:
+    """Third-party modules that the package imports are its own dependencies, not somebody else's."""
+    runtime = {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]}
+    owners = importlib.metadata.packages_distributions()
+    for path in modules():
+        for module in {name.split(".")[0] for name in imports(path)} - sys.stdlib_module_names - {"citrus_tool"}:
+            assert runtime & {canonicalize_name(owner) for owner in owners.get(module, ["nobody"])}, (path, module)
+
+
 def test_wheel_ships_each_shipped_network_once() -> None:
     wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
     forced = wheel["force-include"]
@@ -149,6 +160,13 @@ def test_dockerfile() -> None:
     assert all((ROOT / source).exists() for source in copied)
     runs = [value for name, value in steps if name == "RUN"]
     assert any("pip install . --constraint constraints.txt" in value for value in runs)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "models").glob("*.onnx")), ids=lambda path: path.name)
+def test_shipped_networks_are_the_ones_described(path: Path) -> None:
+    assert path.stat().st_size < 100_000
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert f"| {path.name} | `{digest}` |" in (ROOT / "models" / "MODELS.md").read_text()
 
 
 # --- public API and command line --------------------------------------------------------------------------------------
