@@ -7,16 +7,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from citrus_tool.queries.boxes import InputBox as InputBox
+from citrus_tool.queries.constraint import Constraint as Constraint
+from citrus_tool.queries.constraint import Variable as Variable
 from citrus_tool.queries.source import Source
 from citrus_tool.queries.source import VnnlibError as VnnlibError
 from citrus_tool.queries.spec import Case as Case
-from citrus_tool.queries.spec import Constraint as Constraint
 from citrus_tool.queries.spec import HalfSpaces as HalfSpaces
-from citrus_tool.queries.spec import InputBox as InputBox
 from citrus_tool.queries.spec import NetworkVariable as NetworkVariable
 from citrus_tool.queries.spec import Spec as Spec
 from citrus_tool.queries.spec import TensorVariable as TensorVariable
-from citrus_tool.queries.spec import Variable as Variable
 from citrus_tool.queries.uap import NotUapError as NotUapError
 from citrus_tool.queries.uap import UapStructure as UapStructure
 from citrus_tool.queries.uap import uap_query as uap_query

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TypeAlias
 
-from citrus_tool.queries.spec import Clause, Constraint, Relation, Variable, constraint, require_small
+from citrus_tool.queries.constraint import Clause, Constraint, Relation, Variable, constraint, require_small
 
 MAX_LITERALS = 4_000_000
 """How many constraints the disjunctive normal form of one assertion may hold, counted with repetition."""

@@ -12,8 +12,8 @@ from pathlib import Path
 from citrus_tool.errors import InputFileError
 from citrus_tool.files import write_bytes
 
-MAX_BYTES = 1 << 29
-"""Largest query text, after decompression (512 MiB): a gzip bomb is refused before it fills the memory."""
+MAX_BYTES = 1 << 28
+"""Largest query text, after decompression (256 MiB): a gzip bomb is refused before it fills the memory."""
 
 
 class VnnlibError(InputFileError):
@@ -68,7 +68,7 @@ class Source:
             raise VnnlibError(
                 str(path), f"holds more than {MAX_BYTES >> 20} MiB of text", "no query needs that much; split it"
             )
-        return Source(name=str(path), text=data.decode("utf-8", errors="replace"))
+        return Source(name=str(path), text=data.decode("utf-8-sig", errors="replace"))
 
 
 def write(path: Path, text: str) -> None:

@@ -9,110 +9,24 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from citrus_tool.errors import InputFileError, UsageError
+from citrus_tool.queries.boxes import Bounds, InputBox, copy_box, enclose, propagate, unbounded_box, write_bounds
+from citrus_tool.queries.constraint import Clause, Conjunction, Constraint, Variable
 
-Relation: TypeAlias = Literal["<=", "<", "=="]
 Values: TypeAlias = Mapping[str, "NDArray[np.generic] | Sequence[float | Fraction]"]
 """Tensor name -> its entries, in any shape, row-major."""
 
-MAX_BITS = 3500
-"""Longest numerator or denominator of a number: keeps arithmetic linear and every number writable in decimal."""
-
-MAX_MAGNITUDE = 1000
-"""Numbers lie below 2^1000 in absolute value, so that none overflows a float64."""
-
 MAX_CASES = 100_000
 """How many conjunctions `Spec.cases` lists unless told otherwise."""
-
-
-class Variable(NamedTuple):
-    """Entry `flat` (row-major) of the tensor declared as `tensor`; tensor names are unique in a query."""
-
-    tensor: str
-    flat: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Constraint:
-    """sum of coefficient * variable `relation` `bound`, in canonical form (built by `constraint`).
-
-    Canonical: variables sorted, no zero coefficient, the first coefficient 1 or -1 (1 where the relation is ==).
-    """
-
-    terms: tuple[tuple[Variable, Fraction], ...]
-    relation: Relation
-    bound: Fraction
-
-    def holds(self, value: Mapping[Variable, Fraction]) -> bool:
-        """Whether the exact assignment `value` satisfies it."""
-        total = sum((c * value[v] for v, c in self.terms), Fraction(0))
-        return _compare(total, self.relation, self.bound)
-
-
-Conjunction: TypeAlias = tuple[Constraint, ...]
-Clause: TypeAlias = tuple[Conjunction, ...]
-"""A disjunction of conjunctions. The empty clause is false; the empty conjunction is true."""
-
-_ONE, _MINUS_ONE = Fraction(1), Fraction(-1)
-
-
-def _compare(left: Fraction, relation: Relation, right: Fraction) -> bool:
-    if relation == "<=":
-        return left <= right
-    return left < right if relation == "<" else left == right
-
-
-def require_small(number: Fraction) -> None:
-    """Raises OverflowError for a number of more than MAX_BITS bits or of absolute value about 2^MAX_MAGNITUDE."""
-    top, bottom = number.numerator.bit_length(), number.denominator.bit_length()
-    if top > MAX_BITS or bottom > MAX_BITS or top - bottom > MAX_MAGNITUDE:
-        raise OverflowError("a number is too large or has too many digits")
-
-
-def constraint(terms: Mapping[Variable, Fraction], relation: Relation, bound: Fraction) -> Constraint | bool:
-    """sum terms `relation` bound in canonical form; a truth value where no variable is left.
-
-    Raises OverflowError for a number out of range (`require_small`).
-    """
-    kept = sorted((v, c) for v, c in terms.items() if c)
-    if not kept:
-        return _compare(Fraction(0), relation, bound)
-    lead = kept[0][1] if relation == "==" else abs(kept[0][1])
-    if lead != 1:
-        kept, bound = [(v, c / lead) for v, c in kept], bound / lead
-    require_small(bound)
-    for _, coefficient in kept:
-        require_small(coefficient)
-    return Constraint(terms=tuple(kept), relation=relation, bound=bound)
-
-
-def at_most(variable: Variable, bound: Fraction) -> Constraint:
-    """`variable` <= `bound`, already canonical."""
-    return Constraint(terms=((variable, _ONE),), relation="<=", bound=bound)
-
-
-def at_least(variable: Variable, bound: Fraction) -> Constraint:
-    """`variable` >= `bound`, already canonical."""
-    return Constraint(terms=((variable, _MINUS_ONE),), relation="<=", bound=-bound)
-
-
-def ordered(small: Variable, large: Variable) -> Constraint | bool:
-    """`small` <= `large`, already canonical."""
-    if small < large:
-        return Constraint(terms=((small, _ONE), (large, _MINUS_ONE)), relation="<=", bound=Fraction(0))
-    if small == large:
-        return True
-    return Constraint(terms=((large, _MINUS_ONE), (small, _ONE)), relation="<=", bound=Fraction(0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,48 +53,6 @@ class NetworkVariable:
     outputs: tuple[TensorVariable, ...]
     equal_to: str | None = None
     isomorphic_to: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class InputBox:
-    """Bounds of one input tensor, float64, in the tensor's shape.
-
-    [lower, upper] contains every point of the exact box: use it for proofs. [inner_lower, inner_upper] holds exactly
-    the float64 points of the exact box (none where it is inverted): use it for witnesses. Infinite where unbounded.
-    """
-
-    lower: NDArray[np.float64]
-    upper: NDArray[np.float64]
-    inner_lower: NDArray[np.float64]
-    inner_upper: NDArray[np.float64]
-
-    def float32(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """The least and greatest float32 of the exact box per entry; least > greatest where it holds none.
-
-        VNN-COMP's scorer casts a witness to float32 before its strict box check, and float32(0.1) > 0.1.
-        """
-        with np.errstate(over="ignore"):
-            least, greatest = self.inner_lower.astype(np.float32), self.inner_upper.astype(np.float32)
-            below, above = least < self.inner_lower, greatest > self.inner_upper
-            least[below] = np.nextafter(least[below], np.float32(np.inf))
-            greatest[above] = np.nextafter(greatest[above], np.float32(-np.inf))
-        return least, greatest
-
-    def clamp(self, values: NDArray[np.floating]) -> NDArray[np.float32]:
-        """`values` cast to float32 and moved inward onto the nearest float32 of the exact box.
-
-        Raises UsageError naming the first entry whose exact interval holds no float32 (see `Spec.rounded`).
-        """
-        least, greatest = self.float32()
-        if (least > greatest).any():
-            index = int(np.flatnonzero(least > greatest)[0])
-            raise UsageError(
-                f"no float32 lies between the bounds of entry {index}; clamp to the box of Spec.rounded(), "
-                "whose bounds are read as float64, as the competition's scorer reads them."
-            )
-        with np.errstate(over="ignore"):
-            cast = np.asarray(values).astype(np.float32).reshape(least.shape)
-        return np.clip(cast, least, greatest)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -213,41 +85,6 @@ class Case:
     def half_spaces(self) -> HalfSpaces:
         """`outputs` as rows."""
         return self.spec.half_spaces(self.outputs)
-
-
-class _Bounds:
-    """Exact bounds of input variables: (value, strict) per variable and side."""
-
-    def __init__(self) -> None:
-        self.lower: dict[Variable, tuple[Fraction, bool]] = {}
-        self.upper: dict[Variable, tuple[Fraction, bool]] = {}
-
-    def add(self, row: Constraint) -> None:
-        """Tightens by a constraint of one variable."""
-        variable, coefficient = row.terms[0]
-        strict = row.relation == "<"
-        if coefficient.numerator < 0:  # the coefficient is 1 or -1
-            self.tighten_lower(variable, -row.bound, strict)
-            return
-        self.tighten_upper(variable, row.bound, strict)
-        if row.relation == "==":
-            self.tighten_lower(variable, row.bound, strict)
-
-    def tighten_upper(self, variable: Variable, bound: Fraction, strict: bool) -> None:
-        old = self.upper.get(variable)
-        if old is None or (bound, not strict) < (old[0], not old[1]):
-            self.upper[variable] = bound, strict
-
-    def tighten_lower(self, variable: Variable, bound: Fraction, strict: bool) -> None:
-        old = self.lower.get(variable)
-        if old is None or (bound, strict) > old:
-            self.lower[variable] = bound, strict
-
-    def empty(self, variable: Variable) -> bool:
-        lower, upper = self.lower.get(variable), self.upper.get(variable)
-        if lower is None or upper is None:
-            return False
-        return lower[0] > upper[0] or (lower[0] == upper[0] and (lower[1] or upper[1]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -428,24 +265,24 @@ class Spec:
     def _bounds_one_input(self, row: Constraint) -> bool:
         return len(row.terms) == 1 and row.terms[0][0].tensor in self.inputs
 
-    def _direct_bounds(self, conjunction: Conjunction) -> _Bounds:
-        bounds = _Bounds()
+    def _direct_bounds(self, conjunction: Conjunction) -> Bounds:
+        bounds = Bounds()
         for row in conjunction:
             if self._bounds_one_input(row):
                 bounds.add(row)
         return bounds
 
     @cached_property
-    def _common_bounds(self) -> _Bounds:
+    def _common_bounds(self) -> Bounds:
         bounds = self._direct_bounds(self.common)
         rows = (row for row in self.common if len(row.terms) > 1)
-        _propagate(bounds, [row for row in rows if all(v.tensor in self.inputs for v, _ in row.terms)])
+        propagate(bounds, [row for row in rows if all(v.tensor in self.inputs for v, _ in row.terms)])
         return bounds
 
     @cached_property
     def _common_boxes(self) -> Mapping[str, InputBox]:
-        boxes = {tensor.name: _unbounded(tensor.shape) for tensor in self.inputs.values()}
-        _write_bounds(boxes, self._common_bounds)
+        boxes = {tensor.name: unbounded_box(tensor.shape) for tensor in self.inputs.values()}
+        write_bounds(boxes, self._common_bounds)
         return boxes
 
     @cached_property
@@ -456,7 +293,7 @@ class Spec:
         touched = [row for row in extra if self._bounds_one_input(row)]
         boxes, empty = self._common_boxes, self._common_empty
         if touched:
-            local, common = _Bounds(), self._common_bounds
+            local, common = Bounds(), self._common_bounds
             for row in touched:
                 variable = row.terms[0][0]
                 if variable in common.lower:
@@ -465,8 +302,8 @@ class Spec:
                     local.upper.setdefault(variable, common.upper[variable])
                 local.add(row)
             changed = {row.terms[0][0].tensor for row in touched}
-            boxes = {name: _copy(box) if name in changed else box for name, box in boxes.items()}
-            _write_bounds(boxes, local)
+            boxes = {name: copy_box(box) if name in changed else box for name, box in boxes.items()}
+            write_bounds(boxes, local)
             empty = empty or any(local.empty(row.terms[0][0]) for row in touched)
         outputs, mixed = self._common_rest
         if extra:
@@ -504,89 +341,5 @@ def describe_count(count: int) -> str:
     return str(count) if count < 10**15 else f"about 10^{int(count.bit_length() * math.log10(2))}"
 
 
-def _copy(box: InputBox) -> InputBox:
-    return InputBox(
-        lower=box.lower.copy(),
-        upper=box.upper.copy(),
-        inner_lower=box.inner_lower.copy(),
-        inner_upper=box.inner_upper.copy(),
-    )
-
-
-def _unbounded(shape: tuple[int, ...]) -> InputBox:
-    below, above = np.full(shape, -np.inf), np.full(shape, np.inf)
-    return InputBox(lower=below, upper=above, inner_lower=below.copy(), inner_upper=above.copy())
-
-
-def enclose(exact: Fraction) -> tuple[float, float]:
-    """The greatest float64 at most `exact` and the least at least `exact`."""
-    try:
-        near = exact.numerator / exact.denominator
-    except OverflowError:
-        return (math.nextafter(math.inf, 0.0), math.inf) if exact > 0 else (-math.inf, math.nextafter(-math.inf, 0.0))
-    top, bottom = near.as_integer_ratio()
-    difference = exact.numerator * bottom - top * exact.denominator
-    if difference == 0:
-        return near, near
-    return (near, math.nextafter(near, math.inf)) if difference > 0 else (math.nextafter(near, -math.inf), near)
-
-
 def _nearest(exact: Fraction) -> Fraction:
     return Fraction(exact.numerator / exact.denominator)
-
-
-def _write_bounds(boxes: Mapping[str, InputBox], bounds: _Bounds) -> None:
-    """Rounds `bounds` into arrays of `boxes`, of which cases share some: read-only from then on."""
-    for variable, (exact, strict) in bounds.lower.items():
-        below, above = enclose(exact)
-        box = boxes[variable.tensor]
-        box.lower.flat[variable.flat] = below
-        box.inner_lower.flat[variable.flat] = math.nextafter(above, math.inf) if strict and above == below else above
-    for variable, (exact, strict) in bounds.upper.items():
-        below, above = enclose(exact)
-        box = boxes[variable.tensor]
-        box.upper.flat[variable.flat] = above
-        box.inner_upper.flat[variable.flat] = math.nextafter(below, -math.inf) if strict and above == below else below
-    for box in boxes.values():
-        for array in (box.lower, box.upper, box.inner_lower, box.inner_upper):
-            array.flags.writeable = False
-
-
-def _propagate(bounds: _Bounds, rows: Iterable[Constraint]) -> None:
-    """Finds missing bounds of inputs through linear constraints between inputs, such as X2 - X1 == c, in linear time.
-
-    A row sum c_i v_i <= b bounds v_k by (b - sum of the least other terms) / c_k. Bounds that exist are not tightened.
-    """
-    halves: list[tuple[list[tuple[Variable, Fraction]], Fraction]] = []
-    for row in rows:
-        halves.append((list(row.terms), row.bound))
-        if row.relation == "==":
-            halves.append(([(v, -c) for v, c in row.terms], -row.bound))
-
-    def side(positive: bool) -> dict[Variable, tuple[Fraction, bool]]:
-        return bounds.lower if positive else bounds.upper
-
-    waiting: defaultdict[tuple[Variable, bool], list[int]] = defaultdict(list)
-    missing = [0] * len(halves)
-    for number, (terms, _) in enumerate(halves):
-        for variable, coefficient in terms:
-            if variable not in side(coefficient > 0):
-                missing[number] += 1
-                waiting[variable, coefficient > 0].append(number)
-    ready = [number for number, count in enumerate(missing) if count <= 1]
-    while ready:
-        number = ready.pop()
-        terms, bound = halves[number]
-        least = {v: side(c > 0)[v][0] * c for v, c in terms if v in side(c > 0)}
-        if len(least) < len(terms) - 1:
-            continue
-        total = sum(least.values(), Fraction(0))
-        targets = terms if len(least) == len(terms) else [term for term in terms if term[0] not in least]
-        for variable, coefficient in targets:
-            known = side(coefficient < 0)
-            if variable not in known:
-                known[variable] = ((bound - total + least.get(variable, Fraction(0))) / coefficient, False)
-                for other in waiting.pop((variable, coefficient < 0), ()):
-                    missing[other] -= 1
-                    if missing[other] <= 1:
-                        ready.append(other)

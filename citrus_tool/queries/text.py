@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from fractions import Fraction
 
 from citrus_tool.errors import UsageError
-from citrus_tool.queries.spec import Clause, Conjunction, Constraint, Spec, Variable
+from citrus_tool.queries.constraint import Clause, Conjunction, Constraint, Variable
+from citrus_tool.queries.spec import Spec
 
 MAX_DIGITS = 4000
 """Longest number in a text (Python converts integers of up to 4300 digits)."""

@@ -15,19 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from citrus_tool.errors import UsageError
-from citrus_tool.queries.spec import (
-    Clause,
-    Conjunction,
-    Constraint,
-    NetworkVariable,
-    Spec,
-    TensorVariable,
-    Variable,
-    at_least,
-    at_most,
-    enclose,
-    ordered,
-)
+from citrus_tool.queries.boxes import enclose
+from citrus_tool.queries.constraint import Clause, Conjunction, Constraint, Variable, at_least, at_most, ordered
+from citrus_tool.queries.spec import NetworkVariable, Spec, TensorVariable
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

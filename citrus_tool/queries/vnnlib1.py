@@ -15,20 +15,9 @@ from typing import TypeAlias, cast
 from citrus_tool.errors import UsageError
 from citrus_tool.queries import algebra
 from citrus_tool.queries.algebra import ExplosionError, Formula, Junction, Linear, NotLinearError, Operand
+from citrus_tool.queries.constraint import Clause, Constraint, Variable, at_least, at_most, ordered, require_small
 from citrus_tool.queries.source import Source, VnnlibError, nearest, write
-from citrus_tool.queries.spec import (
-    Clause,
-    Constraint,
-    NetworkVariable,
-    Spec,
-    TensorVariable,
-    Variable,
-    at_least,
-    at_most,
-    describe_count,
-    ordered,
-    require_small,
-)
+from citrus_tool.queries.spec import NetworkVariable, Spec, TensorVariable, describe_count
 from citrus_tool.queries.text import MAX_DIGITS, assertions, decimal
 
 NETWORK, INPUT, OUTPUT = "N", "X", "Y"

@@ -18,17 +18,9 @@ import vnnlib
 from citrus_tool.errors import UsageError
 from citrus_tool.queries import algebra
 from citrus_tool.queries.algebra import ExplosionError, Formula, Linear, NotLinearError, Operand
+from citrus_tool.queries.constraint import Clause, Relation, Variable
 from citrus_tool.queries.source import Source, VnnlibError, write
-from citrus_tool.queries.spec import (
-    Clause,
-    NetworkVariable,
-    Relation,
-    Spec,
-    TensorVariable,
-    Variable,
-    describe_count,
-    element,
-)
+from citrus_tool.queries.spec import NetworkVariable, Spec, TensorVariable, describe_count, element
 from citrus_tool.queries.text import MAX_DIGITS, assertions, decimal
 
 MAX_DEPTH = 1000
@@ -102,7 +94,7 @@ def _guarded(source: Source) -> str:
         foreign = _FOREIGN.search(text)
         if foreign:
             raise source.error(foreign.start(), f"the character {foreign[0]!r} is not part of VNN-LIB 2.0", "remove it")
-    depth, deepest = 0, 0
+    depth = 0
     for match in _PARENTHESES.finditer(text):
         if match[0] == "(":
             depth += 1
@@ -110,7 +102,6 @@ def _guarded(source: Source) -> str:
                 raise source.error(
                     match.start(), f"parentheses nest deeper than {MAX_DEPTH}", "and, or, + and * take many arguments"
                 )
-            deepest = max(deepest, depth)
         elif match[0] == ")":
             depth -= 1
     odd = _ODD_INDEX.search(_SKIPPED.sub(lambda m: " " * len(m[0]), text))

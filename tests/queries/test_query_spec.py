@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from fractions import Fraction
 
 import numpy as np
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 
 from citrus_tool.errors import InputFileError, UsageError
 from citrus_tool.queries import Spec, Variable, parse
-from citrus_tool.queries.spec import constraint, enclose
+from citrus_tool.queries.boxes import enclose
+from citrus_tool.queries.constraint import constraint
 
 HEAD = "(declare-const X_0 Real)(declare-const Y_0 Real)(declare-const Y_1 Real)"
 
@@ -22,13 +24,20 @@ def one_input(lower: str, upper: str, rest: str = "") -> Spec:
 
 
 @settings(deadline=None)
-@given(st.fractions(), st.integers(-1060, 1000))
+@given(st.fractions(-(10**6), 10**6), st.integers(-1100, 1000))
 def test_enclosing_floats_are_the_tightest(number: Fraction, power: int) -> None:
     exact = number * Fraction(2) ** power
     below, above = enclose(exact)
     assert Fraction(below) <= exact <= Fraction(above)
     assert above in (below, math.nextafter(below, math.inf))
     assert (below == above) == (Fraction(below) == exact)
+
+
+def test_enclosing_what_float64_cannot_hold() -> None:
+    huge, largest = Fraction(2) ** 1030, sys.float_info.max
+    assert enclose(huge) == (largest, math.inf)
+    assert enclose(-huge) == (-math.inf, -largest)
+    assert enclose(Fraction(1, 2**1200)) == (0.0, 5e-324)
 
 
 @settings(deadline=None)

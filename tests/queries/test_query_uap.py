@@ -10,7 +10,7 @@ import pytest
 
 from citrus_tool.errors import UsageError
 from citrus_tool.queries import NotUapError, Spec, parse, text2, uap_query, uap_structure
-from citrus_tool.queries.spec import Variable, ordered
+from citrus_tool.queries.constraint import Variable, ordered
 from citrus_tool.queries.text import decimal
 
 EXAMPLE = (

@@ -16,7 +16,8 @@ from literal_queries import unsafe
 
 from citrus_tool.errors import InputFileError, UsageError
 from citrus_tool.queries import Constraint, Spec, Variable, parse, read, text1, text2, write1, write2
-from citrus_tool.queries.spec import Clause, NetworkVariable, TensorVariable, constraint
+from citrus_tool.queries.constraint import Clause, constraint
+from citrus_tool.queries.spec import NetworkVariable, TensorVariable
 from citrus_tool.queries.text import decimal
 
 VARIABLES = [Variable("X", 0), Variable("X", 1), Variable("Y", 0), Variable("Y", 1), Variable("Y", 2)]

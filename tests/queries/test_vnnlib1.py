@@ -91,7 +91,7 @@ def test_any_order_comments_layout_and_gzip(tmp_path: Path) -> None:
     )
     plain, packed = tmp_path / "q.vnnlib", tmp_path / "q.vnnlib.gz"
     plain.write_bytes(shuffled.encode("latin-1"))
-    packed.write_bytes(gzip.compress(shuffled.encode()))
+    packed.write_bytes(gzip.compress(shuffled.encode("utf-8-sig")))
     assert read(plain) == read(packed)
     assert set(read(plain).common) == set(parse(HEAD + BOX).common)
 
@@ -165,6 +165,14 @@ def test_errors_about_the_whole_file(tmp_path: Path) -> None:
     with pytest.raises(VnnlibError, match="damaged gzip data"):
         read(broken)
     assert issubclass(VnnlibError, InputFileError)
+
+
+def test_a_gzip_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("citrus_tool.queries.source.MAX_BYTES", 1 << 20)
+    bomb = tmp_path / "bomb.vnnlib.gz"
+    bomb.write_bytes(gzip.compress(b" " * (1 << 21)))
+    with pytest.raises(VnnlibError, match="holds more than 1 MiB of text"):
+        read(bomb)
 
 
 def test_a_bound_in_some_cases_only_is_no_bound() -> None:
