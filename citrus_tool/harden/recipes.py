@@ -194,8 +194,8 @@ RECIPES: Mapping[str, NamedRecipe] = {
     ),
     "standard": NamedRecipe(
         recipe=Recipe(
-            method="standard", eps=0.0, tau_ratio=1.0, epochs=20, warmup_epochs=0, ramp_epochs=0, milestones=(12, 17),
-            lr=1e-3, shi_lambda=0.0, certified_inputs=0,
+            method="standard", eps=0.0, tau_ratio=1.0, epochs=40, warmup_epochs=0, ramp_epochs=0, milestones=(28, 36),
+            groups_per_batch=10, lr=1e-3, shi_lambda=0.0, certified_inputs=0,
         ),
         source="this project: plain training of a small network from scratch or from a file",
     ),
