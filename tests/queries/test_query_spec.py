@@ -76,15 +76,14 @@ def test_a_degenerate_box_needs_the_scorers_reading() -> None:
     assert spec.rounded().evaluate({"X": value, "Y": [0.0, 0.0]})
 
 
-def strict_spec() -> Spec:
-    return parse(
-        "(vnnlib-version <2.0>)(declare-network f (declare-input X real [1]) (declare-output Y real []))"
-        "(assert (> X[0] 0.5))(assert (< X[0] 0.75))(assert (!= Y 1.0))"
-    )
+STRICT = (
+    "(vnnlib-version <2.0>)(declare-network f (declare-input X real [1]) (declare-output Y real []))"
+    "(assert (> X[0] 0.5))(assert (< X[0] 0.75))(assert (!= Y 1.0))"
+)
 
 
 def test_strict_bounds_are_closed_for_proofs_and_open_for_witnesses() -> None:
-    spec = strict_spec()
+    spec = parse(STRICT)
     box = spec.common_case.boxes["X"]
     assert (box.lower[0], box.upper[0]) == (0.5, 0.75)
     assert (box.inner_lower[0], box.inner_upper[0]) == (math.nextafter(0.5, 1), math.nextafter(0.75, 0))
@@ -101,6 +100,8 @@ def test_contradicting_bounds_are_an_empty_case() -> None:
     assert [case.empty for case in spec.cases()] == [False, True, False]
     assert one_input("0.3", "0.2999999999999999999999").common_case.empty  # too close for float64 to tell
     assert not one_input("0.3", "0.3").common_case.empty
+    assert parse(STRICT + "(assert (<= X[0] 0.5))").common_case.empty
+    assert parse(STRICT + "(assert (>= X[0] 0.75))").common_case.empty
 
 
 def test_cases_tighten_the_common_box_and_split_by_subject() -> None:
