@@ -117,6 +117,7 @@ def test_per_channel_eps_and_exact_eps() -> None:
 
 def test_contradicting_differences_are_empty() -> None:
     assert uap_structure(parse(EXAMPLE + "(assert (== (- X2[0,0] X1[0,0]) -0.5))")).empty
+    assert uap_structure(parse(EXAMPLE + "(assert (== (- X2[0,0] X1[0,0]) -0.3))")).empty  # though the boxes meet
     assert uap_structure(parse(EXAMPLE + "(assert (<= 2.0 1.0))")).empty
     assert uap_structure(parse(EXAMPLE + "(assert (<= X2[0,0] 0.1))")).empty
 
