@@ -1,0 +1,518 @@
+"""Bounds whose slopes and multipliers are optimised: alpha-CROWN, and beta-CROWN on parts of a box.
+
+Xu et al. 2021, "Fast and Complete" (alpha-CROWN): the slopes of the lines below open ReLUs are ascended, each
+functional with its own. Wang et al. 2021, "Beta-CROWN" (theorem 3.1): on the part of a box where some neurons' inputs
+have a given sign, each sign enters as a Lagrange multiplier beta >= 0 at the neuron's input.
+Differs from the papers in: (1) the ascent runs on the folded system (bounds/fold.py), where one step is a few small
+products, and by hand: the gradient of the dual bound is the relaxed network at the minimising point; (2) the ascent
+may be in float32 and certifies nothing. Whatever slopes in [floor, 1] and multipliers >= 0 it finds, the bound that is
+claimed is one backward pass of bounds/linear.py with them, in float64 with outward errors (`tuned_planes`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from citrus_tool.bounds.crown import LinearMargins, relax
+from citrus_tool.bounds.fold import (
+    FOLDABLE,
+    Fold,
+    Functionals,
+    floor_of,
+    fold,
+    foldable,
+    foldable_nodes,
+    margin_rows,
+)
+from citrus_tool.bounds.linear import BACKWARD, Planes, Reading, Rows, concretise, seed, to_input
+from citrus_tool.bounds.relaxation import RELAXATIONS, Lines, Relaxation
+from citrus_tool.bounds.rounding import exact_products, widen
+from citrus_tool.network import INPUT, Network, Node, Rule
+from citrus_tool.threat import Box
+
+TUNED_ROWS = 64
+"""Rows of one claimed backward pass: what stays in cache."""
+
+COLUMNS = 128
+"""Functionals ascended together: what stays in cache (measured on ConvSmall; twice as many are no faster)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Adam's steps: how many, the first step of slopes and of multipliers, and the factor after each."""
+
+    steps: int
+    alpha_rate: float = 0.1
+    beta_rate: float = 0.3
+    decay: float = 0.98
+
+
+ROOT = Schedule(steps=20)
+"""alpha-CROWN's steps on a whole box."""
+
+FIRST_MOMENT, SECOND_MOMENT = 0.9, 0.999
+"""Adam's decay rates (Kingma and Ba 2015)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Duals:
+    """Slopes and multipliers of D functionals on D parts of a box; one column each.
+
+    Attributes:
+        alpha: (U, D) slopes of the lines below the open neurons.
+        split: (K, D) the neurons whose sign is given, U where a column has fewer than K.
+        side: (K, D) +1: input >= 0, -1: input <= 0, 0: none.
+        beta: (K, D) multipliers >= 0.
+    """
+
+    alpha: Tensor
+    split: Tensor
+    side: Tensor
+    beta: Tensor
+
+    @staticmethod
+    def start(system: Fold, count: int) -> Duals:
+        """CROWN's slopes on the whole box, for `count` functionals."""
+        alpha = system.lower_slope.expand(-1, count)
+        return Duals(
+            alpha=alpha,
+            split=torch.empty(0, count, dtype=torch.long, device=alpha.device),
+            side=alpha.new_empty(0, count),
+            beta=alpha.new_empty(0, count),
+        )
+
+    def columns(self, index: Tensor | slice) -> Duals:
+        """Some of the columns, or one twice."""
+        return Duals(
+            alpha=self.alpha[:, index], split=self.split[:, index], side=self.side[:, index], beta=self.beta[:, index]
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ascent:
+    """What `ascend` found for D functionals.
+
+    Attributes:
+        bound: (D,) the best value of the dual bound, by plain arithmetic.
+        duals: the slopes and multipliers that give it.
+        weight: (U, D) coefficients of the open neurons' outputs there: what each output counts for.
+        point: (d, D) the minimising v in {-1, 0, 1}.
+    """
+
+    bound: Tensor
+    duals: Duals
+    weight: Tensor
+    point: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Targets:
+    """D functionals of (v, h) to bound from below: columns `at_hidden` (U, D), `at_input` (d, D), `offset` (D,)."""
+
+    at_hidden: Tensor
+    at_input: Tensor
+    offset: Tensor
+
+    @staticmethod
+    def of(functionals: Functionals, index: Tensor) -> Targets:
+        """The functionals numbered `index`."""
+        return Targets(
+            at_hidden=functionals.at_hidden.T[:, index].contiguous(),
+            at_input=functionals.at_input.T[:, index].contiguous(),
+            offset=functionals.offset[index],
+        )
+
+    @staticmethod
+    def both_sides(functionals: Functionals) -> Targets:
+        """Every functional, then the negative of every one: lower and upper bounds."""
+        both = Functionals(
+            at_hidden=torch.cat([functionals.at_hidden, -functionals.at_hidden]),
+            at_input=torch.cat([functionals.at_input, -functionals.at_input]),
+            offset=torch.cat([functionals.offset, -functionals.offset]),
+        )
+        return Targets.of(both, torch.arange(len(both.offset), device=both.offset.device))
+
+    def columns(self, index: slice) -> Targets:
+        """Some of the functionals."""
+        return Targets(at_hidden=self.at_hidden[:, index], at_input=self.at_input[:, index], offset=self.offset[index])
+
+
+def ascend(system: Fold, targets: Targets, start: Duals, schedule: Schedule, *, goal: float = math.inf) -> Ascent:
+    """Maximises the dual bound of every target over slopes and multipliers, from `start`.
+
+    The bound of a target on its part of the box is, for any slopes and multipliers,
+
+        offset + sum weight q + sum nu shift - |L|_1    nu = weight e - side beta,  L = at_input + A^T nu,
+
+    where a neuron is replaced by the line e z + q: below (slope alpha) where its weight is positive, above where it is
+    negative, itself where its sign is given; weights follow from the last stage to the first. Its gradient in alpha is
+    weight^+ z, in beta -side z, z being the relaxed system's inputs at v = -sign(L).
+
+    Stops early when every bound has passed `goal`. The best iterate of each column is returned.
+    """
+    work = _Work.of(system, targets, start)
+    best = work.evaluate(start)
+    kept, current = start, start
+    for step in range(schedule.steps):
+        if bool((best > goal).all()):
+            return work.result(best, kept)
+        current = work.climb(current, schedule, step)
+        bound = work.evaluate(current)
+        better = bound > best
+        if step == schedule.steps - 1 and bool(better.all()):
+            return work.result(bound, current)
+        kept = work.merged(kept, current, better)
+        best = torch.maximum(best, bound)
+    if schedule.steps:
+        best = work.evaluate(kept)
+    return work.result(best, kept)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    """The buffers of one ascent: one row per neuron and one for absent splits; overwritten by every evaluation.
+
+    Fresh memory costs more than the arithmetic here, so everything is computed in place.
+    """
+
+    system: Fold
+    targets: Targets
+    weight: Tensor
+    below: Tensor  # 1 where the weight is positive, else 0
+    slope: Tensor  # e
+    intercept: Tensor  # q
+    nu: Tensor
+    z: Tensor
+    h: Tensor
+    scratch: Tensor
+    alpha_moments: tuple[Tensor, Tensor]
+    beta_moments: tuple[Tensor, Tensor]
+    at_input: Tensor
+    point: Tensor
+    settled: Tensor  # (K, D) slope of each split neuron
+
+    @staticmethod
+    def of(system: Fold, targets: Targets, start: Duals) -> _Work:
+        columns = len(targets.offset)
+        rows = [targets.offset.new_zeros(system.neurons + 1, columns) for _ in range(10)]
+        floor = torch.cat([system.floor, system.floor.new_zeros(1)])
+        return _Work(
+            system=system,
+            targets=targets,
+            weight=rows[0],
+            below=rows[1],
+            slope=rows[2],
+            intercept=rows[3],
+            nu=rows[4],
+            z=rows[5],
+            h=rows[6],
+            scratch=rows[7][:-1],
+            alpha_moments=(rows[8][:-1], rows[9][:-1]),
+            beta_moments=(torch.zeros_like(start.beta), torch.zeros_like(start.beta)),
+            at_input=torch.empty_like(targets.at_input),
+            point=torch.empty_like(targets.at_input),
+            settled=torch.where(start.side > 0, torch.ones_like(start.side), floor[start.split]),
+        )
+
+    def evaluate(self, duals: Duals) -> Tensor:
+        """The bounds (D,); leaves weights, lines and the minimising point in the buffers."""
+        system, split = self.system, duals.split
+        force = -duals.side * duals.beta
+        self.weight[:-1].copy_(self.targets.at_hidden)
+        self.at_input.copy_(self.targets.at_input)
+        bound: Tensor = self.targets.offset
+        for stage in reversed(system.stages):
+            part = stage.range
+            weight, below, slope, intercept, nu = (
+                rows[part] for rows in (self.weight, self.below, self.slope, self.intercept, self.nu)
+            )
+            upper_slope, upper_offset = system.upper_slope[part], system.upper_offset[part]
+            torch.sign(weight, out=below).clamp_(min=0)
+            torch.sub(duals.alpha[part], upper_slope, out=slope).mul_(below).add_(upper_slope)
+            torch.addcmul(upper_offset, below, upper_offset, value=-1, out=intercept)
+            if len(split):
+                self.slope.scatter_(0, split, self.settled)
+                self.intercept.scatter_(0, split, 0.0)
+            torch.mul(weight, slope, out=nu)
+            if len(split):
+                self.nu.scatter_add_(0, split, force)  # the other stages' rows of nu are stale or yet to come
+            bound = bound + (system.shift[part].T @ nu)[0]
+            torch.addmm(self.at_input, stage.at_input[1], nu, out=self.at_input)
+            if stage.start:
+                earlier = self.weight[: stage.start]
+                torch.addmm(earlier, stage.at_hidden[1], nu, out=earlier)
+        torch.sign(self.at_input, out=self.point).neg_()
+        torch.mul(self.weight[:-1], self.intercept[:-1], out=self.scratch)
+        reach = torch.linalg.vector_norm(self.at_input, ord=1, dim=0)
+        bound = bound + self.scratch.sum(0) - reach
+        return bound
+
+    def climb(self, duals: Duals, schedule: Schedule, step: int) -> Duals:
+        """One step of Adam from the duals that were evaluated last."""
+        for stage in self.system.stages:
+            part = stage.range
+            z = self.z[part].copy_(self.system.shift[part].expand(-1, self.z.shape[1]))
+            torch.addmm(z, stage.at_input[0], self.point, out=z)
+            if stage.start:
+                torch.addmm(z, stage.at_hidden[0], self.h[: stage.start], out=z)
+            torch.addcmul(self.intercept[part], self.slope[part], z, out=self.h[part])
+        gradient = torch.mul(self.weight[:-1], self.z[:-1], out=self.scratch).mul_(self.below[:-1])
+        rate = schedule.decay**step
+        alpha = duals.alpha.clone() if step == 0 else duals.alpha
+        change = _adam(gradient, self.alpha_moments, step)
+        torch.maximum(alpha.add_(change, alpha=schedule.alpha_rate * rate), self.system.floor[:, None], out=alpha)
+        alpha.clamp_(max=1)
+        if not len(duals.split):
+            return replace(duals, alpha=alpha)
+        push = _adam(-duals.side * self.z.gather(0, duals.split), self.beta_moments, step)
+        return replace(duals, alpha=alpha, beta=(duals.beta + schedule.beta_rate * rate * push).clamp_(min=0))
+
+    def merged(self, old: Duals, new: Duals, better: Tensor) -> Duals:
+        """`new` in the columns that are `better`, else `old`."""
+        if bool(better.all()):
+            return replace(new, alpha=new.alpha.clone())
+        alpha = torch.lerp(old.alpha, new.alpha, better.to(old.alpha.dtype))
+        return replace(old, alpha=alpha, beta=torch.where(better, new.beta, old.beta))
+
+    def result(self, bound: Tensor, duals: Duals) -> Ascent:
+        return Ascent(bound=bound, duals=duals, weight=self.weight[:-1], point=self.point)
+
+
+def _adam(gradient: Tensor, moments: tuple[Tensor, Tensor], step: int) -> Tensor:
+    """Adam's direction for an ascent; overwrites `gradient`."""
+    first, second = moments
+    first.lerp_(gradient, 1 - FIRST_MOMENT)
+    second.mul_(SECOND_MOMENT).addcmul_(gradient, gradient, value=1 - SECOND_MOMENT)
+    scale = math.sqrt(1 - SECOND_MOMENT ** (step + 1)) / (1 - FIRST_MOMENT ** (step + 1))
+    torch.sqrt(second, out=gradient).add_(1e-8).reciprocal_()
+    return gradient.mul_(first).mul_(scale)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Instance:
+    """One input: the network over its box, as `crown.relax` reads it, and folded.
+
+    Attributes:
+        network: in float64.
+        boxes, relaxations, errors: of a batch of 1.
+        label: its true class.
+        system: the folded system of these boxes.
+    """
+
+    network: Network
+    boxes: Mapping[str, Box]
+    relaxations: Mapping[str, Relaxation]
+    errors: Mapping[str, Tensor]
+    label: int
+    system: Fold
+
+    @staticmethod
+    def of(
+        network: Network,
+        boxes: Mapping[str, Box],
+        relaxations: Mapping[str, Relaxation],
+        errors: Mapping[str, Tensor],
+        label: int,
+        number: int,
+    ) -> Instance:
+        """Input `number` of a batch that `crown.relax` has read; `network` must be `foldable`."""
+        part = slice(number, number + 1)
+        own = {name: Box(centre=box.centre[part], radius=box.radius[part]) for name, box in boxes.items()}
+        lines = {name: relaxation.select(part) for name, relaxation in relaxations.items()}
+        return Instance(
+            network=network,
+            boxes=own,
+            relaxations=lines,
+            errors={name: error[part] for name, error in errors.items()},
+            label=label,
+            system=fold(network, own, lines, label),
+        )
+
+    def margins(self, classes: Tensor) -> tuple[str, Rows]:
+        """Rows f_label - f_c at the output for c in `classes`, for `tuned_planes`."""
+        return self.network.output_name, margin_rows(self.network, self.label, classes, self.boxes[INPUT])
+
+    def root(self, classes: Tensor, schedule: Schedule) -> tuple[Planes, Ascent]:
+        """alpha-CROWN on the whole box: claimed planes of the margins over `classes`, and the ascent behind them."""
+        start = Duals.start(self.system, len(classes))
+        found = ascend(self.system, Targets.of(self.system.margins, classes), start, schedule)
+        return tuned_planes(self, self.system, *self.margins(classes), found.duals), found
+
+    def tightened(self, schedule: Schedule) -> Instance:
+        """The instance with the bounds of its open neurons optimised, from the first stage on.
+
+        A stage's neurons are bounded from both sides with slopes of their own on the boxes of the stages before.
+        """
+        found = self
+        for node in foldable_nodes(self.network):
+            number = next((i for i, stage in enumerate(found.system.stages) if stage.node == node.name), None)
+            if number:  # the inputs of the first stage are bounded exactly
+                found = found._tightened(node, number, schedule)
+        return found
+
+    def _tightened(self, node: Node, number: int, schedule: Schedule) -> Instance:
+        stage, before = self.system.stages[number], self.system.before(number)
+        targets = Targets.both_sides(stage.inputs)
+        sign = torch.ones(2 * len(stage.entry), dtype=torch.float64, device=stage.entry.device)
+        sign[len(stage.entry) :] = -1.0
+        entry = stage.entry.repeat(2)
+        lower = torch.empty_like(sign)
+        for part in _parts(len(sign), COLUMNS):
+            columns = targets.columns(part)
+            found = ascend(before, columns, Duals.start(before, len(columns.offset)), schedule)
+            reading = Reading(network=self.network, relaxations={}, errors={})
+            start, rows = seed(reading, stage.source, torch.zeros_like(entry[part]), entry[part], sign[part])
+            lower[part] = tuned_planes(self, before, start, rows, found.duals).lower
+        known = self.boxes[stage.source]
+        low, high = known.lower.flatten().clone(), known.upper.flatten().clone()
+        low[stage.entry] = torch.maximum(low[stage.entry], lower[: len(stage.entry)])
+        high[stage.entry] = torch.minimum(high[stage.entry], -lower[len(stage.entry) :])
+        box = widen(Box.from_bounds(low.reshape(known.centre.shape), high.reshape(known.centre.shape)))
+        boxes = {**self.boxes, stage.source: box}
+        relaxations = {**self.relaxations, node.name: RELAXATIONS[type(node.layer)](node.layer, widen(box))}
+        return replace(
+            self, boxes=boxes, relaxations=relaxations, system=fold(self.network, boxes, relaxations, self.label)
+        )
+
+
+def optimise_margins(
+    network: Network, box: Box, labels: Tensor, known: LinearMargins, *, schedule: Schedule = ROOT, tighten: bool = True
+) -> LinearMargins:
+    """alpha-CROWN margins of a batch of boxes, valid in real arithmetic (docs/soundness.md).
+
+    Args:
+        network: in float64, evaluation mode.
+        box, labels: as `crown.crown` takes them.
+        known: what `crown.crown` found; labels that it proves are left alone, and no label's bound gets worse.
+        tighten: optimises the bounds of hidden neurons too.
+
+    A network that is not `foldable` keeps `known`.
+    """
+    if not foldable(network):
+        return known
+    lower, coefficient, offset = known.lower.clone(), known.coefficient.clone(), known.offset.clone()
+    with torch.no_grad(), exact_products():
+        boxes, relaxations, errors = relax(network, box)
+        for number, label in enumerate(labels.tolist()):
+            classes = torch.nonzero(~(known.lower[number] > 0)).flatten()
+            if not len(classes):
+                continue
+            instance = Instance.of(network, boxes, relaxations, errors, label, number)
+            planes, _ = instance.root(classes, schedule)
+            if tighten and not bool((planes.lower > 0).all()):
+                planes, _ = instance.tightened(schedule).root(classes, schedule)
+            better = planes.lower > lower[number, classes]
+            lower[number, classes[better]] = planes.lower[better]
+            coefficient[number, classes[better]] = planes.coefficient[better]
+            offset[number, classes[better]] = planes.offset[better]
+    return LinearMargins(lower=lower, coefficient=coefficient, offset=offset)
+
+
+def _parts(count: int, step: int) -> Iterator[slice]:
+    return (slice(first, min(first + step, count)) for first in range(0, count, step))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Tuning:
+    """One node's lines per row: decided neurons by `slope` (1, *shape), open ones by columns (R, U_l)."""
+
+    slope: Tensor
+    entry: Tensor
+    lower_slope: Tensor
+    upper_slope: Tensor
+    upper_offset: Tensor
+    force: Tensor
+
+
+def tuned_planes(instance: Instance, system: Fold, start: str, rows: Rows, duals: Duals) -> Planes:
+    """Claimed bounds (float64, outward) of rows of one input with the slopes and multipliers of each row's column.
+
+    On the part of the box where the signs in `duals` hold, target_r >= <coefficient_r, u> + offset_r >= lower_r in real
+    arithmetic, whatever the duals are: slopes are clamped into [floor, 1] and multipliers to >= 0. Columns without
+    splits hold on the whole box. A multiplier adds a coefficient to the row, so it also counts in the norm by which
+    rounding errors are scaled (docs/soundness.md).
+
+    Args:
+        system: the fold that `duals` refer to, of the instance's boxes; stages that it lacks keep CROWN's lines.
+        start: the node where `rows` (R, dense or windows, all of sample 0) stand.
+    """
+    box = instance.boxes[INPUT]
+    reading = Reading(network=instance.network, relaxations=instance.relaxations, errors=instance.errors)
+    parts = []
+    for part in _parts(len(rows.offset), TUNED_ROWS):
+        some = replace(
+            rows,
+            sample=rows.sample[part],
+            coefficient=rows.coefficient[part],
+            offset=rows.offset[part],
+            norm=rows.norm[part],
+            window=None if rows.window is None else replace(rows.window, position=rows.window.position[part]),
+        )
+        tuned = partial(_tuned, _tunings(instance, system, duals.columns(part)))
+        rules: dict[type[nn.Module], Rule] = {**BACKWARD, **dict.fromkeys(FOLDABLE, tuned)}
+        parts.append(concretise(reading, to_input(reading, some, start=start, rules=rules).dense(), box))
+    return Planes(
+        coefficient=torch.cat([planes.coefficient for planes in parts]),
+        offset=torch.cat([planes.offset for planes in parts]),
+        lower=torch.cat([planes.lower for planes in parts]),
+    )
+
+
+def _tunings(instance: Instance, system: Fold, duals: Duals) -> dict[str, _Tuning]:
+    layers = {node.name: node.layer for node in instance.network.nodes}
+    split = duals.split.T
+    tunings = {}
+    for stage in system.stages:
+        lines = instance.relaxations[stage.node]
+        assert isinstance(lines, Lines)
+        floor = floor_of(layers[stage.node])
+        alpha = duals.alpha[stage.range].T.double().clamp(floor, 1.0)
+        below = _with_spare(alpha)
+        above = _with_spare(lines.upper_slope.flatten()[stage.entry].expand_as(alpha))
+        offset = _with_spare(lines.upper_offset.flatten()[stage.entry].expand_as(alpha))
+        force = torch.zeros_like(below)
+        here = (split >= stage.start) & (split < stage.stop)
+        index = torch.where(here, split - stage.start, len(stage.entry))
+        side = duals.side.T.double()
+        settled = torch.where(side > 0, torch.ones_like(side), floor)
+        below.scatter_(1, index, settled)
+        above.scatter_(1, index, settled)
+        offset.scatter_(1, index, 0.0)
+        force.scatter_add_(1, index, -side.sign() * duals.beta.T.double().clamp(min=0))
+        tunings[stage.node] = _Tuning(
+            slope=lines.upper_slope.flatten(1),
+            entry=stage.entry,
+            lower_slope=below[:, :-1],
+            upper_slope=above[:, :-1],
+            upper_offset=offset[:, :-1],
+            force=force[:, :-1],
+        )
+    return tunings
+
+
+def _with_spare(values: Tensor) -> Tensor:
+    """A copy (R, U) with a last column that absent splits may overwrite."""
+    return torch.cat([values, torch.zeros_like(values[:, :1])], dim=1)
+
+
+def _tuned(tunings: Mapping[str, _Tuning], reading: Reading, layer: nn.Module, node: Node, rows: Rows) -> tuple[Rows]:
+    """Back through a nonlinear node with each row's own lines and multipliers."""
+    own = tunings.get(node.name)
+    if own is None:  # every neuron is decided, or the node lies after the system
+        decided: tuple[Rows] = BACKWARD[type(layer)](reading, layer, node, rows)
+        return decided
+    rows = rows.dense()
+    norm = rows.norm + own.force.abs().sum(1)
+    flat = rows.coefficient.flatten(1)
+    weight = flat.index_select(1, own.entry)
+    negative = weight.clamp(max=0)
+    offset = reading.settle(node, replace(rows, norm=norm)) + (negative * own.upper_offset).sum(1)
+    passed = weight * own.lower_slope + negative * (own.upper_slope - own.lower_slope) + own.force
+    coefficient = (flat * own.slope).index_copy_(1, own.entry, passed)
+    return (replace(rows, coefficient=coefficient.reshape(rows.coefficient.shape), offset=offset, norm=norm),)

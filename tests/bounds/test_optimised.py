@@ -1,0 +1,263 @@
+"""The folded system and the optimised bounds: against the network, CROWN, the exact LP, and sampled points."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import linprog
+from torch import Tensor
+
+from citrus_tool.bounds.crown import crown, relax
+from citrus_tool.bounds.fold import Fold, fold, foldable
+from citrus_tool.bounds.optimised import (
+    ROOT,
+    Duals,
+    Instance,
+    Schedule,
+    Targets,
+    ascend,
+    optimise_margins,
+    tuned_planes,
+)
+from citrus_tool.network import INPUT
+from tests.bounds.networks import CLASSES, margins_at, random_box, random_network, samples, values_at
+
+LABELS = torch.tensor([0, 1, 3])
+COUNT = 25
+
+
+@cache
+def foldable_seeds() -> list[int]:
+    return [seed for seed in range(500) if foldable(random_network(seed))][:COUNT]
+
+
+def instances(seed: int, *, dtype: torch.dtype = torch.float64) -> list[Instance]:
+    network, box = random_network(seed), random_box(seed)
+    read = relax(network, box)
+    made = [Instance.of(network, *read, label, number) for number, label in enumerate(LABELS.tolist())]
+    return [
+        replace(one, system=fold(network, one.boxes, one.relaxations, one.label, dtype=dtype))
+        for one in made
+    ]  # fmt: skip
+
+
+def random_duals(system: Fold, count: int, seed: int) -> Duals:
+    """Any slopes and multipliers, up to three splits a column, some absent."""
+    generator = torch.Generator().manual_seed(seed)
+    dtype, depth = system.radius.dtype, min(3, system.neurons)
+    order = torch.stack([torch.randperm(system.neurons, generator=generator)[:depth] for _ in range(count)], dim=1)
+    side = torch.randint(-1, 2, (depth, count), generator=generator)
+    return Duals(
+        alpha=torch.rand(system.neurons, count, generator=generator, dtype=dtype),
+        split=torch.where(side == 0, system.neurons, order),
+        side=side.to(dtype),
+        beta=torch.rand(depth, count, generator=generator, dtype=dtype),
+    )
+
+
+def exact(system: Fold, targets: Targets, column: int, duals: Duals) -> float:
+    """The least value of one target over the triangle relaxation of its part of the box, by linear programming.
+
+    +inf where the relaxation is empty.
+    """
+    d, neurons = len(system.radius), system.neurons
+    signs = {int(n): float(s) for n, s in zip(duals.split[:, column], duals.side[:, column], strict=True) if s != 0}
+    rows, limits, equal, values = [], [], [], []
+
+    def add(terms: np.ndarray, bound: float, *, equality: bool = False) -> None:
+        (equal if equality else rows).append(terms)
+        (values if equality else limits).append(bound)
+
+    for stage in system.stages:
+        for place in range(len(stage.entry)):
+            neuron = stage.start + place
+            z, h = np.zeros(d + neurons), np.zeros(d + neurons)
+            z[:d] = stage.inputs.at_input[place].numpy()
+            z[d : d + stage.start] = stage.inputs.at_hidden[place].numpy()
+            h[d + neuron] = 1.0
+            shift, floor = float(stage.inputs.offset[place]), float(system.floor[neuron])
+            sign = signs.get(neuron, 0.0)
+            if sign:
+                slope = 1.0 if sign > 0 else floor
+                add(h - slope * z, slope * shift, equality=True)
+                add(-sign * z, sign * shift)
+            else:
+                upper = float(system.upper_slope[neuron])
+                add(h - upper * z, upper * shift + float(system.upper_offset[neuron]))
+                add(z - h, -shift)
+                add(floor * z - h, -floor * shift)
+    cost = np.concatenate([targets.at_input[:, column].numpy(), targets.at_hidden[:, column].numpy()])
+    found = linprog(
+        cost,
+        A_ub=np.array(rows) if rows else None,
+        b_ub=limits or None,
+        A_eq=np.array(equal) if equal else None,
+        b_eq=values or None,
+        bounds=[(-1, 1)] * d + [(None, None)] * neurons,
+    )
+    if found.status == 2:
+        return float("inf")
+    assert found.success, found.message
+    return float(found.fun) + float(targets.offset[column])
+
+
+def margins_of(instance: Instance, points: Tensor) -> Tensor:
+    """(s, c) margins at points (s, *shape)."""
+    logits = instance.network(points)
+    return logits[:, [instance.label]] - logits
+
+
+@pytest.mark.parametrize("seed", foldable_seeds())
+def test_the_folded_system_is_the_network(seed: int) -> None:
+    for instance in instances(seed):
+        system, box = instance.system, instance.boxes[INPUT]
+        points = samples(box, seed, count=20)[:, 0]
+        v = torch.where(box.radius > 0, (points - box.centre) / box.radius.clamp(min=1e-300), 0.0).flatten(1)
+        values = values_at(instance.network, points[:, None])
+        h = v.new_zeros(len(points), 0)
+        for stage in system.stages:
+            z = v @ stage.inputs.at_input.T + h @ stage.inputs.at_hidden.T + stage.inputs.offset
+            torch.testing.assert_close(z, values[stage.source].flatten(1)[:, stage.entry], rtol=1e-9, atol=1e-9)
+            floor = system.floor[stage.range]
+            h = torch.cat([h, torch.maximum(z, floor * z)], dim=1)
+        margins = v @ system.margins.at_input.T + h @ system.margins.at_hidden.T + system.margins.offset
+        torch.testing.assert_close(margins, margins_of(instance, points), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("seed", foldable_seeds())
+def test_without_steps_the_bounds_are_crowns(seed: int) -> None:
+    box = random_box(seed)
+    known = crown(random_network(seed), box, LABELS, skip_decided=False)
+    for number, instance in enumerate(instances(seed)):
+        others = torch.tensor([c for c in range(CLASSES) if c != instance.label])
+        planes, found = instance.root(others, Schedule(steps=0))
+        torch.testing.assert_close(planes.offset, known.offset[number, others], rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(planes.coefficient, known.coefficient[number, others], rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(found.bound, planes.lower, rtol=1e-7, atol=1e-7)
+        assert (planes.lower <= known.lower[number, others] + 1e-12).all()  # that one is also IBP's
+
+
+@pytest.mark.parametrize("seed", foldable_seeds())
+def test_alpha_crown_gains_and_contains_sampled_margins(seed: int) -> None:
+    network, box = random_network(seed), random_box(seed)
+    known = crown(network, box, LABELS)
+    quick = optimise_margins(network, box, LABELS, known, tighten=False)
+    best = optimise_margins(network, box, LABELS, known)
+    assert (quick.lower >= known.lower).all()
+    assert (best.lower >= known.lower).all()
+    points = samples(box, seed)
+    true = margins_at(network, points, LABELS)
+    u = (points - box.centre).flatten(2)
+    for bounds in (quick, best):
+        planes = torch.einsum("ncd,snd->snc", bounds.coefficient.flatten(2), u) + bounds.offset
+        assert (true >= bounds.lower - 1e-12).all()
+        assert (true >= planes - 1e-12).all()
+
+
+def test_alpha_crown_gains_somewhere() -> None:
+    gains = []
+    for seed in foldable_seeds():
+        network, box = random_network(seed), random_box(seed)
+        known = crown(network, box, LABELS)
+        found = optimise_margins(network, box, LABELS, known)
+        gains.append(float((found.lower - known.lower).nan_to_num().amax()))
+    assert sum(gain > 1e-3 for gain in gains) > COUNT / 2
+
+
+@pytest.mark.parametrize("seed", foldable_seeds())
+def test_any_duals_give_bounds_that_hold_where_the_signs_do(seed: int) -> None:
+    checked = 0
+    for instance in instances(seed):
+        system = instance.system
+        if not system.neurons:
+            continue
+        others = torch.tensor([c for c in range(CLASSES) if c != instance.label]).repeat(4)
+        duals = random_duals(system, len(others), seed)
+        planes = tuned_planes(instance, system, *instance.margins(others), duals)
+        points = samples(instance.boxes[INPUT], seed, count=200)[:, 0]
+        values = values_at(instance.network, points[:, None])
+        z = torch.cat([values[stage.source].flatten(1)[:, stage.entry] for stage in system.stages], dim=1)
+        z = torch.cat([z, z.new_zeros(len(z), 1)], dim=1)
+        inside = (z[:, duals.split] * duals.side >= 0).all(1)  # (s, D)
+        true = margins_of(instance, points)[:, others]
+        plane = (points - instance.boxes[INPUT].centre).flatten(1) @ planes.coefficient.flatten(1).T + planes.offset
+        assert (true >= plane - 1e-12)[inside].all()
+        assert (true >= planes.lower - 1e-12)[inside].all()
+        checked += int(inside.sum())
+    assert checked or all(not instance.system.neurons for instance in instances(seed))
+
+
+@pytest.mark.parametrize("seed", foldable_seeds())
+def test_a_claim_equals_the_dual_bound_of_the_folded_system(seed: int) -> None:
+    for instance in instances(seed):
+        others = torch.tensor([c for c in range(CLASSES) if c != instance.label])
+        duals = random_duals(instance.system, len(others), seed + 1)
+        floor = instance.system.floor[:, None]
+        duals = replace(duals, alpha=torch.maximum(duals.alpha, floor))
+        targets = Targets.of(instance.system.margins, others)
+        found = ascend(instance.system, targets, duals, Schedule(steps=0))
+        claimed = tuned_planes(instance, instance.system, *instance.margins(others), duals).lower
+        torch.testing.assert_close(found.bound, claimed, rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("seed", foldable_seeds()[:12])
+def test_the_ascent_reaches_the_linear_programs_optimum(seed: int) -> None:
+    patient = Schedule(steps=1500, alpha_rate=0.1, beta_rate=0.3, decay=0.995)
+    compared = 0
+    for instance in instances(seed):
+        system = instance.system
+        others = torch.tensor([c for c in range(CLASSES) if c != instance.label])
+        targets = Targets.of(system.margins, others)
+        for number, start in enumerate((Duals.start(system, len(others)), random_duals(system, len(others), seed))):
+            start = replace(start, alpha=torch.maximum(start.alpha, system.floor[:, None]))
+            found = ascend(system, targets, start, patient)
+            plain = ascend(system, targets, start, Schedule(steps=0)).bound
+            for column in range(len(others)):
+                best = exact(system, targets, column, start)
+                if best == float("inf"):
+                    continue  # an empty part: its dual is unbounded
+                assert found.bound[column] <= best + 1e-6 * (1 + abs(best))
+                if not number:
+                    continue
+                gap, first = best - float(found.bound[column]), best - float(plain[column])
+                assert gap <= 0.05 * first + 1e-4 * (1 + abs(best)), (column, best, found.bound[column], plain[column])
+                compared += 1
+    assert compared or not any(instance.system.neurons for instance in instances(seed))
+
+
+@pytest.mark.parametrize("seed", foldable_seeds())
+def test_tightened_boxes_contain_sampled_values_and_shrink(seed: int) -> None:
+    for instance in instances(seed):
+        better = instance.tightened(ROOT)
+        values = values_at(instance.network, samples(instance.boxes[INPUT], seed, count=40)[:, :1])
+        for name, box in better.boxes.items():
+            known = instance.boxes[name]
+            if name != INPUT:
+                assert (values[name] >= box.lower).all()
+                assert (values[name] <= box.upper).all()
+            assert (box.lower >= known.lower - 1e-12 * (1 + known.lower.abs())).all()
+            assert (box.upper <= known.upper + 1e-12 * (1 + known.upper.abs())).all()
+
+
+def test_other_nonlinear_layers_keep_what_is_known() -> None:
+    seed = next(seed for seed in range(100) if not foldable(random_network(seed)))
+    network, box = random_network(seed), random_box(seed)
+    known = crown(network, box, LABELS)
+    assert optimise_margins(network, box, LABELS, known) is known
+
+
+def test_a_goal_ends_the_ascent_early_and_the_result_is_never_worse_than_the_start() -> None:
+    seed = foldable_seeds()[0]
+    for instance in instances(seed, dtype=torch.float32):
+        others = torch.tensor([c for c in range(CLASSES) if c != instance.label])
+        targets = Targets.of(instance.system.margins, others)
+        start = Duals.start(instance.system, len(others))
+        first = ascend(instance.system, targets, start, Schedule(steps=0))
+        early = ascend(instance.system, targets, start, ROOT, goal=-1e9)
+        late = ascend(instance.system, targets, start, ROOT)
+        assert torch.equal(early.bound, first.bound)
+        assert (late.bound >= first.bound).all()
