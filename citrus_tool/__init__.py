@@ -58,7 +58,30 @@ _HOME = {
 }
 """Public name -> the module (and the name there, where it is another one) that it is loaded from at first use."""
 
-__all__ = ["__version__", *_HOME]
+__all__ = [
+    "Certificate",
+    "CertifySettings",
+    "CitrusError",
+    "Dataset",
+    "Network",
+    "OnnxModel",
+    "OnnxRunner",
+    "Progress",
+    "Recipe",
+    "Threat",
+    "TrainResult",
+    "__version__",
+    "certify_file",
+    "certify_uap",
+    "evaluate_file",
+    "export",
+    "fit",
+    "harden_file",
+    "load_data",
+    "read",
+    "train_file",
+    "write",
+]
 
 
 def __getattr__(name: str) -> Any:

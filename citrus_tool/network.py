@@ -147,7 +147,9 @@ class Network(nn.Module):
         self._node_shapes = self._shapes()
         final = self._node_shapes[self.output_name]
         if len(final) != 1:
-            raise UnsupportedNetworkError(f"the output has shape {final} per input; a classifier gives a vector of logits.")
+            raise UnsupportedNetworkError(
+                f"the output has shape {final} per input; a classifier gives a vector of logits."
+            )
         self.num_classes = final[0]
 
     @property
@@ -157,7 +159,12 @@ class Network(nn.Module):
     @property
     def nodes(self) -> tuple[Node, ...]:
         return tuple(
-            Node(name=name, layer=self.graph_module.get_submodule(target), inputs=inputs, shape=self._node_shapes.get(name, ()))
+            Node(
+                name=name,
+                layer=self.graph_module.get_submodule(target),
+                inputs=inputs,
+                shape=self._node_shapes.get(name, ()),
+            )
             for name, target, inputs in self._edges
         )
 
@@ -182,7 +189,9 @@ class Network(nn.Module):
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         parameter = next((t for t in [*self.parameters(), *self.buffers()] if t.is_floating_point()), None)
-        dtype, device = (parameter.dtype, parameter.device) if parameter is not None else (torch.float32, torch.device("cpu"))
+        dtype, device = (
+            (parameter.dtype, parameter.device) if parameter is not None else (torch.float32, torch.device("cpu"))
+        )
         was_training = self.training
         self.eval()
         values: dict[str, Tensor] = {}
@@ -192,7 +201,9 @@ class Network(nn.Module):
         self.train(was_training)
         for name, value in values.items():
             if value.shape[0] != 2:
-                raise UnsupportedNetworkError(f"node {name!r} mixes the batch axis: batch of 2 became {tuple(value.shape)}.")
+                raise UnsupportedNetworkError(
+                    f"node {name!r} mixes the batch axis: batch of 2 became {tuple(value.shape)}."
+                )
         return {name: tuple(value.shape[1:]) for name, value in values.items()}
 
 
@@ -243,7 +254,11 @@ class GraphBuilder:
         """
         target = self._targets.get(id(layer))
         if target is None:
-            target = f"{len(self._targets)}_{type(layer).__name__.lower()}" if name is None else _identifier(name, self._root)
+            target = (
+                f"{len(self._targets)}_{type(layer).__name__.lower()}"
+                if name is None
+                else _identifier(name, self._root)
+            )
             target = target if not target[0].isdigit() else f"n{target}"
             self._root.add_module(target, layer)
             self._targets[id(layer)] = target
@@ -319,7 +334,9 @@ def walk(network: Network, rules: Rules, x: T, *, record: dict[str, T] | None = 
     return value
 
 
-def walk_back(network: Network, rules: Mapping[type[nn.Module], Rule], seed: T, *, start: str, merge: Callable[[T, T], T]) -> T:
+def walk_back(
+    network: Network, rules: Mapping[type[nn.Module], Rule], seed: T, *, start: str, merge: Callable[[T, T], T]
+) -> T:
     """Reads the graph from node `start` back to the input.
 
     rules[type(layer)](layer, node, value at its output) gives the tuple of values at its inputs; a node
@@ -342,7 +359,7 @@ def _call(layer: nn.Module, *xs: Tensor) -> Tensor:
     return out
 
 
-CONCRETE: Rules = {layer: _call for layer in CANONICAL}
+CONCRETE: Rules = dict.fromkeys(CANONICAL, _call)
 """The concrete reading: layers applied to tensors."""
 
 

@@ -181,6 +181,7 @@ def test_public_names_are_declared_alike_for_type_checkers_and_at_run_time() -> 
         for alias in node.names
     }
     assert declared == citrus_tool._HOME
+    assert set(citrus_tool.__all__) == {"__version__", *declared}
     for name, home in citrus_tool._HOME.items():
         module, _, there = home.partition(":")
         assert getattr(citrus_tool, name) is getattr(importlib.import_module(module), there or name)
