@@ -295,6 +295,17 @@ def test_the_truth_of_the_time_limit_test() -> None:
     assert exact(random_planes(0, inputs=30, labels=3, dimension=3, height=0.6), 30) == 21
 
 
+@pytest.mark.parametrize("name", list(SOLVERS))
+def test_after_a_time_limit_the_bound_is_the_dual_one(name: SolverName) -> None:
+    """A problem that neither solver closes in minutes: the incumbent is about half of the dual bound."""
+    problem, _ = master._model(random_planes(0, inputs=60, labels=3, dimension=20, height=0.3), EPS)
+    answer = SOLVERS[name].solve(problem, time_limit=1.5, threads=1)
+    assert answer.ending is Ending.TIME_LIMIT
+    assert answer.dual_bound is not None
+    assert answer.objective is not None
+    assert answer.objective + 5 < answer.dual_bound <= 60.001
+
+
 HEAD = "Welcome to the CBC MILP Solver\nContinuous objective value is 6 - 0.00 seconds\n"
 OPTIMAL = "\nResult - Optimal solution found\n\nObjective value:                5.00000000\nEnumerated nodes:  0\n"
 STOPPED = (

@@ -400,6 +400,37 @@ def test_without_resume_a_finished_journal_is_replaced_and_an_unfinished_one_is_
     assert journal.read_text() == kept
 
 
+def test_the_attack_depends_on_the_seed_and_not_on_what_was_done_before(
+    run: Callable[..., Certificate], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[Tensor] = []
+    honest = uap.attack_groups
+
+    def spied(*args: Any, **more: Any) -> tuple[Tensor, Tensor]:
+        u, fooled = honest(*args, **more)
+        if more.get("starts") is None:
+            found.append(u)
+        return u, fooled
+
+    def chunks(**more: Any) -> list[Tensor]:
+        found.clear()
+        (tmp_path / "journal.jsonl").unlink(missing_ok=True)
+        run(settings=replace(QUICK, attack_steps=2, **more))
+        return list(found)
+
+    monkeypatch.setattr(uap, "attack_groups", spied)
+    first, again, other = chunks(), chunks(), chunks(seed=1)
+    assert len(first) == 3
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+    (tmp_path / "journal.jsonl").unlink()
+    with pytest.raises(InterruptedRunError):
+        run(settings=replace(QUICK, attack_steps=2), progress=StopAfter(4))
+    found.clear()
+    run(settings=replace(QUICK, attack_steps=2), resume=True)
+    assert all(torch.equal(a, b) for a, b in zip(first[1:], found, strict=True))
+
+
 def test_resume_without_a_journal_starts_one(run: Callable[..., Certificate], tmp_path: Path) -> None:
     assert run(resume=True).inputs == 24
     assert (tmp_path / "journal.jsonl").exists()
