@@ -226,7 +226,7 @@ class _Work:
         force = -duals.side * duals.beta
         self.weight[:-1].copy_(self.targets.at_hidden)
         self.at_input.copy_(self.targets.at_input)
-        bound: Tensor = self.targets.offset
+        bound = self.targets.offset.clone()
         for stage in reversed(system.stages):
             part = stage.range
             weight, below, slope, intercept, nu = (
@@ -242,7 +242,7 @@ class _Work:
             torch.mul(weight, slope, out=nu)
             if len(split):
                 self.nu.scatter_add_(0, split, force)  # the other stages' rows of nu are stale or yet to come
-            bound = bound + (system.shift[part].T @ nu)[0]
+            bound += (system.shift[part].T @ nu)[0]
             torch.addmm(self.at_input, stage.at_input[1], nu, out=self.at_input)
             if stage.start:
                 earlier = self.weight[: stage.start]
@@ -250,7 +250,7 @@ class _Work:
         torch.sign(self.at_input, out=self.point).neg_()
         torch.mul(self.weight[:-1], self.intercept[:-1], out=self.scratch)
         reach = torch.linalg.vector_norm(self.at_input, ord=1, dim=0)
-        bound = bound + self.scratch.sum(0) - reach
+        bound += self.scratch.sum(0) - reach
         return bound
 
     def climb(self, duals: Duals, schedule: Schedule, step: int) -> Duals:
@@ -292,6 +292,26 @@ def _adam(gradient: Tensor, moments: tuple[Tensor, Tensor], step: int) -> Tensor
     scale = math.sqrt(1 - SECOND_MOMENT ** (step + 1)) / (1 - FIRST_MOMENT ** (step + 1))
     torch.sqrt(second, out=gradient).add_(1e-8).reciprocal_()
     return gradient.mul_(first).mul_(scale)
+
+
+def children(system: Fold, duals: Duals, neuron: Tensor, weight: Tensor) -> Duals:
+    """Both sides (2 P columns, >= 0 first) of P parents, each split on its `neuron`, whose output counts `weight`.
+
+    Where the weight w is positive the multipliers reproduce the parent's bound: the part >= 0 starts from
+    beta = w (1 - alpha), the part <= 0 from w (alpha - floor). Elsewhere they start from 0.
+    """
+    alpha = duals.alpha.gather(0, neuron[None])[0]
+    positive = weight.clamp(min=0)
+    beta = torch.stack([positive * (1 - alpha), positive * (alpha - system.floor[neuron])], dim=1).flatten()
+    both = duals.columns(torch.arange(len(neuron), device=neuron.device).repeat_interleave(2))
+    side = torch.ones_like(beta)
+    side[1::2] = -1.0
+    return replace(
+        both,
+        split=torch.cat([both.split, neuron.repeat_interleave(2)[None]]),
+        side=torch.cat([both.side, side[None]]),
+        beta=torch.cat([both.beta, beta[None]]),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ from citrus_tool.network import INPUT
 from tests.bounds.networks import CLASSES, margins_at, random_box, random_network, samples, values_at
 
 LABELS = torch.tensor([0, 1, 3])
-COUNT = 25
+COUNT = 16
 
 
 @cache
@@ -204,9 +204,9 @@ def test_a_claim_equals_the_dual_bound_of_the_folded_system(seed: int) -> None:
         torch.testing.assert_close(found.bound, claimed, rtol=1e-7, atol=1e-7)
 
 
-@pytest.mark.parametrize("seed", foldable_seeds()[:12])
+@pytest.mark.parametrize("seed", foldable_seeds()[:8])
 def test_the_ascent_reaches_the_linear_programs_optimum(seed: int) -> None:
-    patient = Schedule(steps=1500, alpha_rate=0.1, beta_rate=0.3, decay=0.995)
+    patient = Schedule(steps=800, alpha_rate=0.1, beta_rate=0.3, decay=0.99)
     compared = 0
     for instance in instances(seed):
         system = instance.system
