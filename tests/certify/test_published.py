@@ -35,7 +35,7 @@ def test_racoons_first_row(
         intermediate=intermediate,
         solver=solver,
         attack_restarts=2,
-        time_limit=120,
+        time_limit=600,
     )
     found = certify_uap(model, data, Threat(eps=0.13), settings)
     assert (found.inputs, found.individually_certified, found.certified) == (100, individual, certified)
