@@ -7,6 +7,7 @@ behind; each result is a frozen dataclass with `to_json`.
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from citrus_tool.certify.certificate import Certificate
 from citrus_tool.certify.uap import CertifySettings, certify_uap
 from citrus_tool.data import Dataset, Split
 from citrus_tool.errors import InputFileError, UsageError
-from citrus_tool.files import require_writable_file, require_writable_folder, write_text
+from citrus_tool.files import require_writable_file, require_writable_folder, write_bytes, write_text
 from citrus_tool.harden import checkpoint, recipes, trainer
 from citrus_tool.harden.recipes import Recipe
 from citrus_tool.network import Network
@@ -497,8 +498,9 @@ def attack_file(
     shifted = dataset.pixels() + perturbations.repeat_interleave(k, dim=0)[: len(dataset)]
     progress.finish()
     if save is not None:
-        with save.open("wb") as file:
-            np.save(file, perturbations.numpy())
+        buffer = io.BytesIO()
+        np.save(buffer, perturbations.numpy())
+        write_bytes(save, buffer.getvalue())
     return AttackReport(
         model=source.path,
         data=choice.name,

@@ -36,6 +36,20 @@ Device = Literal["auto", "cpu", "cuda"]
     show_default=True,
     help="Bounds inside the network: CROWN's, or their intersection with IBP's.",
 )
+@click.option(
+    "--branch-nodes",
+    type=click.IntRange(min=1),
+    default=4000,
+    show_default=True,
+    help="With --bounds full: parts of the box that branch and bound may look at for one input.",
+)
+@click.option(
+    "--branch-seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    default=60.0,
+    show_default=True,
+    help="With --bounds alpha or full: seconds for one input that CROWN leaves open, on average.",
+)
 @options.attack_options
 @options.run_dir_options("runs/MODEL_certify")
 @options.run_options
@@ -53,10 +67,12 @@ def certify_uap(
     eps: float,
     group_size: int,
     protocol: Literal["all", "correct"],
-    bounds: Literal["ibp", "crown"],
+    bounds: Literal["ibp", "crown", "alpha", "full"],
     solver: Literal["cbc", "highs"],
     time_limit: float,
     intermediate: Literal["intersect", "crown"],
+    branch_nodes: int,
+    branch_seconds: float,
     attack_steps: int,
     attack_restarts: int,
     run_dir: Path | None,
@@ -89,6 +105,8 @@ def certify_uap(
             protocol=protocol,
             bounds=bounds,
             intermediate=intermediate,
+            branch_nodes=branch_nodes,
+            branch_seconds=branch_seconds,
             solver=solver,
             time_limit=time_limit,
             attack_steps=attack_steps,
@@ -211,7 +229,7 @@ def evaluate(
     std: tuple[float, ...] | None,
     eps: float,
     group_size: int,
-    bounds: Literal["ibp", "crown"],
+    bounds: Literal["ibp", "crown", "alpha", "full"],
     solver: Literal["cbc", "highs"],
     time_limit: float,
     pgd_steps: int,

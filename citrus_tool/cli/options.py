@@ -136,8 +136,8 @@ group_size_option = click.option("--group-size", type=click.IntRange(min=1), def
                                  help="How many inputs share one perturbation.")  # fmt: skip
 
 certify_options = stacked(
-    click.option("--bounds", type=click.Choice(["ibp", "crown"]), default="crown", show_default=True,
-                 help="The strongest bounds in use."),
+    click.option("--bounds", type=click.Choice(["ibp", "crown", "alpha", "full"]), default="crown", show_default=True,
+                 help="The strongest bounds in use; full is alpha-CROWN and branch and bound."),
     click.option("--solver", type=click.Choice(["cbc", "highs"]), default="cbc", show_default=True,
                  help="MILP solver."),
     click.option("--time-limit", type=click.FloatRange(min=0, min_open=True), default=60.0, show_default=True,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from citrus_tool.cli import options, terminal
+from citrus_tool.errors import UsageError
 
 if TYPE_CHECKING:
     from citrus_tool.workflow import Figures, HardenReport
@@ -60,7 +61,7 @@ def harden(
     same_input: bool,
     group_size: int,
     limit: int,
-    bounds: Literal["ibp", "crown"],
+    bounds: Literal["ibp", "crown", "alpha", "full"],
     solver: Literal["cbc", "highs"],
     time_limit: float,
     out: Path | None,
@@ -178,6 +179,8 @@ def train(
 
     options.use_threads(threads)
     standard = method == "standard"
+    if not standard and eps is None:
+        raise UsageError(f"method {method} needs a radius to train for; add --eps, e.g. --eps 0.1.")
     changes: dict[str, Any] = {
         "method": method, "init": "keep" if standard else "shi", "lr": lr, "l1": l1,
         "groups_per_batch": groups_per_batch, "seed": seed,

@@ -250,3 +250,29 @@ def test_progress_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
     else:
         assert len(printed) == 3
         assert printed[0] == "groups: 10/50 groups in 0:10, 1/s, 0:40 left, certified 90.0 %"
+
+
+def test_progress_bars_write_to_stderr_only(capsys: pytest.CaptureFixture[str]) -> None:
+    from citrus_tool.cli import terminal
+
+    bars = terminal.Bars()
+    bars.advance(1)  # before any stage: nothing to draw
+    bars.start("groups", 3, "groups")
+    bars.advance(2, "certified 90.0 %")
+    bars.start("attack", None, "groups")
+    bars.advance(1)
+    bars.finish()
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.slow
+def test_demo(run: Run) -> None:
+    """The promise of the demo: from near 0 to above 70 % certified, at most 5 points of standard accuracy lost."""
+    outcome = run("demo", "--json", "d.json", "--quiet")
+    assert outcome.code == 0
+    report = loaded("d.json")
+    before, after = report["before"], report["after"]
+    assert before["certified_uap_accuracy"] < 5
+    assert after["certified_uap_accuracy"] > 70
+    assert before["standard_accuracy"] - after["standard_accuracy"] <= 5
+    assert run("demo", "--help").code == 0

@@ -158,6 +158,7 @@ def test_harden_never_overwrites_what_it_reads(run: Run, tmp_path: Path) -> None
         (["certify-uap", "M.onnx", "--eps", "0.1", "--limit", "0"], ["--limit", "0"]),
         (["certify-uap", "M.onnx", "--eps", "0.1", "--mean", "a,b"], ["'a,b'", "write 0.49,0.48,0.45"]),
         (["train", "convtny"], ["'convtny'", "convtiny"]),
+        (["train", "convtiny", "--method", "citrus"], ["method citrus needs", "--eps"]),
         (["harden", "M.onnx", "--eps", "0.1", "--recipe", "digit"], ["'digit'", "digits"]),
     ],
 )
