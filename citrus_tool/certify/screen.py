@@ -1,10 +1,13 @@
-"""The stages that judge inputs one by one, in batches: clean, IBP, CROWN. What they prove leaves the group problem."""
+"""The stages that judge inputs one by one, in batches: clean, IBP, CROWN, branch and bound.
+
+What they prove leaves the group problem.
+"""
 
 from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 import numpy as np
@@ -15,11 +18,13 @@ from torch import Tensor
 
 from citrus_tool.bounds.crown import Intermediate, crown
 from citrus_tool.bounds.rounding import OUTWARD_INTERVAL, enclose, exact_products, outward_margins
+from citrus_tool.certify.branch import Budget, branch_and_bound
 from citrus_tool.network import INPUT, Network, walk
 from citrus_tool.onnx_io import OnnxRunner
 from citrus_tool.threat import Box
 
-BoundsName = Literal["ibp", "crown"]
+BoundsName = Literal["ibp", "crown", "alpha", "full"]
+"""The strongest bounds in use, each after the ones before it; `full` adds branch and bound to alpha-CROWN."""
 
 GUARD: Final = 2.0**-17
 """A margin counts as positive only above this fraction (8e-6) of the input's largest clean |logit|.
@@ -104,39 +109,57 @@ def screen(
     *,
     bounds: BoundsName,
     intermediate: Intermediate,
+    budget: Budget,
+    generator: torch.Generator,
 ) -> Screened:
-    """IBP on the correct inputs of a batch, then CROWN on those that IBP leaves open.
+    """IBP on the correct inputs of a batch, CROWN on those that IBP leaves open, and so on up to `bounds`.
 
     Args:
+        budget: of branch and bound; its `seconds` are those of one input that CROWN leaves open.
+        generator: of branch and bound's attack.
         network: float64, evaluation mode; its device is used.
         x: float32 pixels; u is added to them exactly.
     """
     device = next(iter(network.state_dict().values())).device if network.state_dict() else torch.device("cpu")
-    seconds = {"ibp": 0.0, "crown": 0.0}
+    seconds = dict.fromkeys(("ibp", "crown", "branch"), 0.0)
     ibp = torch.zeros(len(x), dtype=torch.bool)
     start = time.monotonic()
     for batch in torch.split(torch.nonzero(clean.correct).flatten(), FORWARD_BATCH):
         ibp[batch] = interval_margins(network, x[batch].to(device), labels[batch].to(device), eps) > clean.guard[batch]
     seconds["ibp"] = time.monotonic() - start
     proven, planes = ibp.clone(), {}
-    if bounds == "crown":
+    row_bytes = 8 * network.num_classes * math.prod(network.input_shape)
+    size = max(1, min(FORWARD_BATCH, BATCH_BYTES // row_bytes))
+    for batch in torch.split(torch.nonzero(clean.correct & ~ibp).flatten(), size) if bounds != "ibp" else ():
+        images, truth, guard = x[batch].to(device), labels[batch].to(device), clean.guard[batch]
         start = time.monotonic()
-        row_bytes = 8 * network.num_classes * math.prod(network.input_shape)
-        size = max(1, min(FORWARD_BATCH, BATCH_BYTES // row_bytes))
-        for batch in torch.split(torch.nonzero(clean.correct & ~ibp).flatten(), size):
-            box = enclose(x[batch].to(device), eps)
-            found = crown(network, box, labels[batch].to(device), intermediate=intermediate)
-            guard = clean.guard[batch, None]
-            lower, offset = found.lower.cpu() - guard, found.offset.cpu() - guard
-            proven[batch] = (lower > 0).all(dim=1)
-            for row in torch.nonzero(~proven[batch]).flatten().tolist():
-                label = torch.nonzero(~(lower[row] > 0)).flatten()
-                planes[int(batch[row])] = OpenInput(
+        found = crown(network, enclose(images, eps), truth, intermediate=intermediate)
+        seconds["crown"] += time.monotonic() - start
+        left = torch.nonzero(~(found.lower.cpu() > guard[:, None]).all(dim=1)).flatten()
+        proven[batch] = True
+        found = found.select(left.to(device))
+        if bounds != "crown" and len(left):
+            start = time.monotonic()
+            found = branch_and_bound(
+                network, images[left], truth[left], eps,
+                known=found, guard=guard[left], generator=generator,
+                budget=replace(
+                    budget,
+                    nodes=budget.nodes if bounds == "full" else 0,
+                    seconds=None if budget.seconds is None else budget.seconds * len(left),
+                ),
+            ).margins  # fmt: skip
+            seconds["branch"] += time.monotonic() - start
+        lower, offset = found.lower.cpu() - guard[left, None], found.offset.cpu() - guard[left, None]
+        for row, position in enumerate(batch[left].tolist()):
+            label = torch.nonzero(~(lower[row] > 0)).flatten()
+            proven[position] = not len(label)
+            if len(label):
+                planes[position] = OpenInput(
                     label=label.numpy(),
                     coefficient=found.coefficient[row].cpu()[label].flatten(1).numpy(),
                     offset=offset[row, label].numpy(),
                 )
-        seconds["crown"] = time.monotonic() - start
     return Screened(ibp=ibp, proven=proven, planes=planes, seconds=seconds)
 
 

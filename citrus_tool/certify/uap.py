@@ -1,8 +1,9 @@
 """Certified worst-case UAP accuracy of a network on a data split (the `certify-uap` command).
 
-Per group of inputs that share one perturbation: clean -> IBP -> CROWN on each input alone, an attack with a shared u on
-the inputs that stay open, the MILP over one shared u on their planes (master.py), and the replay of every witness on
-onnxruntime. Summed over groups this bounds the worst-case UAP accuracy from below and above (Theorem 3 of the paper).
+Per group of inputs that share one perturbation: clean -> IBP -> CROWN -> branch and bound on each input alone, an
+attack with a shared u on the inputs that stay open, the MILP over one shared u on their planes (master.py), and the
+replay of every witness on onnxruntime. Summed over groups this bounds the worst-case UAP accuracy from below and above
+(Theorem 3 of the paper).
 
 The MILP is skipped where it cannot help: with at most one open input its value is known, since an open input has a
 plane that reaches 0 in the box, so that the optimum is 1; and when the attack fooled all open inputs with one u.
@@ -26,6 +27,7 @@ from torch import Tensor
 from citrus_tool import __version__
 from citrus_tool.attacks.universal import attack_groups
 from citrus_tool.bounds.crown import Intermediate
+from citrus_tool.certify.branch import Budget
 from citrus_tool.certify.certificate import Certificate, GroupResult, Status
 from citrus_tool.certify.journal import Journal, open_journal
 from citrus_tool.certify.master import Ending, MasterBound, Planes, Solver, SolverName, bound_fooled, named
@@ -41,8 +43,14 @@ Protocol = Literal["all", "correct"]
 
 CHUNK_INPUTS: Final = 500
 """Inputs that go through the batched stages together."""
+BRANCHED_INPUTS: Final = 100
+"""The same with branch and bound, which takes seconds for an input: the journal gets a chunk's groups together."""
 CHUNK_BYTES: Final = 2**29
 """Upper limit of the size of a chunk's planes, in bytes."""
+
+
+INDIVIDUAL_RESTARTS: Final = 2
+"""Restarts of the attack that spares foolable inputs the branching, at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +61,11 @@ class CertifySettings:
         group_size: inputs that share one perturbation; the last group may be smaller.
         protocol: `all` inputs in order, misclassified ones count as lost; or `correct`: of the first 3 * limit inputs
             the misclassified ones are dropped and the first `limit` others kept (RaVeN, RACoon, RABBit).
-        bounds: the strongest bounds in use; `ibp` stops after IBP, `crown` runs IBP, CROWN and the MILP.
+        bounds: the strongest bounds in use; `ibp` stops after IBP, `crown` runs IBP, CROWN and the MILP, `alpha` puts
+            alpha-CROWN before the MILP, `full` alpha-CROWN and branch and bound.
+        branch_nodes: parts of the box that branch and bound may bound for one input; this budget is deterministic.
+        branch_seconds: seconds that it may take for one input that CROWN leaves open, on average over a batch; a result
+            that this limit cuts short depends on the machine.
         intermediate: bounds of hidden neurons, by CROWN intersected with IBP, or by CROWN alone (as published).
         solver, time_limit, threads: of the MILP; seconds per group.
         attack_steps, attack_restarts, seed: of the attack on the shared perturbation.
@@ -64,6 +76,8 @@ class CertifySettings:
     protocol: Protocol = "all"
     bounds: BoundsName = "crown"
     intermediate: Intermediate = "intersect"
+    branch_nodes: int = 4000
+    branch_seconds: float = 60.0
     solver: SolverName = "cbc"
     time_limit: float = 60.0
     threads: int = 1
@@ -78,12 +92,15 @@ class CertifySettings:
             if getattr(self, field) not in get_args(kind):
                 raise UsageError(f"{field} is {getattr(self, field)!r}; choose one of {', '.join(get_args(kind))}.")
         least = {"group_size": 1, "threads": 1, "attack_steps": 0, "attack_restarts": 0, "seed": 0, "limit": 1}
+        least["branch_nodes"] = 1
         for field, smallest in least.items():
             value = getattr(self, field)
             if value is not None and not (isinstance(value, int) and value >= smallest):
                 raise UsageError(f"{field} is {value!r}; it must be an integer of at least {smallest}.")
-        if not (math.isfinite(self.time_limit) and self.time_limit > 0):
-            raise UsageError(f"time_limit is {self.time_limit!r}; it must be a positive number of seconds.")
+        for field in ("time_limit", "branch_seconds"):
+            value = getattr(self, field)
+            if not (math.isfinite(value) and value > 0):
+                raise UsageError(f"{field} is {value!r}; it must be a positive number of seconds.")
 
 
 def certify_uap(
@@ -294,7 +311,8 @@ class _Run:
     def chunk_groups(self) -> int:
         """Groups that go through the batched stages together."""
         per_input = 8 * self.bounded.num_classes * math.prod(self.bounded.input_shape)
-        return max(1, min(CHUNK_INPUTS, CHUNK_BYTES // per_input) // self.settings.group_size)
+        inputs = CHUNK_INPUTS if self.settings.bounds in ("ibp", "crown") else BRANCHED_INPUTS
+        return max(1, min(inputs, CHUNK_BYTES // per_input) // self.settings.group_size)
 
     def chunk(self, first: int, indices: Tensor, clean: Clean, *, skip: Any) -> Iterator[GroupResult]:
         """The groups of one chunk, beginning with group number `first`; those in `skip` are not finished again.
@@ -306,7 +324,20 @@ class _Run:
         x, labels = self.data.pixels(indices), self.data.labels[indices]
         seconds: dict[str, float] = {}
         screened = screen(
-            self.bounded, x, labels, clean, self.eps, bounds=settings.bounds, intermediate=settings.intermediate
+            self.bounded,
+            x,
+            labels,
+            clean,
+            self.eps,
+            bounds=settings.bounds,
+            intermediate=settings.intermediate,
+            budget=Budget(
+                nodes=settings.branch_nodes,
+                seconds=settings.branch_seconds,
+                attack_steps=settings.attack_steps,
+                attack_restarts=min(INDIVIDUAL_RESTARTS, settings.attack_restarts),
+            ),
+            generator=self._generator(2, first),
         )
         seconds.update(screened.seconds)
         positions = torch.split(torch.arange(len(indices)), k)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,11 +18,14 @@ from citrus_tool.bounds.crown import LinearMargins, crown, relax
 from citrus_tool.bounds.optimised import Duals, Instance, Schedule, Targets, ascend, children, tuned_planes
 from citrus_tool.bounds.rounding import enclose
 from citrus_tool.certify.branch import Branched, Budget, Verdict, branch_and_bound
+from citrus_tool.certify.uap import CertifySettings, certify_uap
 from citrus_tool.data import load
+from citrus_tool.errors import UsageError
 from citrus_tool.network import Network, Reshape, chain
 from citrus_tool.progress import Progress
+from citrus_tool.threat import Threat
 from tests.certify.oracle import fooled_at_most
-from tests.certify.toys import SHAPE, data_for, tiny_chain, tiny_residual
+from tests.certify.toys import SHAPE, as_onnx, data_for, tiny_chain, tiny_residual
 
 QUICK = Budget(nodes=200, attack_steps=20, attack_restarts=1)
 
@@ -231,6 +235,31 @@ def test_progress_counts_every_input() -> None:
         bounded, data.pixels(), data.labels, 0.3, known=known, budget=QUICK, generator=generator, progress=counter
     )
     assert (counter.total, counter.done) == (0, 10)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_certificates_with_stronger_bounds_bracket_the_truth(seed: int, tmp_path: Path) -> None:
+    network, eps = tiny_chain(seed, hidden=12), 0.1
+    model, data = as_onnx(network, tmp_path), data_for(network, 12, seed)
+    settings = CertifySettings(group_size=3, attack_steps=20, attack_restarts=2, branch_nodes=100)
+    crown_, alpha, full = (
+        certify_uap(model, data, Threat(eps=eps), replace(settings, bounds=bounds))
+        for bounds in ("crown", "alpha", "full")
+    )
+    for group, stronger, strongest in zip(crown_.groups, alpha.groups, full.groups, strict=True):
+        index = torch.tensor(group.indices)
+        x, labels = data.pixels(index), data.labels[index]
+        right = network(x).argmax(dim=1) == labels
+        least = int(right.sum()) - fooled_at_most(network, x[right], labels[right], eps)
+        assert group.certified <= stronger.certified <= strongest.certified <= least <= strongest.attacked
+        assert group.individually_certified <= stronger.individually_certified <= strongest.individually_certified
+    assert full.stages["branch"] > 0 == crown_.stages["branch"]
+
+
+@pytest.mark.parametrize("change", [{"branch_nodes": 0}, {"branch_seconds": 0.0}, {"bounds": "best"}])
+def test_settings_that_make_no_sense(change: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=next(iter(change))):
+        CertifySettings(**change)
 
 
 @pytest.mark.slow
