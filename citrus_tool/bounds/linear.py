@@ -215,6 +215,7 @@ def backward_error(network: Network, node: Node, *inputs: Box) -> Tensor:
 
 
 def _linear(reading: Reading, layer: nn.Linear, node: Node, rows: Rows) -> tuple[Rows]:
+    rows = rows.dense()
     offset = reading.settle(node, rows)
     if layer.bias is not None:
         offset = offset + (rows.coefficient @ layer.bias).reshape(len(offset), -1).sum(1)

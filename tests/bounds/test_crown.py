@@ -166,6 +166,19 @@ def test_a_batch_equals_its_inputs_one_by_one() -> None:
         torch.testing.assert_close(alone.coefficient[0], together.coefficient[i], rtol=1e-12, atol=1e-12)
 
 
+def test_linear_layers_on_maps() -> None:
+    """Linear acts on the last axis of a (C, H, W) map; rows that start behind it as windows must leave it as maps."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 1), nn.ReLU(), Reshape((6,)), nn.Linear(6, 4)]
+    network = chain(layers, (2, 3, 4)).frozen(dtype=torch.float64)
+    centre = torch.rand(3, 2, 3, 4, dtype=torch.float64)
+    bounds = crown(network, Box(centre=centre, radius=torch.full_like(centre, 0.2)), LABELS, intermediate="crown")
+    u = 0.2 * torch.randn(200, 1, 2, 3, 4, dtype=torch.float64).sign()
+    found = margins_at(network, centre + u, LABELS)
+    planes = torch.einsum("ncd,ud->unc", bounds.coefficient.flatten(2), u.flatten(1)) + bounds.offset
+    assert (found >= planes)[:, ~TRUE].all()
+
+
 def test_ties_and_unknowns_are_not_verified() -> None:
     zero = torch.zeros(3, 4, 2, dtype=torch.float64)
     lower = torch.tensor([[math.inf, 1.0], [math.inf, 0.0], [math.inf, math.nan]], dtype=torch.float64)
