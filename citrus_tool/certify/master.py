@@ -15,9 +15,9 @@ with M_ij = b_ij + eps ||L_ij||_1, the plane's maximum over the box.
 What is trusted: that the solver's dual bound is right up to its own tolerances. The model is built so that tolerances
 stay on the valid side: u is scaled to v = u / eps in [-1, 1], every row is divided by eps ||L_ij||_1, and then relaxed
 by ROW_SLACK, ten times the loosest primal tolerance in use (HiGHS 1e-6, CBC 1e-7); coefficients below
-SMALLEST_COEFFICIENT, which solvers may drop, are moved into the constant at their worst value. Dual tolerances (1e-7
-per reduced cost, variables of range 2) and integrality tolerances (1e-6 per binary) stay below DUAL_SLACK, which is
-added before the bound is rounded down. Nothing is trusted that contradicts what is known: see `bound_fooled`.
+SMALLEST_COEFFICIENT, which solvers may drop, are moved into the constant at their worst value. Before a dual bound is
+rounded down it is raised by DUAL_SLACK, for integrality tolerances (1e-6 per binary), and by DUAL_TOLERANCE times the
+range 2 of every pixel, for reduced costs. Nothing is trusted that contradicts what is known: see `bound_fooled`.
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ ROW_SLACK: Final = 1e-5
 """Every plane's row is relaxed by this fraction of the plane's half range eps ||L||_1."""
 DUAL_SLACK: Final = 1e-3
 """Added to a dual bound (a count) before rounding down; the count's step is 1."""
+DUAL_TOLERANCE: Final = 1e-7
+"""Wrong sign of a reduced cost that solvers let pass as 0 (HiGHS and CBC: 1e-7)."""
 SMALLEST_COEFFICIENT: Final = 1e-8
 """Scaled coefficients below this leave the row at their worst value (HiGHS drops those below 1e-9)."""
 
@@ -180,7 +182,7 @@ def bound_fooled(
     """An upper bound on how many of `inputs` open inputs one |u|_inf <= eps can fool.
 
     What each ending returns, and why that is on the valid side:
-        optimal, time limit: floor(dual bound + DUAL_SLACK), at most `inputs`. Any dual bound is an upper bound of the
+        optimal, time limit: floor(dual bound + tolerances), at most `inputs`. Any dual bound is an upper bound of the
             maximum, and the maximum is an integer. The incumbent, which is a LOWER bound, is never used.
         anything else (infeasible, which cannot be since z = 0 is feasible, and which CBC nevertheless reports when its
             time limit falls into preprocessing; unbounded; crash; no bound; NaN; a bound below a known point, or below
@@ -216,12 +218,11 @@ def bound_fooled(
         answer = Answer(ending=Ending.NO_BOUND, dual_bound=None, objective=None, words=f"the solver failed: {error}")
         proposal = None
     floor = max((planes.fooled(u) for u in [*known, *([] if proposal is None else [proposal])]), default=0)
-    distrust = _distrust(answer, floor)
+    slack = DUAL_SLACK + 2 * DUAL_TOLERANCE * planes.coefficient.shape[1]
+    distrust = _distrust(answer, floor, slack)
     if distrust is None:
         assert answer.dual_bound is not None
-        fooled_upper = math.floor(
-            min(answer.dual_bound + DUAL_SLACK, inputs)
-        )  # a bound of +inf (time-out) says nothing
+        fooled_upper = math.floor(min(answer.dual_bound + slack, inputs))  # a bound of +inf (time-out) says nothing
         ending, words = answer.ending, answer.words
     else:
         fooled_upper, ending, words = inputs, Ending.NO_BOUND, f"{distrust} ({answer.words})"
@@ -230,16 +231,19 @@ def bound_fooled(
     )
 
 
-def _distrust(answer: Answer, floor: int) -> str | None:
-    """Why the answer's dual bound cannot be used, or None. `floor`: a count that the MILP certainly reaches."""
+def _distrust(answer: Answer, floor: int, slack: float) -> str | None:
+    """Why the answer's dual bound, `slack` included, cannot be used, or None.
+
+    `floor`: a count that the MILP certainly reaches.
+    """
     dual = answer.dual_bound
     if answer.ending is Ending.NO_BOUND or dual is None:
         return "no dual bound"
     if math.isnan(dual):
         return "the dual bound is not a number"
-    if dual + DUAL_SLACK < floor:
+    if dual + slack < floor:
         return f"the dual bound {dual:g} lies below {floor}, which a known perturbation reaches"
-    if answer.objective is not None and not dual + DUAL_SLACK >= answer.objective:
+    if answer.objective is not None and not dual + slack >= answer.objective:
         return f"the dual bound {dual:g} lies below the solver's own incumbent {answer.objective:g}"
     return None
 

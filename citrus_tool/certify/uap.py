@@ -384,26 +384,29 @@ class _Run:
         return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
 
     def _replayed(self, group: _Open, screened: Screened, u: Tensor, x: Tensor, labels: Tensor) -> _Open:
-        """The group with `u` as its witness if it fools more inputs of the file on onnxruntime than the old one.
+        """The group with `u` as its witness if it fools more inputs than the old one.
 
-        Every proof is held against the replayed logits: a label at or above the true one must have been left open, and
-        its plane must allow it at u.
+        An input is fooled if the file on onnxruntime (float32) and the float64 network at the exact x + u agree that it
+        is. Every proof is held against the latter, for proofs are about real arithmetic and float32 may round a small
+        true margin away: a label at or above the true one must have been left open, and its plane must allow it at u.
         """
         if not bool(group.open.any()):
             return group
         inputs = group.position[group.correct]
-        logits, truth = self.runner.logits(x[inputs] + u), labels[inputs].numpy()
-        right = correctly_classified(logits, truth)
+        truth = labels[inputs].numpy()
+        with torch.no_grad():
+            exact = self.bounded((x[inputs].double() + u.double()).to(self.device)).cpu().numpy()
+        lost = ~correctly_classified(exact, truth)
         point = u.flatten().double().numpy()
-        for position, row, true in zip(inputs[~right].tolist(), logits[~right], truth[~right], strict=True):
+        for position, row, true in zip(inputs[lost].tolist(), exact[lost], truth[lost], strict=True):
             winners = np.flatnonzero(row >= row[true])
             if not self._allowed(screened, position, winners[winners != true], point):
                 raise SoundnessError(
                     f"group {group.index}: a perturbation within eps {self.eps:g} fools input"
-                    f" {group.indices[position - int(group.position[0])]} on onnxruntime although the"
-                    f" {self.settings.bounds} stage excludes it; the certificate is void, please report the network."
+                    f" {group.indices[position - int(group.position[0])]} although the {self.settings.bounds} stage"
+                    " excludes it; the certificate is void, please report the network."
                 )
-        fooled = int((~right).sum())
+        fooled = int((lost & ~correctly_classified(self.runner.logits(x[inputs] + u), truth)).sum())
         return replace(group, u=u, fooled=fooled) if fooled > group.fooled else group
 
     def _allowed(self, screened: Screened, position: int, labels: NDArray[np.int64], u: NDArray[np.float64]) -> bool:

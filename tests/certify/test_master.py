@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
@@ -256,6 +256,12 @@ def test_nothing_that_a_solver_says_raises_the_count_above_the_truth(
     bound = solve(BLOCKED, 3, Fake(answer))
     assert (bound.fooled_upper, bound.ending) == (fooled, ending)
     assert bound.fooled_upper >= 2
+
+
+def test_tolerances_grow_with_the_number_of_pixels() -> None:
+    """12,288 pixels, each with a reduced cost that is off by 1e-7: the dual bound may lie 2.4e-3 too low."""
+    wide = replace(BLOCKED, coefficient=np.pad(BLOCKED.coefficient, ((0, 0), (0, 12286))))
+    assert solve(wide, 3, Fake(says(Ending.OPTIMAL, 1.998, 1.998))).fooled_upper == 2
 
 
 def test_a_bound_below_a_known_perturbation_is_not_believed() -> None:
