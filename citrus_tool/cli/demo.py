@@ -44,4 +44,5 @@ def demo(
     terminal.require_output(json_path)
     from citrus_tool import workflow
 
+    options.use_threads(1)  # so small a network gains nothing from more, and loses much on a busy machine
     show_harden(workflow.demo(run_dir=run_dir, device=device, progress=terminal.progress(quiet)), json_path)
