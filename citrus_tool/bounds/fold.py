@@ -141,6 +141,7 @@ def fold(
     relaxations: Mapping[str, Relaxation],
     label: int,
     *,
+    like: Fold | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Fold:
     """Folds a network over one box.
@@ -149,8 +150,11 @@ def fold(
         network: in float64, `foldable`.
         boxes, relaxations: of one input (batch of 1), as `crown.relax` gives them.
         label: the true class.
+        like: the fold of a larger box of the same network, in `dtype`; stages before the first one whose open neurons
+            differ are taken from it.
         dtype: of the result.
     """
+    known = list(like.stages) if like is not None else []
     folder = _Folder(network=network, boxes=boxes, relaxations=relaxations)
     stages: list[Stage] = []
     lines: list[Lines] = []
@@ -158,7 +162,9 @@ def fold(
     for node in foldable_nodes(network):
         entry = OPEN[type(node.layer)](widen(boxes[node.inputs[0]])).flatten().nonzero().flatten()
         if len(entry):
-            stages.append(folder.stage(node, entry, stages, dtype))
+            if not (known and known[0].node == node.name and torch.equal(known[0].entry, entry)):
+                known = [folder.stage(node, entry, stages, dtype)]
+            stages.append(known.pop(0))
             lines.append(folder.lines(node))
             floors.append(floor_of(node.layer))
     radius = boxes[INPUT].radius.flatten().to(dtype)

@@ -32,7 +32,7 @@ from citrus_tool.bounds.fold import (
 )
 from citrus_tool.bounds.linear import BACKWARD, Planes, Reading, Rows, concretise, seed, to_input
 from citrus_tool.bounds.relaxation import RELAXATIONS, Lines, Relaxation
-from citrus_tool.bounds.rounding import exact_products, widen
+from citrus_tool.bounds.rounding import OWN, SAFETY, exact_products, gamma, widen
 from citrus_tool.network import INPUT, Network, Node, Rule
 from citrus_tool.threat import Box
 
@@ -396,9 +396,8 @@ class Instance:
         box = widen(Box.from_bounds(low.reshape(known.centre.shape), high.reshape(known.centre.shape)))
         boxes = {**self.boxes, stage.source: box}
         relaxations = {**self.relaxations, node.name: RELAXATIONS[type(node.layer)](node.layer, widen(box))}
-        return replace(
-            self, boxes=boxes, relaxations=relaxations, system=fold(self.network, boxes, relaxations, self.label)
-        )
+        system = fold(self.network, boxes, relaxations, self.label, like=self.system)
+        return replace(self, boxes=boxes, relaxations=relaxations, system=system)
 
 
 def optimise_margins(
@@ -482,6 +481,14 @@ def tuned_planes(instance: Instance, system: Fold, start: str, rows: Rows, duals
         offset=torch.cat([planes.offset for planes in parts]),
         lower=torch.cat([planes.lower for planes in parts]),
     )
+
+
+def least_above(planes: Planes, slope: Tensor, box: Box) -> Tensor:
+    """(R,) b with target_r >= <slope_r, u> + b_r wherever the plane holds in the box; `slope` (R, *input_shape)."""
+    excess = (planes.coefficient - slope).flatten(1).abs()
+    reach = excess @ box.radius.flatten()
+    error = SAFETY * gamma(excess.shape[1] + OWN, reach.dtype) * (reach + planes.offset.abs())
+    return planes.offset - reach - error
 
 
 def _tunings(instance: Instance, system: Fold, duals: Duals) -> dict[str, _Tuning]:

@@ -1,20 +1,15 @@
 """Per-input branch and bound: proofs, witness candidates and the best planes for inputs that CROWN leaves open.
 
-Wang et al. 2021, "Beta-CROWN", section 3.3, with filtered smart branching (De Palma et al. 2021, "Improved Branch and
-Bound for Neural Network Verification via Lagrangian Decomposition", section 5) over the intercept score of BaBSR
-(Bunel et al. 2020, "Branch and Bound for Piecewise Linear Neural Network Verification").
-Differs from the papers in: (1) every (input, label) pair is a tree of its own, so labels split on their own neurons;
-(2) hidden bounds are optimised once, for the whole box, and kept; (3) a child starts from its parent's slopes and from
-the multiplier that reproduces the parent's bound; (4) a part of the box counts as proven only once a float64 bound with
-outward errors says so (`optimised.tuned_planes`); (5) inputs take turns, with node budgets that grow from turn to turn,
-so that many easy inputs are done before the first hard one ends.
+Each input goes through an attack on it alone, alpha-CROWN (bounds/optimised.py), a search over parts of its box
+(search.py), the same with optimised hidden bounds, and, when it stays unproven, a search that raises its planes, as in
+RABBit's strong branching (Suresh et al. 2024, section 4.2). Inputs take turns with node budgets that grow from turn to
+turn, so that many easy inputs are done before the first hard one ends.
 
 Networks with other nonlinear layers than ReLU and LeakyReLU are left open.
 """
 
 from __future__ import annotations
 
-import heapq
 import math
 import time
 from collections.abc import Sequence
@@ -25,37 +20,17 @@ from typing import Final
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.functional import pad
 
 from citrus_tool.attacks.universal import attack_groups, float32_at_most
 from citrus_tool.bounds.crown import LinearMargins, relax
 from citrus_tool.bounds.fold import foldable
-from citrus_tool.bounds.optimised import (
-    COLUMNS,
-    ROOT,
-    Ascent,
-    Duals,
-    Instance,
-    Schedule,
-    Targets,
-    ascend,
-    children,
-    tuned_planes,
-)
+from citrus_tool.bounds.linear import Planes
+from citrus_tool.bounds.optimised import ROOT, Duals, Instance, ascend, least_above
 from citrus_tool.bounds.rounding import enclose, exact_products
-from citrus_tool.network import Network
+from citrus_tool.certify.search import Search
+from citrus_tool.network import INPUT, Network
 from citrus_tool.progress import Progress, Silent
 
-CHILD: Final = Schedule(steps=10)
-"""Adam's steps on a part of a box."""
-TRIAL: Final = Schedule(steps=0)
-"""The steps for which a candidate is tried."""
-CANDIDATES: Final = 4
-"""Neurons per domain whose split is tried before one is chosen."""
-MINOR: Final = 1e-3
-"""What a neuron with a positive coefficient, whose line below is the loose one, counts for beside a negative one."""
-BETTER_HALF: Final = 0.3
-"""Weight of the better child's bound in a candidate's score; the worse child's has weight 1."""
 SLACK: Final = 2.0**-15
 """What the ascent (float32) must exceed the guard by, in units of the largest |margin offset|, before it is claimed."""
 TURNS: Final = tuple(32 * 4**turn for turn in range(12))
@@ -69,12 +44,16 @@ class Budget:
     """How much work one call may do.
 
     Attributes:
-        nodes: parts of a box bounded per input, over all its labels; 0: alpha-CROWN alone. Deterministic.
+        nodes: parts of a box bounded per input, over all its labels, to prove it; 0: alpha-CROWN alone. Deterministic.
+        witness_nodes: the same once a witness is known, to exclude its other labels.
+        plane_nodes: parts bounded per label that stays open, to raise its plane.
         seconds: wall time of the call, after which whatever is still open stays open; None: no limit.
         attack_steps, attack_restarts: of the attack on each input alone that comes first; 0 restarts: none.
     """
 
     nodes: int = 4000
+    witness_nodes: int = 200
+    plane_nodes: int = 64
     seconds: float | None = None
     attack_steps: int = 50
     attack_restarts: int = 2
@@ -149,30 +128,34 @@ def branch_and_bound(
     with torch.no_grad():
         board.attack(single, x, labels, eps, guard, budget, generator)
     report.start("branch and bound", len(x), "inputs")
-    report.advance(sum(verdict is not Verdict.OPEN for verdict in board.verdict))
-    waiting = [i for i, verdict in enumerate(board.verdict) if verdict is Verdict.OPEN]
+    waiting = [i for i, verdict in enumerate(board.verdict) if verdict is not Verdict.PROVEN]
+    report.advance(len(x) - len(waiting))
+    if not foldable(network):
+        report.advance(len(waiting))
+        waiting = []
     with torch.no_grad(), exact_products():
-        for first in range(0, len(waiting) if foldable(network) else 0, TOGETHER):
+        for first in range(0, len(waiting), TOGETHER):
             some = torch.tensor(waiting[first : first + TOGETHER], device=x.device)
             share = deadline
             if budget.seconds is not None:
                 now = time.monotonic()
                 share = now + max(0.0, deadline - now) * len(some) / (len(waiting) - first)
             boxes, relaxations, errors = relax(network, enclose(x[some], eps))
-            trees = [
-                _Tree(
+            cases = [
+                _Case(
                     instance=Instance.of(network, boxes, relaxations, errors, int(labels[number]), position),
                     network=single,
                     x=x[number].float(),
                     eps=float32_at_most(eps),
                     guard=float(guard[number]),
                     classes=torch.nonzero(~(board.lower[number] > guard[number])).flatten(),
+                    witness=board.witness[number] if board.verdict[number] is Verdict.WITNESS else None,
                 )
                 for position, number in enumerate(some.tolist())
             ]
-            _take_turns(trees, budget.nodes, share)
-            for number, tree in zip(some.tolist(), trees, strict=True):
-                board.note(number, tree)
+            _take_turns(cases, budget, share)
+            for number, case in zip(some.tolist(), cases, strict=True):
+                board.note(number, case)
                 report.advance(1)
     report.finish()
     margins = LinearMargins(lower=board.lower, coefficient=board.coefficient, offset=board.offset)
@@ -219,69 +202,77 @@ class _Board:
                 self.verdict[number] = Verdict.WITNESS
                 self.witness[number] = u[position]
 
-    def note(self, number: int, tree: _Tree) -> None:
-        """Takes over a tree's bounds where they are better, and its verdict."""
-        tree.settle()
-        better = tree.lower > self.lower[number, tree.classes]
-        classes = tree.classes[better]
-        self.lower[number, classes] = tree.lower[better]
-        self.coefficient[number, classes] = tree.coefficient[better]
-        self.offset[number, classes] = tree.offset[better]
-        self.nodes[number] = tree.nodes
-        if tree.witness is not None:
-            self.verdict[number], self.witness[number] = Verdict.WITNESS, tree.witness
-        elif bool((self.lower[number] > tree.guard).all()):
+    def note(self, number: int, case: _Case) -> None:
+        """Takes over a case's bounds where they are better, and its verdict."""
+        better = case.lower > self.lower[number, case.classes]
+        classes = case.classes[better]
+        self.lower[number, classes] = case.lower[better]
+        self.coefficient[number, classes] = case.coefficient[better]
+        self.offset[number, classes] = case.offset[better]
+        self.nodes[number] = case.nodes
+        if case.proven:
             self.verdict[number] = Verdict.PROVEN
+        elif case.witness is not None:
+            self.verdict[number], self.witness[number] = Verdict.WITNESS, case.witness
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Domain:
-    """A part of the box that is not proven for one label.
-
-    alpha (U,) float16, split, side, beta (k,) as in Duals; `candidates` (c,) the neurons that promise most, `weight`
-    (c,) the coefficients of their outputs.
-    """
-
-    label: int  # position among the tree's classes
-    alpha: Tensor
-    split: Tensor
-    side: Tensor
-    beta: Tensor
-    candidates: Tensor
-    weight: Tensor
-
-
-class _Tree:
-    """The search for one input; the parts of all its labels in one heap, the worst bound first.
+class _Case:
+    """One input on its way: its instance, the search over its labels, and the planes claimed so far.
 
     `lower`, `coefficient`, `offset`: claimed, per class in `classes`.
     """
 
     def __init__(
-        self, *, instance: Instance, network: Network, x: Tensor, eps: float, guard: float, classes: Tensor
+        self,
+        *,
+        instance: Instance,
+        network: Network,
+        x: Tensor,
+        eps: float,
+        guard: float,
+        classes: Tensor,
+        witness: Tensor | None,
     ) -> None:
         self.instance, self.network, self.x, self.eps, self.guard = instance, network, x, eps, guard
         self.classes = classes
-        self.goal = guard + SLACK * float(1 + instance.system.margins.offset.abs().amax())
-        self.nodes = 0
-        self.witness: Tensor | None = None
-        self.heap: list[tuple[float, int, _Domain]] = []
-        self.pushed = 0
-        self.abandoned: set[int] = set()  # labels with a part that has nothing left to split
-        self.least = torch.full((len(classes),), math.inf, dtype=torch.float64, device=classes.device)
-        self.lower = torch.full_like(self.least, -math.inf)
+        self.witness = witness
+        self.lower = torch.full((len(classes),), -math.inf, dtype=torch.float64, device=classes.device)
+        self.offset = self.lower.clone()
         self.coefficient = x.new_zeros(len(classes), *x.shape, dtype=torch.float64)
-        self.offset = torch.full_like(self.least, -math.inf)
+        self.refuted: set[int] = set()
+        if witness is not None:
+            self._run(witness[None])
+        self.spent = 0
+        self.tight = False
+        self.search = self._search()
 
     @property
-    def done(self) -> bool:
-        """Nothing is left to do."""
-        return self.witness is not None or not self.heap
+    def nodes(self) -> int:
+        """Parts bounded so far."""
+        return self.spent + self.search.nodes
 
     @property
-    def gap(self) -> float:
-        """How far the worst part is from being proven."""
-        return self.guard - self.heap[0][0] if self.heap else math.inf
+    def proven(self) -> bool:
+        """Every label is excluded."""
+        return bool((self.lower > self.guard).all())
+
+    def _search(self) -> Search:
+        size = float(1 + self.instance.system.margins.offset.abs().amax())
+        goal = self.guard + SLACK * size
+        return Search(instance=self.instance, classes=self.classes, guard=self.guard, goal=goal, look=self.look)
+
+    def look(self, point: Tensor) -> set[int]:
+        """Runs the network at the minimising points v (d, D); the classes that any point refutes, by position."""
+        self._run(point.T.reshape(-1, *self.x.shape).float() * self.eps)
+        return self.refuted
+
+    def _run(self, u: Tensor) -> None:
+        logits = self.network(self.x + u)
+        wins = logits[:, self.classes] >= logits[:, [self.instance.label]]
+        fooled = torch.nonzero(wins.any(1)).flatten()
+        if self.witness is None and len(fooled):
+            self.witness = u[fooled[0]]
+        self.refuted.update(torch.nonzero(wins.any(0)).flatten().tolist())
 
     def plant(self) -> None:
         """alpha-CROWN on the whole box; what stays open is the root of a tree."""
@@ -290,149 +281,79 @@ class _Tree:
         self.lower = torch.where(better, planes.lower, self.lower)
         self.offset = torch.where(better, planes.offset, self.offset)
         self.coefficient[better] = planes.coefficient[better]
-        self.heap.clear()
-        self.abandoned.clear()
-        self.least.fill_(math.inf)
-        self._sort_out(found, torch.arange(len(self.classes), device=self.classes.device))
+        self.search.plant(found)
+        self.search.drop(self.refuted)
 
     def tighten(self) -> None:
-        """Optimises the hidden bounds and starts again from the root with them."""
+        """Optimises the hidden bounds and starts again from the root with them, for the labels that are open."""
+        self.settle()
+        self.spent += self.search.nodes
+        self.tight = True
         self.instance = self.instance.tightened(ROOT)
+        self.search = self._search()
         self.plant()
+        self.search.drop(torch.nonzero(self.lower > self.guard).flatten().tolist())
 
     def grow(self, nodes: int, deadline: float) -> None:
-        """Splits the worst parts until `nodes` have been bounded in all or nothing is left."""
-        while not self.done and self.nodes < nodes and time.monotonic() < deadline:
-            count = min(len(self.heap), max(1, min(COLUMNS, nodes - self.nodes) // 2))
-            self._split([heapq.heappop(self.heap)[2] for _ in range(count)])
+        """Searches until `nodes` parts have been bounded in all."""
+        self.search.grow(nodes - self.spent, deadline)
 
     def settle(self) -> None:
-        """Takes the least bound of all parts for every label that has no open part."""
-        open_labels = {domain.label for _, _, domain in self.heap} | self.abandoned
-        for place in set(range(len(self.classes))) - open_labels:
-            if self.lower[place] <= self.guard < self.least[place] < math.inf:
-                self.lower[place] = self.offset[place] = self.least[place]
-                self.coefficient[place] = 0.0
+        """Takes over the labels that the search has proven."""
+        proven = torch.tensor(self.search.proven(), dtype=torch.long, device=self.classes.device)
+        lower = self.search.lower()[proven]
+        gained = (self.lower[proven] <= self.guard) & (lower > self.guard)
+        proven = proven[gained]
+        self.lower[proven] = self.offset[proven] = lower[gained]
+        self.coefficient[proven] = 0.0
 
-    def _split(self, parents: Sequence[_Domain]) -> None:
-        """Bounds both sides of the best candidate of every parent."""
-        label = torch.tensor([parent.label for parent in parents], device=self.classes.device)
-        duals = self._stacked(parents)
-        neuron, weight = self._choose(parents, label, duals)
-        label = label.repeat_interleave(2)
-        found = ascend(
-            self.instance.system,
-            self._targets(label),
-            children(self.instance.system, duals, neuron, weight),
-            CHILD,
-            goal=self.goal,
-        )
-        self.nodes += len(label)
-        self._sort_out(found, label)
-
-    def _targets(self, label: Tensor) -> Targets:
-        return Targets.of(self.instance.system.margins, self.classes[label])
-
-    def _stacked(self, domains: Sequence[_Domain]) -> Duals:
-        depth = max(len(domain.split) for domain in domains)
-        absent = self.instance.system.neurons
-        return Duals(
-            alpha=torch.stack([domain.alpha for domain in domains], dim=1).to(self.instance.system.radius.dtype),
-            split=torch.stack([pad(d.split, (0, depth - len(d.split)), value=absent) for d in domains], dim=1),
-            side=torch.stack([pad(d.side, (0, depth - len(d.side))) for d in domains], dim=1),
-            beta=torch.stack([pad(d.beta, (0, depth - len(d.beta))) for d in domains], dim=1),
-        )
-
-    def _choose(self, parents: Sequence[_Domain], label: Tensor, duals: Duals) -> tuple[Tensor, Tensor]:
-        """The neuron (P,) that each parent is split on, and the coefficient of its output there.
-
-        Every candidate's two children are bounded once with their parent's duals; the best pair wins.
-        """
-        count = max(len(parent.candidates) for parent in parents)
-        index = torch.arange(count)
-        neuron = torch.stack([p.candidates[index.clamp(max=len(p.candidates) - 1)] for p in parents])  # (P, count)
-        weight = torch.stack([p.weight[index.clamp(max=len(p.weight) - 1)] for p in parents])
-        if count > 1:
-            wide = torch.arange(len(parents), device=label.device).repeat_interleave(count)
-            trial = children(self.instance.system, duals.columns(wide), neuron.flatten(), weight.flatten())
-            label = label[wide].repeat_interleave(2)
-            bound = torch.cat(
-                [
-                    ascend(self.instance.system, self._targets(label[some]), trial.columns(some), TRIAL).bound
-                    for some in torch.split(torch.arange(len(label), device=label.device), COLUMNS)
-                ]
+    def lift(self, nodes: int, deadline: float) -> None:
+        """Raises the planes of the labels that stay open, slopes kept, by a search of `nodes` parts for each."""
+        box = self.instance.boxes[INPUT]
+        for place in torch.nonzero(~(self.lower > self.guard)).flatten().tolist():
+            if time.monotonic() >= deadline:
+                return
+            one = slice(place, place + 1)
+            search = Search(
+                instance=self.instance,
+                classes=self.classes[one],
+                guard=math.inf,
+                goal=math.inf,
+                shift=self.coefficient[one],
             )
-            pair = (bound - self.guard).clamp(max=0).reshape(len(parents), count, 2)
-            best = (pair.amin(2) + BETTER_HALF * pair.amax(2)).argmax(1, keepdim=True)
-            neuron, weight = neuron.gather(1, best), weight.gather(1, best)
-        return neuron[:, 0], weight[:, 0]
-
-    def _sort_out(self, found: Ascent, label: Tensor) -> None:
-        """Claims what the ascent has proven, looks for a witness among the minimising points, keeps the rest."""
-        bound = found.bound.double()
-        ready = torch.nonzero(bound > self.goal).flatten()
-        if len(ready):
-            rows = self.instance.margins(self.classes[label[ready]])
-            bound[ready] = tuned_planes(self.instance, self.instance.system, *rows, found.duals.columns(ready)).lower
-        proven = bound > self.guard
-        self.least.scatter_reduce_(0, label[proven], bound[proven], "amin")
-        left = torch.nonzero(~proven).flatten()
-        if len(left):
-            self._look(found.point[:, left])
-            self._keep(bound, found, label, left)
-
-    def _look(self, point: Tensor) -> None:
-        """Runs the network at the minimising points (d, D); one that is not classified correctly is a witness."""
-        u = point.T.reshape(-1, *self.x.shape) * self.eps
-        logits = self.network(self.x + u)
-        true = logits[:, self.instance.label].clone()
-        logits[:, self.instance.label] = -math.inf
-        fooled = torch.nonzero(logits.amax(1) >= true).flatten()
-        if len(fooled):
-            self.witness = u[fooled[0]]
-
-    def _keep(self, bound: Tensor, found: Ascent, label: Tensor, left: Tensor) -> None:
-        """Puts the columns `left` on the heap, each with its candidates."""
-        duals, weight = found.duals.columns(left), found.weight[:, left]
-        promise = self.instance.system.upper_offset * torch.where(weight < 0, -weight, MINOR * weight)
-        absent = torch.zeros_like(promise[:1])
-        promise = torch.cat([promise, absent]).scatter_(0, duals.split, 0.0)[:-1]
-        score, best = promise.topk(min(CANDIDATES, len(promise)), dim=0)
-        weight = weight.gather(0, best)
-        alpha = duals.alpha.to(torch.float16)
-        for column, (place, value) in enumerate(zip(label[left].tolist(), bound[left].tolist(), strict=True)):
-            given = duals.side[:, column] != 0
-            promising = score[:, column] > 0
-            if not bool(promising.any()):
-                self.abandoned.add(place)
-                continue
-            domain = _Domain(
-                label=place,
-                alpha=alpha[:, column].clone(),
-                split=duals.split[given, column],
-                side=duals.side[given, column],
-                beta=duals.beta[given, column],
-                candidates=best[promising, column],
-                weight=weight[promising, column],
+            start = Duals.start(self.instance.system, 1)
+            search.plant(ascend(self.instance.system, search.targets(torch.zeros_like(self.classes[one])), start, ROOT))
+            search.grow(nodes, deadline)
+            self.spent += search.nodes
+            self.offset[one] = torch.maximum(self.offset[one], search.lower())
+            plane = Planes(coefficient=self.coefficient[one], offset=self.offset[one], lower=self.lower[one])
+            self.lower[one] = torch.maximum(
+                self.lower[one], least_above(plane, torch.zeros_like(plane.coefficient), box)
             )
-            self.pushed += 1
-            heapq.heappush(self.heap, (value, self.pushed, domain))
 
 
-def _take_turns(trees: Sequence[_Tree], nodes: int, deadline: float) -> None:
-    """Works on the trees until all are done, each has bounded `nodes` parts, or the deadline has passed.
+def _take_turns(cases: Sequence[_Case], budget: Budget, deadline: float) -> None:
+    """Works on the cases until all are done, each has spent its budget, or the deadline has passed.
 
-    A tree's result depends on its own node budget only, unless the deadline comes first. Within a turn the smallest
-    gaps go first. Hidden bounds are optimised for the inputs that the first turn leaves open.
+    A case's result depends on its own budget only, unless the deadline comes first. Within a turn the smallest gaps go
+    first. Hidden bounds are optimised for the inputs that the first turn leaves open.
     """
-    for tree in trees:
+    for case in cases:
         if time.monotonic() < deadline:
-            tree.plant()
-    turns = [turn for turn in TURNS if turn < nodes] + [nodes]
+            case.plant()
+    turns = [turn for turn in TURNS if turn < budget.nodes] + [budget.nodes]
     for number, turn in enumerate(turns):
-        for tree in sorted(trees, key=lambda tree: tree.gap):
-            if tree.done or time.monotonic() >= deadline:
+        for case in sorted(cases, key=lambda case: case.search.gap):
+            limit = turn if case.witness is None else min(turn, budget.witness_nodes)
+            if case.search.done or case.nodes >= limit or time.monotonic() >= deadline:
                 continue
-            if number == min(1, len(turns) - 1):
-                tree.tighten()
-            tree.grow(turn, deadline)
+            if number and not case.tight:
+                case.tighten()
+            case.grow(limit, deadline)
+    for case in cases:
+        case.settle()
+        if not case.proven and not case.tight and time.monotonic() < deadline:
+            case.tighten()
+            case.settle()
+        if not case.proven and budget.plane_nodes:
+            case.lift(budget.plane_nodes, deadline)

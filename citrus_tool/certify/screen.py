@@ -109,13 +109,13 @@ def screen(
     *,
     bounds: BoundsName,
     intermediate: Intermediate,
-    budget: Budget,
-    generator: torch.Generator,
+    budget: Budget | None = None,
+    generator: torch.Generator | None = None,
 ) -> Screened:
     """IBP on the correct inputs of a batch, CROWN on those that IBP leaves open, and so on up to `bounds`.
 
     Args:
-        budget: of branch and bound; its `seconds` are those of one input that CROWN leaves open.
+        budget: of branch and bound; `seconds` are those of one input that CROWN leaves open, on average.
         generator: of branch and bound's attack.
         network: float64, evaluation mode; its device is used.
         x: float32 pixels; u is added to them exactly.
@@ -130,6 +130,9 @@ def screen(
     proven, planes = ibp.clone(), {}
     row_bytes = 8 * network.num_classes * math.prod(network.input_shape)
     size = max(1, min(FORWARD_BATCH, BATCH_BYTES // row_bytes))
+    budget = budget or Budget()
+    if bounds == "alpha":
+        budget = replace(budget, nodes=0, plane_nodes=0)
     for batch in torch.split(torch.nonzero(clean.correct & ~ibp).flatten(), size) if bounds != "ibp" else ():
         images, truth, guard = x[batch].to(device), labels[batch].to(device), clean.guard[batch]
         start = time.monotonic()
@@ -141,13 +144,9 @@ def screen(
         if bounds != "crown" and len(left):
             start = time.monotonic()
             found = branch_and_bound(
-                network, images[left], truth[left], eps,
-                known=found, guard=guard[left], generator=generator,
-                budget=replace(
-                    budget,
-                    nodes=budget.nodes if bounds == "full" else 0,
-                    seconds=None if budget.seconds is None else budget.seconds * len(left),
-                ),
+                network, images[left.to(device)], truth[left.to(device)], eps,
+                known=found, guard=guard[left], generator=generator or torch.Generator(),
+                budget=replace(budget, seconds=None if budget.seconds is None else budget.seconds * len(left)),
             ).margins  # fmt: skip
             seconds["branch"] += time.monotonic() - start
         lower, offset = found.lower.cpu() - guard[left, None], found.offset.cpu() - guard[left, None]

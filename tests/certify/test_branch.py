@@ -137,7 +137,7 @@ def test_node_budgets_are_deterministic_and_kept() -> None:
     """A guard above the true margins keeps every input open without a witness."""
     network = tiny_chain(0, hidden=30).frozen(dtype=torch.float64)
     data = data_for(tiny_chain(0, hidden=30), 10, 0, noise=0.0)
-    x, budget, generator = data.pixels(), Budget(nodes=24, attack_restarts=0), torch.Generator()
+    x, budget, generator = data.pixels(), Budget(nodes=24, plane_nodes=0, attack_restarts=0), torch.Generator()
     known, guard = crown(network, enclose(x, 0.05), data.labels), torch.full((10,), 0.3)
     first, again = (
         branch_and_bound(network, x, data.labels, 0.05, known=known, guard=guard, budget=budget, generator=generator)
@@ -148,6 +148,20 @@ def test_node_budgets_are_deterministic_and_kept() -> None:
     assert first.verdict == again.verdict
     assert torch.equal(first.margins.lower, again.margins.lower)
     assert torch.equal(first.margins.coefficient, again.margins.coefficient)
+
+
+def test_planes_of_open_labels_are_raised_and_slopes_kept() -> None:
+    raised = 0
+    for seed in range(4):
+        network = tiny_chain(seed, hidden=30)
+        plain, _ = run(network, 10, 0.15, seed, replace(QUICK, plane_nodes=0))
+        lifted, _ = run(network, 10, 0.15, seed)
+        assert plain.verdict == lifted.verdict
+        assert (lifted.margins.offset >= plain.margins.offset).all()
+        still = lifted.margins.lower == plain.margins.lower
+        assert torch.equal(lifted.margins.coefficient[still], plain.margins.coefficient[still])
+        raised += int((lifted.margins.offset > plain.margins.offset + 1e-3).sum())
+    assert raised > 20
 
 
 def test_an_inputs_result_does_not_depend_on_the_others() -> None:
