@@ -1,6 +1,7 @@
 """The group MILP over one shared perturbation, and the only module that talks to PuLP.
 
-Zeng et al., "Certified universal robustness" (ICLR 2023), the MILP over input planes. Differs from the paper in:
+Zeng et al., "Towards robustness certification against universal perturbations" (ICLR 2023), the MILP over input
+planes. Differs from the paper in:
   1. the maximised quantity is the number of fooled inputs, sum z_ij, with one binary per open (input, wrong label),
      exact M_ij from the box instead of 1e6, and no flags for inputs that are proven already;
   2. only the solver's DUAL bound is used. The paper's code returns the incumbent on a time-out, which is unsound.
