@@ -396,7 +396,7 @@ class Instance:
         box = widen(Box.from_bounds(low.reshape(known.centre.shape), high.reshape(known.centre.shape)))
         boxes = {**self.boxes, stage.source: box}
         relaxations = {**self.relaxations, node.name: RELAXATIONS[type(node.layer)](node.layer, widen(box))}
-        system = fold(self.network, boxes, relaxations, self.label, like=self.system)
+        system = fold(self.network, boxes, relaxations, self.label, like=self.system, dtype=self.system.radius.dtype)
         return replace(self, boxes=boxes, relaxations=relaxations, system=system)
 
 
