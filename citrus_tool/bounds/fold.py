@@ -73,6 +73,7 @@ class Stage:
     Attributes:
         node: the node's name.  source: its input node's.
         entry: (U,) the neurons' flat indices in the node's value.
+        base: the first neuron of the system that the inputs may depend on; its number in `inputs` is 0.
         inputs: the functionals that give their inputs z.
         at_input, at_hidden: the matrices of `inputs` as the optimiser multiplies them, each with its transpose.
     """
@@ -84,6 +85,7 @@ class Stage:
     inputs: Functionals
     at_input: tuple[Tensor, Tensor]
     at_hidden: tuple[Tensor, Tensor]
+    base: int = 0
 
     @property
     def stop(self) -> int:
@@ -94,6 +96,11 @@ class Stage:
     def range(self) -> slice:
         """The stage's neurons among all."""
         return slice(self.start, self.stop)
+
+    @property
+    def earlier(self) -> slice:
+        """The neurons that the inputs may depend on."""
+        return slice(self.base, self.start)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +140,30 @@ class Fold:
             for name in ("floor", "lower_slope", "upper_slope", "upper_offset", "shift")
         }
         return replace(self, stages=stages, **parts)
+
+
+def beside(systems: Sequence[Fold]) -> Fold:
+    """Systems over the same perturbation as one: their neurons one system after the other, nothing shared but v.
+
+    `margins` are those of the first system, padded; targets of the joint system are built from the systems' own.
+    """
+    stages: list[Stage] = []
+    base = 0
+    for system in systems:
+        stages += [replace(s, base=s.base + base, start=s.start + base) for s in system.stages]
+        base += system.neurons
+    first = systems[0]
+    blank = first.margins.at_hidden.new_zeros(len(first.margins.offset), base - first.neurons)
+    return Fold(
+        stages=tuple(stages),
+        margins=replace(first.margins, at_hidden=torch.cat([first.margins.at_hidden, blank], dim=1)),
+        radius=first.radius,
+        floor=torch.cat([system.floor for system in systems]),
+        lower_slope=torch.cat([system.lower_slope for system in systems]),
+        upper_slope=torch.cat([system.upper_slope for system in systems]),
+        upper_offset=torch.cat([system.upper_offset for system in systems]),
+        shift=torch.cat([system.shift for system in systems]),
+    )
 
 
 def fold(
