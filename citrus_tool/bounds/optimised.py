@@ -25,6 +25,7 @@ from citrus_tool.bounds.fold import (
     FOLDABLE,
     Fold,
     Functionals,
+    Settled,
     floor_of,
     fold,
     foldable,
@@ -507,9 +508,10 @@ def _parts(count: int, step: int) -> Iterator[slice]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Tuning:
-    """One node's lines per row: decided neurons by `slope` (1, *shape), open ones by columns (R, U_l)."""
+    """One node's lines per row: decided neurons by `slope` and `spread` (1, *shape), open ones by columns (R, U_l)."""
 
     slope: Tensor
+    spread: Tensor
     entry: Tensor
     lower_slope: Tensor
     upper_slope: Tensor
@@ -560,13 +562,13 @@ def least_above(planes: Planes, slope: Tensor, box: Box) -> Tensor:
 
 
 def _tunings(instance: Instance, system: Fold, duals: Duals) -> dict[str, _Tuning]:
-    layers = {node.name: node.layer for node in instance.network.nodes}
+    nodes = {node.name: node for node in instance.network.nodes}
     split = duals.split.T
     tunings = {}
     for stage in system.stages:
         lines = instance.relaxations[stage.node]
         assert isinstance(lines, Lines)
-        floor = floor_of(layers[stage.node])
+        floor = floor_of(nodes[stage.node].layer)
         alpha = duals.alpha[stage.range].T.double().clamp(floor, 1.0)
         below = _with_spare(alpha)
         above = _with_spare(lines.upper_slope.flatten()[stage.entry].expand_as(alpha))
@@ -580,8 +582,10 @@ def _tunings(instance: Instance, system: Fold, duals: Duals) -> dict[str, _Tunin
         above.scatter_(1, index, settled)
         offset.scatter_(1, index, 0.0)
         force.scatter_add_(1, index, -side.sign() * duals.beta.T.double().clamp(min=0))
+        rest = Settled.of(nodes[stage.node], instance.boxes[stage.source])
         tunings[stage.node] = _Tuning(
-            slope=lines.upper_slope.flatten(1),
+            slope=rest.slope.flatten(1),
+            spread=rest.spread.flatten(1).masked_fill(rest.open.flatten(1), 0.0),
             entry=stage.entry,
             lower_slope=below[:, :-1],
             upper_slope=above[:, :-1],
@@ -608,6 +612,7 @@ def _tuned(tunings: Mapping[str, _Tuning], reading: Reading, layer: nn.Module, n
     weight = flat.index_select(1, own.entry)
     negative = weight.clamp(max=0)
     offset = reading.settle(node, replace(rows, norm=norm)) + (negative * own.upper_offset).sum(1)
+    offset = offset + flat.clamp(max=0) @ own.spread[0]
     passed = weight * own.lower_slope + negative * (own.upper_slope - own.lower_slope) + own.force
     coefficient = (flat * own.slope).index_copy_(1, own.entry, passed)
     return (replace(rows, coefficient=coefficient.reshape(rows.coefficient.shape), offset=offset, norm=norm),)
