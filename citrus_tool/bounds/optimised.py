@@ -12,7 +12,7 @@ claimed is one backward pass of bounds/linear.py with them, in float64 with outw
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -559,6 +559,20 @@ def least_above(planes: Planes, slope: Tensor, box: Box) -> Tensor:
     reach = excess @ box.radius.flatten()
     error = SAFETY * gamma(excess.shape[1] + OWN, reach.dtype) * (reach + planes.offset.abs())
     return planes.offset - reach - error
+
+
+def least_sum(parts: Sequence[Planes], box: Box) -> Tensor:
+    """(R,) lower bounds, over the box, of sums of targets of which each part bounds one; outward.
+
+    All parts are planes in the same perturbation, |u| <= radius of `box`.
+    """
+    offset = torch.stack([part.offset for part in parts])
+    coefficient = torch.stack([part.coefficient for part in parts])
+    radius = box.radius.flatten()
+    size = offset.abs().sum(0) + coefficient.abs().sum(0).flatten(1) @ radius
+    error = SAFETY * gamma(len(parts) + OWN, size.dtype) * size
+    whole = Planes(coefficient=coefficient.sum(0), offset=offset.sum(0) - error, lower=error)
+    return least_above(whole, torch.zeros_like(whole.coefficient), box)
 
 
 def _tunings(instance: Instance, system: Fold, duals: Duals) -> dict[str, _Tuning]:

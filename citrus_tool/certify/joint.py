@@ -14,12 +14,9 @@ per execution.
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import accumulate, product
+from itertools import accumulate
 from typing import Final
 
 import torch
@@ -27,8 +24,8 @@ from torch import Tensor
 
 from citrus_tool.bounds.fold import Fold, beside
 from citrus_tool.bounds.linear import Planes
-from citrus_tool.bounds.optimised import Duals, Instance, JointTargets, Schedule, ascend, least_above, tuned_planes
-from citrus_tool.certify.search import Problem, Search
+from citrus_tool.bounds.optimised import Duals, Instance, JointTargets, Schedule, least_sum, tuned_planes
+from citrus_tool.certify.search import Problem
 from citrus_tool.network import INPUT
 
 JOINT_ROOT: Final = Schedule(steps=40)
@@ -47,48 +44,60 @@ class Member:
 
 @dataclass(frozen=True)
 class JointProblem(Problem):
-    """One target per combination of the members' labels: sum of share_i (margin_i - guard_i)."""
+    """One target per combination of wrong labels: sum of share_i (margin_i - guard_i).
+
+    members: M executions over the same box radius.  combinations: T tuples of M labels.
+    """
 
     members: tuple[Member, ...]
+    combinations: tuple[tuple[int, ...], ...]
 
     @cached_property
-    def system(self) -> Fold:  # type: ignore[override]
+    def _system(self) -> Fold:
         return beside([member.instance.system for member in self.members])
 
     @cached_property
-    def combos(self) -> Tensor:
-        """(T, M) labels."""
-        return torch.tensor(list(product(*(member.labels for member in self.members))))
+    def _labels(self) -> Tensor:
+        return torch.tensor(self.combinations, device=self.members[0].instance.system.radius.device)
 
     @cached_property
-    def first(self) -> tuple[int, ...]:
+    def _first(self) -> tuple[int, ...]:
         """(M + 1,) the members' first neurons in the joint system, and U."""
         return tuple(accumulate((member.instance.system.neurons for member in self.members), initial=0))
 
     @property
+    def system(self) -> Fold:
+        return self._system
+
+    @property
     def count(self) -> int:
-        return len(self.combos)
+        return len(self.combinations)
+
+    @property
+    def goal(self) -> float:
+        """What an ascent in float32 must reach before a claim is worth a try."""
+        return SLACK * max(float(1 + member.instance.system.margins.offset.abs().amax()) for member in self.members)
 
     def targets(self, index: Tensor) -> JointTargets:
         hidden, inputs, offsets = [], [], []
         for number, member in enumerate(self.members):
-            margins, classes = member.instance.system.margins, self.combos[index, number]
+            margins, classes = member.instance.system.margins, self._labels[index, number]
             hidden.append(margins.at_hidden.T[:, classes])
             inputs.append(margins.at_input.T[:, classes])
             offsets.append(margins.offset[classes] - member.guard)
         return JointTargets(
-            at_hidden=torch.cat(hidden), at_input=torch.stack(inputs), offset=torch.stack(offsets), member=self.first
+            at_hidden=torch.cat(hidden), at_input=torch.stack(inputs), offset=torch.stack(offsets), member=self._first
         )
 
     def start(self, count: int) -> Duals:
         plain = Duals.start(self.system, count)
-        return replace(plain, share=plain.beta.new_full((len(self.members), count), 1 / len(self.members)))
+        return replace(plain, share=plain.alpha.new_full((len(self.members), count), 1 / len(self.members)))
 
     def claim(self, index: Tensor, duals: Duals) -> Tensor:
         assert duals.share is not None
-        total: Planes | None = None
+        parts: list[Planes] = []
         for number, member in enumerate(self.members):
-            first, last = self.first[number], self.first[number + 1]
+            first, last = self._first[number], self._first[number + 1]
             own = (duals.split >= first) & (duals.split < last)
             part = Duals(
                 alpha=duals.alpha[first:last],
@@ -97,40 +106,14 @@ class JointProblem(Problem):
                 beta=torch.where(own, duals.beta, 0.0),
             )
             share = duals.share[number].double()
-            start, rows = member.instance.margins(self.combos[index, number])
-            scaled = replace(rows, coefficient=rows.coefficient * share[:, None], norm=rows.norm * share)
+            start, rows = member.instance.margins(self._labels[index, number])
+            scaled = replace(rows, coefficient=rows.coefficient * share[:, None], norm=rows.norm * share * (1 + 2**-40))
             planes = tuned_planes(member.instance, member.instance.system, start, scaled, part)
-            planes = replace(planes, offset=planes.offset - share * member.guard)
-            if total is None:
-                total = planes
-            else:
-                size = 2.0**-48 * (total.offset.abs() + planes.offset.abs())
-                reach = 2.0**-48 * (total.coefficient.abs() + planes.coefficient.abs()).flatten(1).amax(1)
-                error = size + reach * float(member.instance.boxes[INPUT].radius.sum())
-                total = Planes(
-                    coefficient=total.coefficient + planes.coefficient,
-                    offset=total.offset + planes.offset - error,
-                    lower=total.lower,
-                )
-        assert total is not None
-        return least_above(total, torch.zeros_like(total.coefficient), self.members[0].instance.boxes[INPUT])
+            # the rows' two coefficients +-share, and share * guard, are exact up to one rounding each
+            slack = share * (member.guard * (1 + 2**-40))
+            parts.append(replace(planes, offset=planes.offset - slack))
+        return least_sum(parts, self.members[0].instance.boxes[INPUT])
 
-
-@dataclass(frozen=True, kw_only=True)
-class Refuted:
-    proven: bool
-    nodes: int
-    seconds: float
-    gap: float
-
-
-def refute(members: Sequence[Member], *, nodes: int, deadline: float = math.inf) -> Refuted:
-    start = time.monotonic()
-    problem = JointProblem(tuple(members))
-    size = max(float(1 + member.instance.system.margins.offset.abs().amax()) for member in members)
-    search = Search(problem=problem, guard=0.0, goal=SLACK * size)
-    index = torch.arange(problem.count)
-    search.plant(ascend(problem.system, problem.targets(index), problem.start(problem.count), JOINT_ROOT, goal=search.goal))
-    root = search.gap
-    search.grow(nodes, deadline)
-    return Refuted(proven=len(search.proven()) == problem.count, nodes=search.nodes, seconds=time.monotonic() - start, gap=(root, search.gap))
+    def alone(self, number: int) -> JointProblem:
+        """The problem of one combination."""
+        return JointProblem(members=self.members, combinations=(self.combinations[number],))

@@ -47,6 +47,8 @@ CANDIDATES: Final = 4
 """Neurons per part whose split is tried before one is chosen."""
 MINOR: Final = 1e-3
 """What a neuron with a positive coefficient, whose line below is the loose one, counts for beside a negative one."""
+GRID: Final = 255
+"""Slopes of parts that are kept are multiples of 1 / GRID, those of proofs too."""
 BETTER_HALF: Final = 0.3
 """Weight of the better child's bound in a candidate's score; the worse child's has weight 1."""
 
@@ -115,7 +117,7 @@ class MarginProblem(Problem):
 class Part:
     """A part of the box that is open for one target.
 
-    alpha (U,) float16, split, side, beta (k,), share (M,) as in Duals; `candidates` (c,) the neurons that promise most,
+    alpha (U,) uint8 in units of 1 / GRID, split, side, beta (k,), share (M,) as in Duals; `candidates` (c,) the neurons that promise most,
     none when there is nothing left to split, `weight` (c,) the coefficients of their outputs.
     """
 
@@ -129,8 +131,25 @@ class Part:
     weight: Tensor
 
 
+@dataclass(frozen=True, kw_only=True)
+class Leaf:
+    """A closed part: the duals that prove it (alpha in units of 1 / GRID), the splits in the order they were made."""
+
+    target: int
+    alpha: Tensor
+    split: Tensor
+    side: Tensor
+    beta: Tensor
+    share: Tensor | None
+    bound: float
+
+
 Look = Callable[[Tensor], Collection[int]]
 """Judges minimising points v (d, D); returns targets whose search is pointless, since a point refutes them."""
+
+
+Watch = Callable[[Tensor, Tensor], None]
+"""Is shown the bounds (D,) and minimising points v (d, D) of parts that stay open."""
 
 
 class Search:
@@ -139,12 +158,23 @@ class Search:
     Attributes:
         guard: a part is closed once its claimed bound exceeds this.
         goal: what the ascent must reach before a claim is tried.
+        leaves: the closed parts, if they are recorded.
         nodes: parts bounded so far.
     """
 
-    def __init__(self, *, problem: Problem, guard: float, goal: float, look: Look | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        problem: Problem,
+        guard: float,
+        goal: float,
+        look: Look | None = None,
+        watch: Watch | None = None,
+        record: bool = False,
+    ) -> None:
         self.problem, self.guard, self.goal = problem, guard, goal
-        self._look = look
+        self.leaves: list[Leaf] | None = [] if record else None
+        self._look, self._watch = look, watch
         self._heap: list[tuple[float, int, Part]] = []
         self._pushed = 0
         self._stuck: list[Part] = []  # nothing left to split
@@ -152,6 +182,9 @@ class Search:
         self._closed = torch.full((problem.count,), math.inf, dtype=torch.float64, device=self._device)
         self._dropped: set[int] = set()
         self.nodes = 0
+
+    def __bool__(self) -> bool:
+        return True
 
     @property
     def done(self) -> bool:
@@ -162,6 +195,9 @@ class Search:
     def gap(self) -> float:
         """How far the worst part is from being closed."""
         return self.guard - self._heap[0][0] if self._heap else math.inf
+
+    def __len__(self) -> int:
+        return len(self._heap) + len(self._stuck)
 
     def proven(self) -> list[int]:
         """The targets of which every part is closed; none before `plant`."""
@@ -217,7 +253,7 @@ class Search:
         absent = self.problem.system.neurons
         shares = [part.share for part in parts if part.share is not None]
         return Duals(
-            alpha=torch.stack([part.alpha for part in parts], dim=1).to(self.problem.system.radius.dtype),
+            alpha=torch.stack([part.alpha for part in parts], dim=1).to(self.problem.system.radius.dtype) / GRID,
             split=torch.stack([pad(part.split, (0, depth - len(part.split)), value=absent) for part in parts], dim=1),
             side=torch.stack([pad(part.side, (0, depth - len(part.side))) for part in parts], dim=1),
             beta=torch.stack([pad(part.beta, (0, depth - len(part.beta))) for part in parts], dim=1),
@@ -253,14 +289,36 @@ class Search:
         bound = found.bound.double()
         ready = torch.nonzero(bound > self.goal).flatten()
         if len(ready):
-            bound[ready] = self.problem.claim(target[ready], found.duals.columns(ready))
+            duals = found.duals.columns(ready)
+            duals = replace(duals, alpha=(duals.alpha * GRID).round() / GRID)
+            bound[ready] = self.problem.claim(target[ready], duals)
+            if self.leaves is not None:
+                self.leaves += self._leaves(bound[ready], duals, target[ready])
         closed = bound > self.guard
         self._closed.scatter_reduce_(0, target[closed], bound[closed], "amin")
         left = torch.nonzero(~closed).flatten()
         if len(left):
             self._keep(bound, found, target, left)
+            if self._watch is not None:
+                self._watch(bound[left], found.point[:, left])
             if self._look is not None:
                 self.drop(self._look(found.point[:, left]))
+
+    def _leaves(self, bound: Tensor, duals: Duals, target: Tensor) -> list[Leaf]:
+        alpha = (duals.alpha * GRID).round().to(torch.uint8)
+        given = duals.side != 0
+        return [
+            Leaf(
+                target=int(target[column]),
+                alpha=alpha[:, column].clone(),
+                split=duals.split[given[:, column], column],
+                side=duals.side[given[:, column], column],
+                beta=duals.beta[given[:, column], column],
+                share=None if duals.share is None else duals.share[:, column],
+                bound=float(bound[column]),
+            )
+            for column in torch.nonzero(bound > self.guard).flatten().tolist()
+        ]
 
     def _keep(self, bound: Tensor, found: Ascent, target: Tensor, left: Tensor) -> None:
         """Puts the columns `left` on the heap, each with its candidates."""
@@ -270,7 +328,7 @@ class Search:
         promise = torch.cat([promise, absent]).scatter_(0, duals.split, 0.0)[:-1]
         score, best = promise.topk(min(CANDIDATES, len(promise)), dim=0)
         weight = weight.gather(0, best)
-        alpha = duals.alpha.to(torch.float16)
+        alpha = (duals.alpha * GRID).round().to(torch.uint8)
         for column, (number, value) in enumerate(zip(target[left].tolist(), bound[left].tolist(), strict=True)):
             given = duals.side[:, column] != 0
             promising = score[:, column] > 0
