@@ -157,7 +157,7 @@ class _Loop:
             widths.append(2)
         if enough <= len(choice) and enough not in widths:
             widths.append(enough)
-        best: tuple[tuple[float, ...], Combination] | None = None
+        best: tuple[tuple[float, float], Combination] | None = None
         for width in widths:
             for some in combinations(choice, width):
                 if self.arena.happened(frozenset(some)):
@@ -167,7 +167,7 @@ class _Loop:
                     continue
                 gap = task.gap if task is not None else self.guess(some)
                 turn = task.turn if task is not None else 0
-                key = (turn + (width > 2 and task is None), gap)
+                key = (turn > 0, gap * 2.0**turn if turn else gap)
                 if best is None or key < best[0]:
                     best = key, some
         return None if best is None else best[1]
