@@ -15,6 +15,60 @@ from citrus_tool.attacks.pgd import SABR_STEPS, StepSchedule
 from citrus_tool.errors import UsageError
 
 
+def _within(name: str, value: float, low: float, high: float, *, open_low: bool = False, hint: str = "") -> None:
+    inside = isinstance(value, int | float) and math.isfinite(value) and low <= value <= high
+    if not inside or (open_low and value == low):
+        left = "(" if open_low else "["
+        right = f"{high:g}]" if math.isfinite(high) else "inf)"
+        raise UsageError(f"{name} is {value!r}; it must lie in {left}{low:g}, {right}{'; ' + hint if hint else ''}.")
+
+
+def _at_least(name: str, value: int, low: int, *, hint: str = "") -> None:
+    if not isinstance(value, int) or value < low:
+        raise UsageError(f"{name} is {value!r}; it must be a whole number >= {low}{'; ' + hint if hint else ''}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taps:
+    """What TAPS and STAPS do in the latent space.
+
+    Attributes:
+        classifier_layers: weight layers of the part that is attacked; boxes are propagated through the others.
+        steps: PGD steps in the latent box, for every wrong label apart.  step_size: in units of its half widths.
+        connector: c of the rectified linear gradient connector (Mao et al. 2023, section 3.3).
+        balance: alpha of the two gradients of the product of losses (section 3.4); .5 is the plain product rule.
+    """
+
+    classifier_layers: int = 2
+    steps: int = 20
+    step_size: StepSchedule = SABR_STEPS
+    connector: float = 0.5
+    balance: float = 0.5
+
+    def __post_init__(self) -> None:
+        _at_least("taps.classifier_layers", self.classifier_layers, 1)
+        _at_least("taps.steps", self.steps, 0)
+        _within("taps.connector", self.connector, 0.0, 1.0, open_low=True)
+        _within("taps.balance", self.balance, 0.0, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Uat:
+    """What UAT and CW-UAT do with their persistent perturbation.
+
+    Attributes:
+        step: size of the signed step that follows every batch, in units of eps.
+        clip: beta, what one input's loss may add at most to the perturbation's objective.
+    """
+
+    step: float = 0.25
+    clip: float = 9.0
+
+    def __post_init__(self) -> None:
+        _within("uat.step", self.step, 0.0, 2.0, open_low=True)
+        _within("uat.clip", self.clip, 0.0, math.inf, open_low=True)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """A training run. Epochs are counted from 0: warm-up (eps 0, natural), then the ramp of eps, then full eps.
@@ -30,6 +84,11 @@ class Recipe:
             `box_loss` is "sum", so that "sum" and "mean" regularise alike.
         clip_norm: largest gradient norm.
         pgd_steps, pgd_step_size: the attack; `pgd_bfloat16` runs it in bfloat16 (its points stay in the same ball).
+        attack_ratio: radius of the attack over eps in the methods that mix an attack's loss with a bound's.
+        alpha: weight of the bound's part in that mixture (mtl-ibp, cc-ibp, exp-ibp, citrus-plus).
+        worst: how many boxes an input gets in citrus-plus, those with the largest concrete losses; 0: all.
+        relu_shrink: factor of the upper bounds of unstable ReLUs (sabr); 1 leaves boxes as they are.
+        taps, uat: what these methods need besides.
         shi_lambda, shi_tolerance: Shi et al.'s regularisers during warm-up and ramp; 0 switches them off.
         same_input: CITRUS + SI.  box_loss: sum over an input's boxes (the paper) or their mean.
         init: "keep" trains on from the network's weights, "shi" draws new ones (shi.initialise).
@@ -57,6 +116,12 @@ class Recipe:
     pgd_steps: int = 20
     pgd_step_size: StepSchedule = SABR_STEPS
     pgd_bfloat16: bool = False
+    attack_ratio: float = 1.0
+    alpha: float = 0.5
+    worst: int = 0
+    relu_shrink: float = 1.0
+    taps: Taps = Taps()
+    uat: Uat = Uat()
     shi_lambda: float = 0.5
     shi_tolerance: float = 0.5
     same_input: bool = False
@@ -71,6 +136,9 @@ class Recipe:
     def __post_init__(self) -> None:
         _within("eps", self.eps, 0.0, 1.0, hint="it is in pixel space [0, 1], e.g. 0.1 or 2/255")
         _within("tau_ratio", self.tau_ratio, 0.0, 1.0, open_low=True)
+        for name in ("alpha", "relu_shrink"):
+            _within(name, getattr(self, name), 0.0, 1.0, open_low=name == "relu_shrink")
+        _within("attack_ratio", self.attack_ratio, 0.0, 10.0, open_low=True)
         _within("lr_decay", self.lr_decay, 0.0, 1.0, open_low=True)
         for name in ("lr", "clip_norm"):
             _within(name, getattr(self, name), 0.0, math.inf, open_low=True)
@@ -80,7 +148,8 @@ class Recipe:
         _at_least("group_size", self.group_size, 2, hint="a perturbation is shared by at least two inputs")
         for name in ("groups_per_batch", "epochs", "validate_every"):
             _at_least(name, getattr(self, name), 1)
-        for name in ("warmup_epochs", "ramp_epochs", "pgd_steps", "crop_padding", "certified_inputs", "seed"):
+        natural = ("warmup_epochs", "ramp_epochs", "pgd_steps", "crop_padding", "certified_inputs", "worst", "seed")
+        for name in natural:
             _at_least(name, getattr(self, name), 0)
         if self.warmup_epochs + self.ramp_epochs >= self.epochs and self.eps > 0.0:
             raise UsageError(
@@ -120,23 +189,15 @@ class Recipe:
 
     def to_json(self) -> dict[str, Any]:
         """Plain numbers, strings and lists, by field name."""
-        plain = dataclasses.asdict(self)
-        plain["milestones"] = list(self.milestones)
-        plain["pgd_step_size"] = {**plain["pgd_step_size"], "milestones": list(self.pgd_step_size.milestones)}
+        plain: dict[str, Any] = _plain(dataclasses.asdict(self))
         return plain
 
 
-def _within(name: str, value: float, low: float, high: float, *, open_low: bool = False, hint: str = "") -> None:
-    inside = isinstance(value, int | float) and math.isfinite(value) and low <= value <= high
-    if not inside or (open_low and value == low):
-        left = "(" if open_low else "["
-        right = f"{high:g}]" if math.isfinite(high) else "inf)"
-        raise UsageError(f"{name} is {value!r}; it must lie in {left}{low:g}, {right}{'; ' + hint if hint else ''}.")
-
-
-def _at_least(name: str, value: int, low: int, *, hint: str = "") -> None:
-    if not isinstance(value, int) or value < low:
-        raise UsageError(f"{name} is {value!r}; it must be a whole number >= {low}{'; ' + hint if hint else ''}.")
+def _plain(value: Any) -> Any:
+    """Tuples as lists, as JSON reads them back."""
+    if isinstance(value, dict):
+        return {name: _plain(entry) for name, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, tuple) else value
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -283,13 +283,14 @@ class _Run:
         tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
         tensors |= {f"sums.{name}": tensor for name, tensor in self.sums.items()}
         tensors |= {f"adam.{name}": tensor for name, tensor in self.stepper.moments().items()}
+        tensors |= {f"carried.{name}": tensor for name, tensor in self.stepper.carried.items()}
         state = {"origin": self.origin, "position": dataclasses.asdict(self.at)}
         checkpoint.save(self.run_dir, checkpoint.Checkpoint(tensors=tensors, state=state))
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
         """Takes over a checkpoint of the same run; raises UsageError naming the first field that differs."""
         _require_same(saved.state["origin"], self.origin, str(self.run_dir))
-        parts: dict[str, dict[str, Tensor]] = {"network": {}, "best": {}, "sums": {}, "adam": {}}
+        parts: dict[str, dict[str, Tensor]] = {"network": {}, "best": {}, "sums": {}, "adam": {}, "carried": {}}
         for name, tensor in saved.tensors.items():
             part, _, rest = name.partition(".")
             parts[part][rest] = tensor
@@ -299,6 +300,7 @@ class _Run:
         self.best = parts["best"]
         self.sums = {name: tensor.to(self.device) for name, tensor in parts["sums"].items()}
         self.stepper.restore(parts["adam"])
+        self.stepper.carried = {name: tensor.to(self.device) for name, tensor in parts["carried"].items()}
         self.at = _Position(**saved.state["position"])
 
 

@@ -312,3 +312,16 @@ def test_digits_become_provable_in_seconds() -> None:
     best = result.history[result.best_epoch - 1]
     assert best["validation_standard_accuracy"] >= 88
     assert best["validation_certified_accuracy"] >= 60
+
+
+@pytest.mark.parametrize("stop_after", [BATCHES + 2, 3 * BATCHES])
+def test_what_a_method_carries_survives_a_resume(tmp_path: Path, stop_after: int) -> None:
+    recipe = dataclasses.replace(RECIPE, method="cw-uat", shi_lambda=0.0)
+    whole = fit(_network(), TRAIN, VALIDATION, recipe, run_dir=tmp_path / "whole")
+    with pytest.raises(InterruptedRunError):
+        fit(_network(), TRAIN, VALIDATION, recipe, run_dir=tmp_path / "parts", progress=_Recorder(stop_after))
+    resumed = fit(_network(), TRAIN, VALIDATION, recipe, run_dir=tmp_path / "parts", resume=True)
+    assert _same(whole.network, resumed.network)
+    deltas = [checkpoint.load(tmp_path / part).tensors["carried.delta"] for part in ("whole", "parts")]
+    assert torch.equal(*deltas)
+    assert deltas[0].abs().max() > 0
