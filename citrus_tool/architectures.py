@@ -9,14 +9,25 @@ import torch
 from torch import nn
 
 from citrus_tool.errors import UsageError
-from citrus_tool.network import Network, Reshape, chain, size
+from citrus_tool.network import Affine, Network, Reshape, chain, size
 
 Shape = tuple[int, int, int]
 Maker = Callable[[Shape, int], Sequence[nn.Module]]
+Normalisation = tuple[Sequence[float], Sequence[float]]
 
 
-def build(name: str, input_shape: Sequence[int], num_classes: int, *, seed: int = 0) -> Network:
+def build(
+    name: str,
+    input_shape: Sequence[int],
+    num_classes: int,
+    *,
+    seed: int = 0,
+    normalisation: Normalisation | None = None,
+) -> Network:
     """A network of architecture `name` for images (C, H, W), with PyTorch's default weights drawn from `seed`.
+
+    Args:
+        normalisation: mean and standard deviation of each channel; (x - mean) / std becomes the network's first layer.
 
     Raises:
         UsageError: the name is unknown, or the images are too small for the architecture.
@@ -34,7 +45,13 @@ def build(name: str, input_shape: Sequence[int], num_classes: int, *, seed: int 
             layers = ARCHITECTURES[name]((channels, height, width), num_classes)
         except _TooSmallError as error:
             raise UsageError(f"{name} needs larger images than {height} x {width}: {error}.") from None
-    return chain(layers, input_shape)
+    front = [] if normalisation is None else [_normalise(*normalisation)]
+    return chain([*front, *layers], input_shape)
+
+
+def _normalise(mean: Sequence[float], std: Sequence[float]) -> Affine:
+    centre, scale = (torch.tensor(values, dtype=torch.float64).reshape(-1, 1, 1) for values in (mean, std))
+    return Affine((1 / scale).float(), (-centre / scale).float())
 
 
 class _TooSmallError(Exception):

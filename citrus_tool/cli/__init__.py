@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import click
 
 from citrus_tool import __version__
+from citrus_tool.cli.bench import bench
 from citrus_tool.cli.certify import attack_uap, certify_uap, evaluate
 from citrus_tool.cli.data import data
 from citrus_tool.cli.demo import demo
@@ -41,7 +42,7 @@ def citrus() -> None:
     """
 
 
-for _command in (demo, inspect, harden, certify_uap, attack_uap, evaluate, train, data):
+for _command in (demo, inspect, harden, certify_uap, attack_uap, evaluate, train, bench, data):
     citrus.add_command(_command)
 
 
