@@ -158,8 +158,8 @@ attack_options = stacked(
 )  # fmt: skip
 
 METHODS = (
-    "citrus", "citrus-plus", "citrus-si", "standard", "pgd", "uat", "cw-uat", "ibp", "sabr", "taps", "staps", "mtl-ibp",
-    "cc-ibp", "exp-ibp",
+    "citrus", "citrus-plus", "citrus-si", "kcp", "standard", "pgd", "uat", "cw-uat", "ibp", "crown-ibp", "sabr", "taps",
+    "staps", "mtl-ibp", "cc-ibp", "exp-ibp",
 )  # fmt: skip
 
 

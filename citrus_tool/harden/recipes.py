@@ -86,6 +86,7 @@ class Recipe:
         pgd_steps, pgd_step_size: the attack; `pgd_bfloat16` runs it in bfloat16 (its points stay in the same ball).
         attack_ratio: radius of the attack over eps in the methods that mix an attack's loss with a bound's.
         alpha: weight of the bound's part in that mixture (mtl-ibp, cc-ibp, exp-ibp, citrus-plus).
+        common: k of the k-CP losses (kcp): a box stands at a perturbation that k - 1 other inputs have in common.
         worst: how many boxes an input gets in citrus-plus, those with the largest concrete losses; 0: all.
         relu_shrink: factor of the upper bounds of unstable ReLUs (sabr); 1 leaves boxes as they are.
         taps, uat: what these methods need besides.
@@ -119,6 +120,7 @@ class Recipe:
     attack_ratio: float = 1.0
     alpha: float = 0.5
     worst: int = 0
+    common: int = 2
     relu_shrink: float = 1.0
     taps: Taps = Taps()
     uat: Uat = Uat()
@@ -146,6 +148,7 @@ class Recipe:
             _within(name, getattr(self, name), 0.0, math.inf)
         _within("shi_tolerance", self.shi_tolerance, 0.0, 1.0, open_low=True)
         _at_least("group_size", self.group_size, 2, hint="a perturbation is shared by at least two inputs")
+        _at_least("common", self.common, 2, hint="k = 2 is CITRUS")
         for name in ("groups_per_batch", "epochs", "validate_every"):
             _at_least(name, getattr(self, name), 1)
         natural = ("warmup_epochs", "ramp_epochs", "pgd_steps", "crop_padding", "certified_inputs", "worst", "seed")

@@ -7,7 +7,7 @@ from literal_citrus import interval
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from citrus_tool.network import INPUT, Network
+from citrus_tool.network import INPUT, Add, Affine, Network, Reshape
 
 
 def bounds(network: Network, x: Tensor, radius: float, shrink: float = 1.0) -> dict[str, tuple[Tensor, Tensor]]:
@@ -131,3 +131,66 @@ def taps(
         parts = [torch.zeros_like(parameter) if part is None else part for part in (a, b, c)]
         gradients.append(2 * balance * by_ibp * (parts[0] + parts[1]) + 2 * (1 - balance) * by_taps * parts[2])
     return (by_taps * by_ibp).detach(), [gradient.detach() for gradient in gradients]
+
+
+def crown_margin(network: Network, x: Tensor, label: int, wrong: int, radius: float) -> Tensor:
+    """CROWN's lower bound of f_y - f_c on B(x, radius) from interval bounds of the hidden layers, one row by hand."""
+    values = bounds(network, x, radius)
+    row = x.new_zeros(network.num_classes)
+    row[label], row[wrong] = row[label] + 1, row[wrong] - 1
+    pending, offset = {network.output_name: row}, x.new_zeros(())
+    for node in reversed(network.nodes):
+        a = pending.pop(node.name).reshape(node.shape)
+        source = network.shape_of(node.inputs[0])
+        zero = torch.zeros(1, *source, dtype=x.dtype)
+        layer = node.layer
+        if isinstance(layer, nn.ReLU):
+            lower, upper = (bound[0] for bound in values[node.inputs[0]])
+            back = torch.zeros_like(a).flatten()
+            for i, (low, up, w) in enumerate(zip(lower.flatten(), upper.flatten(), a.flatten(), strict=True)):
+                if low >= 0:
+                    back[i] = w
+                elif up > 0:
+                    chord = up / (up - low)
+                    slope = chord if w < 0 else (1.0 if up > -low else 0.0)
+                    back[i] = w * slope
+                    offset = offset + (w * -chord * low if w < 0 else 0.0)
+            parts = [back.reshape(source)]
+        elif isinstance(layer, Add):
+            parts = [a, a]
+        elif isinstance(layer, Reshape):
+            parts = [a.reshape(source)]
+        elif isinstance(layer, Affine):
+            offset = offset + (a * layer.shift).sum()
+            parts = [a * layer.scale]
+        elif isinstance(layer, nn.Linear):
+            offset = offset + a @ layer.bias
+            parts = [a @ layer.weight]
+        elif isinstance(layer, nn.Conv2d):
+            offset = offset + (a.sum((1, 2)) * layer.bias).sum()
+            x0 = zero.requires_grad_(True)
+            y = F.conv2d(x0, layer.weight, None, layer.stride, layer.padding)
+            (back,) = torch.autograd.grad(y, x0, a[None], create_graph=True)
+            parts = [back[0]]
+        else:
+            raise NotImplementedError(type(layer))
+        for name, part in zip(node.inputs, parts, strict=True):
+            pending[name] = pending[name] + part if name in pending else part
+    row = pending[INPUT].reshape(x.shape)
+    return offset + (row * x).sum() - radius * row.abs().sum()
+
+
+def crown_ibp(network: Network, x: Tensor, label: int, eps: float, beta: float) -> Tensor:
+    by_ibp = margin_bounds(network, bounds(network, x, eps), label)
+    by_crown = torch.stack([crown_margin(network, x, label, c, eps) for c in range(network.num_classes)])
+    return loss_of(beta * by_crown + (1 - beta) * by_ibp, label)
+
+
+def kcp(network: Network, x: Tensor, labels: Tensor, u: dict[tuple[int, ...], Tensor], tau: float) -> Tensor:
+    """The k-CP loss of one group, summed over inputs and sets; u holds each set's common perturbation."""
+    total = x.new_zeros(())
+    for i in range(len(x)):
+        for members, common in u.items():
+            if i not in members:
+                total = total + ibp(network, x[i] + common, int(labels[i]), tau)
+    return total

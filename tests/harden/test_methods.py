@@ -14,13 +14,15 @@ from torch.nn import functional as F
 from citrus_tool.errors import UsageError
 from citrus_tool.harden import taps as taps_module
 from citrus_tool.harden.adversarial import attack
-from citrus_tool.harden.boxes import uniform_box
+from citrus_tool.harden.boxes import box_margins, uniform_box
 from citrus_tool.harden.cc_ibp import cc_loss
 from citrus_tool.harden.citrus import citrus, citrus_loss
 from citrus_tool.harden.citrus_plus import citrus_plus_loss
+from citrus_tool.harden.crown_ibp import crown_ibp, crown_margins
 from citrus_tool.harden.exp_ibp import exp_loss
 from citrus_tool.harden.expressive import ends_at
 from citrus_tool.harden.ibp import ibp
+from citrus_tool.harden.kcp import common_attack, kcp_loss, subsets
 from citrus_tool.harden.method import Batch, LossParts
 from citrus_tool.harden.methods import METHODS
 from citrus_tool.harden.mtl_ibp import mtl_loss
@@ -29,6 +31,7 @@ from citrus_tool.harden.sabr import sabr_loss
 from citrus_tool.harden.statistics import CLEAN
 from citrus_tool.harden.uat import DELTA
 from citrus_tool.network import INPUT, Network, Reshape, chain, walk
+from citrus_tool.threat import Box
 
 EPS, TAU, ALPHA = 0.1, 0.04, 0.3
 RECIPE = Recipe(
@@ -134,6 +137,78 @@ def test_citrus_si_is_citrus_with_the_own_perturbation() -> None:
     assert got.terms == 5
     v = attack(network, batch, EPS - TAU, RECIPE, _generator())
     assert got.loss.item() == citrus_loss(network, batch, v, EPS, TAU, with_own).loss.item()
+
+
+@pytest.mark.parametrize("beta", [1.0, 0.25])
+@pytest.mark.parametrize("name", MAKERS)
+def test_crown_ibp(name: str, beta: float) -> None:
+    network, (batch, _) = _made(MAKERS[name]), _inputs(1)
+    batch = Batch(x=batch.x[:3], labels=batch.labels[:3])
+    recipe = dataclasses.replace(RECIPE, eps=1.0 if beta == 1.0 else EPS / (1 - beta))
+    eps = EPS if beta < 1.0 else 1e-12  # eps 0 is where beta is 1
+    beta = 1 - eps / recipe.eps
+    fast = crown_ibp(network, batch, eps, TAU, recipe, _generator())
+    each = [literal.crown_ibp(network, x, int(y), eps, beta) for x, y in zip(batch.x, batch.labels, strict=True)]
+    _require_equal(network, fast, torch.stack(each).mean())
+
+
+def test_crown_ibp_ends_as_ibp() -> None:
+    network, (batch, _) = _made(MAKERS["chain"]), _inputs(1)
+    both = [method(network, batch, EPS, TAU, RECIPE, _generator()).loss.item() for method in (crown_ibp, ibp)]
+    assert both[0] == both[1]
+
+
+def test_crown_margins_of_boxes_without_width_have_finite_gradients() -> None:
+    network, (batch, _) = _made(MAKERS["chain"]), _inputs(1)
+    boxes: dict[str, Box] = {}
+    box_margins(network, uniform_box(batch.x, 0.0), batch.labels, record=boxes)
+    found = crown_margins(network, boxes, batch.labels)
+    logits = network(batch.x)
+    torch.testing.assert_close(found, logits.gather(1, batch.labels[:, None]) - logits)
+    for gradient in torch.autograd.grad(found.sum(), list(network.parameters())):
+        assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("common", [2, 3, 4, 5])
+def test_kcp(common: int) -> None:
+    network, (batch, _) = _made(MAKERS["chain"]), _inputs(2)
+    recipe = dataclasses.replace(RECIPE, common=common)
+    sets = [tuple(members.tolist()) for members in subsets(5, common)[0]]
+    generator = torch.Generator().manual_seed(0)
+    u = (torch.rand((2, len(sets), 2, 7, 7), generator=generator, dtype=torch.float64) * 2 - 1) * (EPS - TAU)
+    fast = kcp_loss(network, batch, u, TAU, recipe)
+    groups = [
+        literal.kcp(network, batch.x[s], batch.labels[s], dict(zip(sets, u[g], strict=True)), TAU)
+        for g, s in enumerate((slice(0, 5), slice(5, 10)))
+    ]
+    _require_equal(network, fast, sum(groups) / 10)
+    assert fast.terms == {2: 4, 3: 6, 4: 4, 5: 1}[common]
+
+
+def test_kcp_of_two_is_citrus() -> None:
+    network, (batch, v) = _made(MAKERS["chain"]), _inputs(2)
+    as_kcp = kcp_loss(network, batch, v.reshape(2, 5, *v.shape[1:]), TAU, RECIPE).loss.item()
+    assert as_kcp == pytest.approx(citrus_loss(network, batch, v, EPS, TAU, RECIPE).loss.item(), rel=1e-12)
+
+
+def test_a_common_perturbation_attacks_its_set_in_its_ball() -> None:
+    network, (batch, _) = _made(MAKERS["chain"]), _inputs(2)
+    x, labels = batch.x.reshape(2, 1, 5, *batch.x.shape[1:]), batch.labels.reshape(2, 1, 5)
+    losses = []
+    for steps in (0, 10):
+        recipe = dataclasses.replace(RECIPE, pgd_steps=steps)
+        u = common_attack(network, x, labels, EPS, recipe, _generator())
+        assert u.shape == (2, 1, 2, 7, 7)
+        assert u.abs().max() <= EPS
+        shifted = (x + u[:, :, None]).flatten(0, 2)
+        losses.append(F.cross_entropy(network(shifted), batch.labels, reduction="none").reshape(2, 5).sum(1))
+    assert (losses[1] > losses[0]).all()
+
+
+def test_kcp_refuses_sets_larger_than_the_group() -> None:
+    network, (batch, _) = _made(MAKERS["chain"]), _inputs(1)
+    with pytest.raises(UsageError, match="common is 6, but groups have 5 inputs; lower it or raise group_size"):
+        METHODS["kcp"](network, batch, EPS, TAU, dataclasses.replace(RECIPE, common=6), _generator())
 
 
 # --- TAPS -------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import pytest
 
 from citrus_tool.errors import UsageError
 from citrus_tool.harden.methods import METHODS
-from citrus_tool.harden.recipes import RECIPES, Recipe, named
+from citrus_tool.harden.recipes import RECIPES, Recipe, Taps, Uat, named
 
 GOOD = Recipe(eps=0.1, tau_ratio=0.4, epochs=30)
 
@@ -32,6 +32,10 @@ GOOD = Recipe(eps=0.1, tau_ratio=0.4, epochs=30)
         ({"epochs": 21}, "1 warm-up and 20 ramp epochs leave none of 21 epochs at full eps; raise epochs"),
         ({"milestones": (25, 12)}, r"milestones are \(25, 12\); they must rise and lie between 1 and epochs - 1 = 29"),
         ({"milestones": (30,)}, r"milestones are \(30,\); they must rise"),
+        ({"common": 1}, "common is 1; it must be a whole number >= 2; k = 2 is CITRUS"),
+        ({"alpha": 1.5}, r"alpha is 1.5; it must lie in \[0, 1\]"),
+        ({"relu_shrink": 0.0}, r"relu_shrink is 0.0; it must lie in \(0, 1\]"),
+        ({"attack_ratio": 0.0}, r"attack_ratio is 0.0; it must lie in \(0, 10\]"),
         ({"box_loss": "max"}, "box_loss is 'max'; it must be one of sum, mean"),
         ({"init": "random"}, "init is 'random'; it must be one of keep, shi"),
     ],
@@ -39,6 +43,22 @@ GOOD = Recipe(eps=0.1, tau_ratio=0.4, epochs=30)
 def test_a_wrong_value_is_named(values: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         dataclasses.replace(GOOD, **values)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "message"),
+    [
+        (Taps, {"classifier_layers": 0}, r"taps.classifier_layers is 0; it must be a whole number >= 1"),
+        (Taps, {"steps": -1}, r"taps.steps is -1; it must be a whole number >= 0"),
+        (Taps, {"connector": 0.0}, r"taps.connector is 0.0; it must lie in \(0, 1\]"),
+        (Taps, {"balance": 1.1}, r"taps.balance is 1.1; it must lie in \[0, 1\]"),
+        (Uat, {"step": 0.0}, r"uat.step is 0.0; it must lie in \(0, 2\]"),
+        (Uat, {"clip": 0.0}, r"uat.clip is 0.0; it must lie in \(0, inf\)"),
+    ],
+)
+def test_a_wrong_value_of_a_method_is_named(kind: Any, values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        kind(**values)
 
 
 def test_unknown_recipe_lists_the_names() -> None:
