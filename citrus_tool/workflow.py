@@ -361,7 +361,7 @@ def train_file(
     result = trainer.fit(
         network, train, validation, recipe, run_dir=run_dir, resume=resume, device=where, progress=progress
     )
-    model = onnx_io.export(result.network, out, metadata=_metadata(recipe, choice))
+    model = onnx_io.export(onnx_io.fold_batch_norm(result.network), out, metadata=_metadata(recipe, choice))
     accuracy = 100 * _standard_correct(OnnxRunner(model), test, progress, "test") / len(test)
     progress.finish()
     report = TrainReport(

@@ -65,7 +65,7 @@ class Bench:
             progress=self.progress,
         )  # fmt: skip
         about = {"method": job.method, "contest": contest.name, "recipe": job.digest, "seed": str(job.seed)}
-        model = onnx_io.export(result.network, folder / "model.onnx", metadata=about)
+        model = onnx_io.export(onnx_io.fold_batch_norm(result.network), folder / "model.onnx", metadata=about)
         entry = self._judged(
             model, contest, test, folder, method=job.method, recipe=job.digest, seed=job.seed, command=command,
             best_epoch=result.best_epoch, train_seconds=result.seconds,
