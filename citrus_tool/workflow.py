@@ -249,11 +249,24 @@ def shipped_model(name: str) -> Path:
 def choose_recipe(
     dataset: str, *, name: str | None, eps: float, epochs: int | None, changes: Mapping[str, Any]
 ) -> Recipe:
-    """The recipe called `name` (default: RECIPE_OF_DATA), at `eps`, stretched to `epochs`, with fields replaced.
+    """The recipe called `name` for the method that `changes` names, at `eps`, stretched to `epochs`, fields replaced.
 
-    `changes` with the value None are left out. Raises UsageError for an unknown name or senseless values.
+    `changes` with the value None are left out.
+
+    Args:
+        name: a recipe's name, a TOML file (recipes.read), `auto` (recipes.automatic), or None for RECIPE_OF_DATA's.
+
+    Raises:
+        UsageError: an unknown name or senseless values.
+        InputFileError: the TOML file cannot be read.
     """
-    recipe = recipes.named(name or RECIPE_OF_DATA.get(dataset, "mnist-cpu"))
+    method = changes.get("method")
+    if name is not None and name.endswith(".toml"):
+        recipe = recipes.read(Path(name), method)
+    elif name == "auto":
+        recipe = recipes.named(recipes.automatic(dataset, eps), method)
+    else:
+        recipe = recipes.named(name or RECIPE_OF_DATA.get(dataset, "mnist-cpu"), method)
     if epochs is not None:
         recipe = recipe.with_epochs(epochs)
     return dataclasses.replace(recipe, eps=eps, **{k: v for k, v in changes.items() if v is not None})

@@ -170,7 +170,8 @@ def method_option(default: str) -> Callable[[F], F]:
 
 
 recipe_options = stacked(
-    click.option("--recipe", metavar="NAME", help="Training recipe [default: the one for the data set]."),
+    click.option("--recipe", metavar="NAME|auto|FILE.toml",
+                 help="Training recipe; auto: the published one for data and eps [default: the one for the data set]."),
     click.option("--epochs", type=click.IntRange(min=1), help="Stretches the recipe to this many epochs."),
     click.option("--lr", type=float, help="Learning rate [default: the recipe's]."),
     click.option("--l1", type=float, help="Factor of the weights' L1 norm [default: the recipe's]."),
