@@ -1,7 +1,8 @@
 """What is compared with what: contests, their recipes, and the paper's figures.
 
 A contest is one data set, radius and architecture; all its methods share recipe, epochs and certifier, and differ only
-in what `changes` says of them. At `cpu` scale a run takes about twelve minutes of two cores.
+in what `changes` says of them. At scale cpu a run takes about twelve minutes of two cores; scale gpu is the paper's
+own: CNN7, the published recipes, the full test sets.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 
 from citrus_tool.architectures import Normalisation
 from citrus_tool.certify.uap import CertifySettings
-from citrus_tool.harden.recipes import Recipe, Taps
+from citrus_tool.harden.recipes import RECIPES, Recipe, Taps
 from citrus_tool.threat import parse_eps
 
 
@@ -83,10 +84,11 @@ class Job:
 
 
 CERTIFIER = CertifySettings(bounds="full", branch_nodes=500, branch_seconds=3600.0, limit=1000)
-"""One certifier for all: groups of 5, protocol all, the first 1000 test inputs, branch and bound of 500 nodes."""
+"""One certifier for all of scale cpu: groups of 5, protocol all, the first 1000 test inputs, 500 nodes an input."""
 
 MNIST: Normalisation = ((0.1307,), (0.3081,))
 CIFAR10: Normalisation = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+TINYIMAGENET: Normalisation = ((0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262))
 
 _MNIST = Recipe(
     eps=0.1, tau_ratio=0.5, epochs=20, warmup_epochs=1, ramp_epochs=6, milestones=(13, 17), lr=1.5e-3,
@@ -149,7 +151,39 @@ CPU: tuple[Contest, ...] = (
 )  # fmt: skip
 """The paper's settings on ConvSmall, cut to what two CPU cores do in about twelve minutes a run."""
 
-SCALES: Mapping[str, tuple[Contest, ...]] = {"cpu": CPU}
+
+def _published(name: str, data: str, eps: str, normalisation: Normalisation, plus: Mapping[str, Any]) -> Contest:
+    """A contest on CNN7 by the published recipe of that name; `plus` is citrus-plus' own change."""
+    entry = RECIPES[name]
+    changes = {**entry.methods, "citrus-plus": {"worst": 1, "pgd_steps": 8, **plus}}
+    return Contest(
+        name=name, data=data, eps=eps, architecture="cnn7", normalisation=normalisation, recipe=entry.recipe,
+        changes=changes, seeds=dict.fromkeys(("citrus", "citrus-plus"), 3),
+    )  # fmt: skip
+
+
+GPU: tuple[Contest, ...] = (
+    _published("mnist-0.1", "mnist", "0.1", MNIST, {"alpha": 0.05, "tau_ratio": 0.8}),
+    _published("mnist-0.3", "mnist", "0.3", MNIST, {"alpha": 0.3, "tau_ratio": 0.8}),
+    _published("cifar10-2", "cifar10", "2/255", CIFAR10, {"alpha": 0.02, "tau_ratio": 0.5}),
+    _published("cifar10-8", "cifar10", "8/255", CIFAR10, {"alpha": 0.5, "tau_ratio": 0.8}),
+    _published("tinyimagenet-1", "tinyimagenet", "1/255", TINYIMAGENET, {"alpha": 0.02, "tau_ratio": 0.5}),
+)
+"""The paper's settings by the published recipes, for a GPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """Contests under one certifier."""
+
+    contests: tuple[Contest, ...]
+    certifier: CertifySettings
+
+
+SCALES: Mapping[str, Scale] = {
+    "cpu": Scale(contests=CPU, certifier=CERTIFIER),
+    "gpu": Scale(contests=GPU, certifier=dataclasses.replace(CERTIFIER, limit=None)),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,6 +227,10 @@ PAPER: Mapping[tuple[str, str], tuple[float, float]] = {
     ("cifar10-8", "sabr"): (52.38, 41.57),
     ("cifar10-8", "taps"): (52.82, 40.90),
     ("cifar10-8", "citrus"): (63.12, 39.88),
+    ("tinyimagenet-1", "ibp"): (25.92, 18.50),
+    ("tinyimagenet-1", "sabr"): (28.85, 21.53),
+    ("tinyimagenet-1", "taps"): (28.98, 24.71),
+    ("tinyimagenet-1", "citrus"): (35.62, 26.27),
     ("cifar10-8", "pgd"): (87.25, 0.0),
     ("cifar10-8", "uat"): (94.28, 0.87),
     ("cifar10-8", "cw-uat"): (94.91, 1.51),

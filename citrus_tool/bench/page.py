@@ -5,19 +5,19 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from citrus_tool.bench.contests import CERTIFIER, PAPER, SCALES, TABLES, Contest, Table, jobs
+from citrus_tool.bench.contests import PAPER, SCALES, TABLES, Contest, jobs
 from citrus_tool.bench.journal import Entry
 from citrus_tool.bench.run import certifier_digest
 
 HEADER = ["method", "paper std", "paper ucert", "std", "ucert", "attacked", "alone", "IBP", "train", "seeds"]
 
 
-def rows(table: str, contest: Contest, entries: Sequence[Entry]) -> list[list[str]]:
+def rows(table: str, scale: str, contest: Contest, entries: Sequence[Entry]) -> list[list[str]]:
     """One row for each method of the table and each published network; methods without a run say so.
 
     Entries of other recipes or certifiers than the current ones are left out.
     """
-    certifier = certifier_digest(CERTIFIER)
+    certifier = certifier_digest(SCALES[scale].certifier)
     current = [entry for entry in entries if entry.contest == contest.name and entry.certifier == certifier]
     wanted = {(job.method, job.digest): None for job in jobs(table, contest)}
     found = [
@@ -52,14 +52,18 @@ def _spread(values: Sequence[float]) -> str:
 def page(entries: Sequence[Entry]) -> str:
     """docs/results.md."""
     parts = [_INTRODUCTION]
-    for scale, contests in SCALES.items():
+    for scale, entry in SCALES.items():
         for name, table in TABLES.items():
-            parts.append(f"## {table.title}, scale {scale}\n")
-            parts += [_section(name, table, scale, contest, entries) for contest in contests if jobs(name, contest)]
+            sections = [_section(name, scale, c, entries) for c in entry.contests if _has_runs(name, scale, c, entries)]
+            parts += [f"## {table.title}, scale {scale}\n", *sections] if sections else []
     return "\n".join(part.rstrip("\n") + "\n" for part in parts)
 
 
-def _section(name: str, table: Table, scale: str, contest: Contest, entries: Sequence[Entry]) -> str:
+def _has_runs(name: str, scale: str, contest: Contest, entries: Sequence[Entry]) -> bool:
+    return any(row[-1] != "0" for row in rows(name, scale, contest, entries)) if jobs(name, contest) else False
+
+
+def _section(name: str, scale: str, contest: Contest, entries: Sequence[Entry]) -> str:
     recipe = contest.recipe
     command = f"citrus bench {name} --scale {scale} --data {contest.data} --eps {contest.eps}"
     lines = [
@@ -68,7 +72,7 @@ def _section(name: str, table: Table, scale: str, contest: Contest, entries: Seq
         f" {recipe.pgd_steps} PGD steps. `{command}`\n",
         "| " + " | ".join(HEADER) + " |",
         "|" + "---|" * len(HEADER),
-        *("| " + " | ".join(row) + " |" for row in rows(name, contest, entries)),
+        *("| " + " | ".join(row) + " |" for row in rows(name, scale, contest, entries)),
     ]
     return "\n".join(lines) + "\n"
 
@@ -76,11 +80,11 @@ def _section(name: str, table: Table, scale: str, contest: Contest, entries: Seq
 _INTRODUCTION = """# Results
 
 Made from `results/journal.jsonl` by `citrus bench results --out docs/results.md`; do not edit. Percent. std: standard
-accuracy on the full test set, by the ONNX file on onnxruntime. The others are of the first 1000 test inputs, groups of
-5, all inputs counted: ucert is the certified worst-case UAP accuracy (branch and bound of at most 500 nodes an input,
-then the MILP over one shared perturbation), attacked the accuracy under the strongest shared perturbations found (an
-upper bound of it), alone what is proven for the inputs one by one, IBP by interval bounds. Mean ± standard deviation
-over seeds. train: wall time of a run on one thread of a machine that other work shared.
+accuracy on the full test set, by the ONNX file on onnxruntime. The others, at scale cpu of the first 1000 test inputs,
+are of groups of 5, all inputs counted: ucert is the certified worst-case UAP accuracy (branch and bound of at most 500
+nodes an input, then the MILP over one shared perturbation), attacked the accuracy under the strongest shared
+perturbations found (an upper bound of it), alone what is proven for the inputs one by one, IBP by interval bounds.
+Mean ± standard deviation over seeds. train: wall time of a run on one thread of a machine that other work shared.
 
 The paper's figures are of CNN7, a network with some hundred times the weights, trained for up to two days, on the full
 test sets; they show the order, not a goal for these runs. Rows named "published" are the paper group's own networks of

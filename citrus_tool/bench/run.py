@@ -18,7 +18,7 @@ import torch
 
 from citrus_tool import __version__, architectures, data, onnx_io
 from citrus_tool.bench import journal
-from citrus_tool.bench.contests import CERTIFIER, Contest, Job, Published
+from citrus_tool.bench.contests import Contest, Job, Published
 from citrus_tool.bench.journal import Entry
 from citrus_tool.certify.uap import CertifySettings, certify_uap
 from citrus_tool.data import Dataset
@@ -48,7 +48,7 @@ class Bench:
     data_root: Path | None
     device: str
     progress: Progress
-    certifier: CertifySettings = CERTIFIER
+    certifier: CertifySettings
 
     def run(self, job: Job, command: str) -> bool:
         """Does the job unless the journal has it; whether there was something to do. Raises as `trainer.fit`."""

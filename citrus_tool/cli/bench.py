@@ -31,8 +31,8 @@ def bench() -> None:
 
 def _table(name: str, about: str) -> click.Command:
     @options.stacked(
-        click.option("--scale", type=click.Choice(["cpu"]), default="cpu", show_default=True,
-                     help="cpu: ConvSmall, short recipes, 1000 test inputs."),
+        click.option("--scale", type=click.Choice(["cpu", "gpu"]), default="cpu", show_default=True,
+                     help="cpu: ConvSmall, short recipes, 1000 test inputs; gpu: CNN7, the published recipes, all."),
         click.option("--data", "data_name", metavar="NAME", help="Only contests on this data set."),
         click.option("--eps", metavar="EPS", help="Only contests at this radius, as in 0.1 or 2/255."),
         click.option("--methods", metavar="A,B", help="Only these methods [default: the table's]."),
@@ -70,13 +70,14 @@ def _table(name: str, about: str) -> click.Command:
         from citrus_tool.bench.run import Bench
         from citrus_tool.workflow import resolve_device
 
-        chosen = _chosen(contests.SCALES[scale], data_name, eps)
+        about = tuple(contest for contest in contests.SCALES[scale].contests if contests.jobs(name, contest))
+        chosen = _chosen(about, data_name, eps)
         wanted = _methods(contests.TABLES[name].methods, methods)
         options.use_threads(threads)
         if not only_list:
             bench = Bench(
                 journal=journal, runs=runs, data_root=data_root, device=resolve_device(device),
-                progress=terminal.progress(quiet),
+                progress=terminal.progress(quiet), certifier=contests.SCALES[scale].certifier,
             )  # fmt: skip
             for contest in chosen:
                 base = f"citrus bench {name} --scale {scale} --data {contest.data} --eps {contest.eps}"
@@ -88,7 +89,7 @@ def _table(name: str, about: str) -> click.Command:
         entries = read(journal)
         for contest in chosen:
             click.echo(f"{contest.data}, eps {contest.eps}, {contest.architecture}")
-            terminal.table(page.HEADER, page.rows(name, contest, entries))
+            terminal.table(page.HEADER, page.rows(name, scale, contest, entries))
 
     command.__doc__ = f"""{about}
 

@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from citrus_tool.bench import contests, journal, page
-from citrus_tool.bench.contests import CPU, PAPER, TABLES, Contest, Job, Published, jobs
+from citrus_tool.bench.contests import CPU, GPU, PAPER, TABLES, Contest, Job, Published, jobs
 from citrus_tool.bench.journal import Entry
 from citrus_tool.bench.run import Bench, certifier_digest
 from citrus_tool.certify.uap import CertifySettings
 from citrus_tool.errors import InputFileError, InterruptedRunError
 from citrus_tool.harden.methods import METHODS
-from citrus_tool.harden.recipes import Recipe
+from citrus_tool.harden.recipes import Recipe, named
 from citrus_tool.progress import Progress, Silent
 
 DIGITS = Contest(
@@ -73,6 +73,15 @@ def test_all_methods_of_a_contest_have_the_same_epochs_and_attack() -> None:
             recipes = [job.recipe for job in jobs(table, contest)]
             assert len({(r.epochs, r.ramp_epochs, r.milestones, r.lr, r.pgd_steps, r.batch_size) for r in recipes}) <= 1
             assert all(r.eps == pytest.approx(eval_eps(contest.eps)) for r in recipes)
+
+
+@pytest.mark.parametrize("contest", GPU, ids=lambda contest: contest.name)
+def test_scale_gpu_is_the_published_recipes(contest: Contest) -> None:
+    for job in jobs("table1", contest):
+        if job.method == "citrus":
+            assert job.recipe == dataclasses.replace(named(contest.name), seed=job.seed)
+        assert job.recipe.eps == pytest.approx(eval_eps(contest.eps))
+        assert job.recipe.epochs == named(contest.name).epochs
 
 
 def eval_eps(text: str) -> float:
@@ -202,7 +211,7 @@ def test_published_networks_are_judged_alike(tmp_path: Path) -> None:
 def toy_table(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Entry]:
     monkeypatch.setattr(page, "TABLES", {"toy": contests.Table(title="Toy", methods=("sabr", "citrus"))})
     monkeypatch.setattr(contests, "TABLES", page.TABLES)
-    monkeypatch.setattr(page, "SCALES", {"cpu": (DIGITS,)})
+    monkeypatch.setattr(page, "SCALES", {"cpu": contests.Scale(contests=(DIGITS,), certifier=contests.CERTIFIER)})
     monkeypatch.setattr(page, "PAPER", {("toy", "citrus"): (12.34, 5.6)})
     digest, certifier = Job(contest=DIGITS, method="citrus", seed=0).digest, certifier_digest(contests.CERTIFIER)
     return lambda **changes: _entry(**{"recipe": digest, "certifier": certifier, **changes})
@@ -211,12 +220,17 @@ def toy_table(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Entry]:
 def test_rows_have_mean_and_spread_and_tell_what_was_not_run(toy_table: Callable[..., Entry]) -> None:
     entries = [toy_table(), toy_table(seed=1, standard=92.0), toy_table(recipe="old"), toy_table(certifier="other")]
     shipped = toy_table(method="shipped", recipe="digits_convtiny_citrus.onnx", train_seconds=0.0)
-    assert page.rows("toy", DIGITS, [*entries, shipped]) == [
+    assert page.rows("toy", "cpu", DIGITS, [*entries, shipped]) == [
         ["sabr", "", "", "not run", "", "", "", "", "", "0"],
         ["citrus", "12.34", "5.60", "91.00 ± 1.41", "50.00 ± 0.00", "60.00 ± 0.00", "49.00 ± 0.00", "40.00 ± 0.00",
          "1 min", "2"],
         ["shipped", "", "", "90.00", "50.00", "60.00", "49.00", "40.00", "", "1"],
     ]  # fmt: skip
+
+
+def test_a_contest_without_runs_is_not_on_the_page(toy_table: Callable[..., Entry]) -> None:
+    assert "Toy" not in page.page([])
+    assert "Toy" not in page.page([toy_table(recipe="old")])
 
 
 def test_page(toy_table: Callable[..., Entry]) -> None:
