@@ -85,6 +85,7 @@ class Recipe:
         l1: factor of the L1 norm of conv and linear weights; multiplied by the number of boxes of an input when
             `box_loss` is "sum", so that "sum" and "mean" regularise alike.
         clip_norm: largest gradient norm.
+        average: decay of the weights' exponential moving average, which is then what is judged and kept; 0: none.
         pgd_steps, pgd_step_size: the attack; `pgd_bfloat16` runs it in bfloat16 (its points stay in the same ball).
         attack_ratio: radius of the attack over eps in the methods that mix an attack's loss with a bound's.
         alpha: weight of the bound's part in that mixture (mtl-ibp, cc-ibp, exp-ibp, citrus-plus).
@@ -116,6 +117,7 @@ class Recipe:
     lr_decay: float = 0.2
     l1: float = 0.0
     clip_norm: float = 10.0
+    average: float = 0.0
     pgd_steps: int = 20
     pgd_step_size: StepSchedule = SABR_STEPS
     pgd_bfloat16: bool = False
@@ -140,6 +142,7 @@ class Recipe:
     def __post_init__(self) -> None:
         _within("eps", self.eps, 0.0, 1.0, hint="it is in pixel space [0, 1], e.g. 0.1 or 2/255")
         _within("tau_ratio", self.tau_ratio, 0.0, 1.0, open_low=True)
+        _within("average", self.average, 0.0, 1.0)
         for name in ("alpha", "relu_shrink"):
             _within(name, getattr(self, name), 0.0, 1.0, open_low=name == "relu_shrink")
         _within("attack_ratio", self.attack_ratio, 0.0, 10.0, open_low=True)

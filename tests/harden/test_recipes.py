@@ -35,6 +35,7 @@ GOOD = Recipe(eps=0.1, tau_ratio=0.4, epochs=30)
         ({"epochs": 21}, "1 warm-up and 20 ramp epochs leave none of 21 epochs at full eps; raise epochs"),
         ({"milestones": (25, 12)}, r"milestones are \(25, 12\); they must rise and lie between 1 and epochs - 1 = 29"),
         ({"milestones": (30,)}, r"milestones are \(30,\); they must rise"),
+        ({"average": 1.5}, r"average is 1.5; it must lie in \[0, 1\]"),
         ({"common": 1}, "common is 1; it must be a whole number >= 2; k = 2 is CITRUS"),
         ({"alpha": 1.5}, r"alpha is 1.5; it must lie in \[0, 1\]"),
         ({"relu_shrink": 0.0}, r"relu_shrink is 0.0; it must lie in \(0, 1\]"),
