@@ -1,10 +1,11 @@
-"""Images per second of a CITRUS training step, fast and literal, in one run.
+"""Images per second of a training step of every method, and of CITRUS fast and literal, in one run.
 
     python benchmarks/train_step.py [--threads 2] [--pgd-steps 20] [--groups 50] [--steps 8] [--literal-steps 40]
+    python benchmarks/train_step.py --methods all --data cifar10 --pgd-steps 8
 
-Both train ConvSmall on MNIST-shaped data with k = 5 at eps 0.1, tau 0.04. "Literal" is Algorithm 1 as the paper
-prints it: a batch of 5, plain PGD, nested loops over i and j != i with one interval propagation for each box, one
-optimiser step. "Fast" is what `citrus harden` runs. Every step is timed by itself; the medians are compared.
+All train ConvSmall (or --architecture) with k = 5 at eps 0.1, tau 0.04. "Literal" is Algorithm 1 as the paper prints
+it: a batch of 5, plain PGD, nested loops over i and j != i with one interval propagation for each box, one optimiser
+step. "Fast" is what `citrus harden` runs. Every step is timed by itself, methods in turn; the medians are compared.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -28,12 +29,15 @@ from citrus_tool.bounds.interval import margins
 from citrus_tool.harden import schedule
 from citrus_tool.harden.method import Batch
 from citrus_tool.harden.methods import METHODS
-from citrus_tool.harden.recipes import Recipe
+from citrus_tool.harden.recipes import Recipe, Taps
 from citrus_tool.harden.step import Stepper
 from citrus_tool.network import Network
 from citrus_tool.threat import Threat
 
 EPS, TAU, GROUP = 0.1, 0.04, 5
+Shape = tuple[int, int, int]
+SHAPES: Mapping[str, tuple[Shape, int]] = {"mnist": ((1, 28, 28), 60_000), "cifar10": ((3, 32, 32), 50_000)}
+"""Image shape and size of the training set."""
 
 
 def literal_step(
@@ -61,56 +65,68 @@ def literal_step(
     optimiser.step()
 
 
-def median_rate(step: Callable[[], None], images: int, repeats: int) -> float:
-    """Images per second by the median step; two steps warm up."""
-    step(), step()
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        step()
-        seconds.append(time.perf_counter() - start)
-    return images / statistics.median(seconds)
+def median_rates(steps: Mapping[str, Callable[[], object]], images: int, repeats: int) -> dict[str, float]:
+    """Images per second by the median step of each; the steps take turns, two rounds warm up."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for repeat in range(repeats + 2):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step()
+            if repeat >= 2:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: images / statistics.median(each) for name, each in seconds.items()}
+
+
+def stepper_of(method: str, recipe: Recipe, options: argparse.Namespace, shape: Shape) -> Callable[[], object]:
+    """One optimiser step of `method` on random images."""
+    network = architectures.build(options.architecture, shape, 10)
+    stepper = Stepper(network, recipe, METHODS[method])
+    point, generator = schedule.at(recipe, 0, 0, 1), torch.Generator().manual_seed(0)
+    batch = Batch(x=torch.rand(recipe.batch_size, *shape), labels=torch.randint(0, 10, (recipe.batch_size,)))
+    return lambda: stepper.step(batch, point, generator)
 
 
 def main() -> None:
-    """Prints both rates and their ratio."""
+    """Prints the rates and their ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--methods", default="citrus,sabr", help="names with commas between them, or all")
+    parser.add_argument("--data", choices=SHAPES, default="mnist", help="whose image shape")
+    parser.add_argument("--architecture", default="convsmall")
     parser.add_argument("--pgd-steps", type=int, default=20)
     parser.add_argument("--groups", type=int, default=50, help="groups of 5 in a fast step")
-    parser.add_argument("--steps", type=int, default=8, help="timed fast steps")
-    parser.add_argument("--literal-steps", type=int, default=40, help="timed literal steps")
+    parser.add_argument("--steps", type=int, default=8, help="timed fast steps of each method")
+    parser.add_argument("--literal-steps", type=int, default=40, help="timed literal steps; 0: none")
     parser.add_argument("--bfloat16", action="store_true", help="run the fast step's attack in bfloat16")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
+    shape, images = SHAPES[options.data]
     recipe = Recipe(
         eps=EPS, tau_ratio=TAU / EPS, epochs=1, warmup_epochs=0, ramp_epochs=0, group_size=GROUP, l1=1e-5,
-        groups_per_batch=options.groups, pgd_steps=options.pgd_steps, pgd_bfloat16=options.bfloat16,
+        groups_per_batch=options.groups, pgd_steps=options.pgd_steps, pgd_bfloat16=options.bfloat16, worst=1,
+        taps=Taps(steps=options.pgd_steps),
     )  # fmt: skip
-    x, labels = torch.rand(recipe.batch_size, 1, 28, 28), torch.randint(0, 10, (recipe.batch_size,))
-
-    stepper = Stepper(architectures.build("convsmall", (1, 28, 28), 10), recipe, METHODS["citrus"])
-    point, generator = schedule.at(recipe, 0, 0, 1), torch.Generator().manual_seed(0)
-    batch = Batch(x=x, labels=labels)
-    fast = median_rate(lambda: void(stepper.step(batch, point, generator)), recipe.batch_size, options.steps)
-
-    network = architectures.build("convsmall", (1, 28, 28), 10)
-    adam = torch.optim.Adam(network.parameters(), lr=recipe.lr)
-    literal = median_rate(
-        lambda: literal_step(network, adam, x[:GROUP], labels[:GROUP], options.pgd_steps, recipe.l1),
-        GROUP,
-        options.literal_steps,
+    names = list(METHODS) if options.methods == "all" else options.methods.split(",")
+    steps = {name: stepper_of(name, recipe, options, shape) for name in names}
+    rates = median_rates(steps, recipe.batch_size, options.steps)
+    print(
+        f"{options.architecture}, {options.data}, k = {GROUP}, {options.pgd_steps} PGD steps, {options.threads} threads"
     )
+    for name, rate in rates.items():
+        against = f"   {rates['sabr'] / rate:6.2f} times the cost of sabr" if "sabr" in rates else ""
+        print(f"{name:20} {rate:10.1f} images/s   {images / rate:8.1f} s per epoch{against}")
+    if options.literal_steps and "citrus" in rates:
+        network = architectures.build(options.architecture, shape, 10)
+        adam = torch.optim.Adam(network.parameters(), lr=recipe.lr)
+        x, labels = torch.rand(GROUP, *shape), torch.randint(0, 10, (GROUP,))
 
-    print(f"ConvSmall, k = {GROUP}, {options.pgd_steps} PGD steps, {options.threads} threads, float32")
-    print(f"literal Algorithm 1  {literal:10.1f} images/s   {60_000 / literal:8.1f} s per MNIST epoch")
-    print(f"fast step            {fast:10.1f} images/s   {60_000 / fast:8.1f} s per MNIST epoch")
-    print(f"ratio                {fast / literal:10.1f}")
+        def literal() -> None:
+            literal_step(network, adam, x, labels, options.pgd_steps, recipe.l1)
 
-
-def void(value: object) -> None:
-    """Drops a value."""
+        rate = median_rates({"literal": literal}, GROUP, options.literal_steps)["literal"]
+        print(f"{'literal Algorithm 1':20} {rate:10.1f} images/s   {images / rate:8.1f} s per epoch")
+        print(f"{'citrus over it':20} {rates['citrus'] / rate:10.1f}")
 
 
 if __name__ == "__main__":

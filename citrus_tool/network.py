@@ -305,23 +305,35 @@ def find_rule(rules: Rules, node: Node) -> Rule:
     return rule
 
 
-def walk(network: Network, rules: Rules, x: T, *, record: dict[str, T] | None = None, stop: str | None = None) -> T:
+def walk(
+    network: Network,
+    rules: Rules,
+    x: T,
+    *,
+    record: dict[str, T] | None = None,
+    stop: str | None = None,
+    start: str = INPUT,
+) -> T:
     """Reads the graph from the input on: value(node) = rules[type(layer)](layer, *values of its inputs).
 
     Args:
-        x: the value at the input (a tensor, a Box, a set of linear bounds, whatever the rules work on).
+        x: the value at `start` (a tensor, a Box, a set of linear bounds, whatever the rules work on).
         record: filled with every node's value when given; otherwise values are freed after their last use.
-        stop: name of the node whose value is wanted; default: the output. INPUT returns x.
+        stop: name of the node whose value is wanted; default: the output. `start` returns x.
+        start: the node to read on from; every later node must depend on it and on later ones alone.
     """
+    nodes = network.nodes
+    if start != INPUT:
+        nodes = nodes[1 + next(index for index, node in enumerate(nodes) if node.name == start) :]
     last_use: dict[str, str] = {}
-    for node in network.nodes:
+    for node in nodes:
         for name in node.inputs:
             last_use[name] = node.name
-    values: dict[str, T] = {INPUT: x}
-    if stop == INPUT:
+    values: dict[str, T] = {start: x}
+    if stop == start:
         return x
     value = x
-    for node in network.nodes:
+    for node in nodes:
         value = find_rule(rules, node)(node.layer, *(values[i] for i in node.inputs))
         values[node.name] = value
         if record is not None:

@@ -22,6 +22,7 @@ from citrus_tool import __version__, architectures, data, onnx_io
 from citrus_tool.attacks.pgd import pgd
 from citrus_tool.attacks.universal import attack_groups
 from citrus_tool.certify.certificate import Certificate
+from citrus_tool.certify.screen import held, judged
 from citrus_tool.certify.uap import CertifySettings, certify_uap
 from citrus_tool.data import Dataset, Split
 from citrus_tool.errors import InputFileError, UsageError
@@ -195,13 +196,14 @@ class AttackReport:
     """The result of `attack-uap`: the strongest perturbations found and what the ONNX file does under them.
 
     `perturbations` is (g, C, H, W) in pixel space; `correct` and `attacked` count inputs that onnxruntime classifies
-    correctly without and with their group's perturbation (a tie counts as fooled).
+    correctly (with a target class: that it does not drive there) without and with their group's perturbation; a tie
+    counts as fooled.
     """
 
     model: Path
     data: str
     split: str
-    eps: float
+    threat: Threat
     group_size: int
     inputs: int
     correct: int
@@ -214,7 +216,8 @@ class AttackReport:
             "model": str(self.model),
             "data": self.data,
             "split": self.split,
-            "eps": self.eps,
+            "eps": self.threat.eps,
+            "threat": self.threat.to_json(),
             "group_size": self.group_size,
             "inputs": self.inputs,
             "groups": len(self.perturbations),
@@ -246,11 +249,24 @@ def shipped_model(name: str) -> Path:
 def choose_recipe(
     dataset: str, *, name: str | None, eps: float, epochs: int | None, changes: Mapping[str, Any]
 ) -> Recipe:
-    """The recipe called `name` (default: RECIPE_OF_DATA), at `eps`, stretched to `epochs`, with fields replaced.
+    """The recipe called `name` for the method that `changes` names, at `eps`, stretched to `epochs`, fields replaced.
 
-    `changes` with the value None are left out. Raises UsageError for an unknown name or senseless values.
+    `changes` with the value None are left out.
+
+    Args:
+        name: a recipe's name, a TOML file (recipes.read), `auto` (recipes.automatic), or None for RECIPE_OF_DATA's.
+
+    Raises:
+        UsageError: an unknown name or senseless values.
+        InputFileError: the TOML file cannot be read.
     """
-    recipe = recipes.named(name or RECIPE_OF_DATA.get(dataset, "mnist-cpu"))
+    method = changes.get("method")
+    if name is not None and name.endswith(".toml"):
+        recipe = recipes.read(Path(name), method)
+    elif name == "auto":
+        recipe = recipes.named(recipes.automatic(dataset, eps), method)
+    else:
+        recipe = recipes.named(name or RECIPE_OF_DATA.get(dataset, "mnist-cpu"), method)
     if epochs is not None:
         recipe = recipe.with_epochs(epochs)
     return dataclasses.replace(recipe, eps=eps, **{k: v for k, v in changes.items() if v is not None})
@@ -358,7 +374,7 @@ def train_file(
     result = trainer.fit(
         network, train, validation, recipe, run_dir=run_dir, resume=resume, device=where, progress=progress
     )
-    model = onnx_io.export(result.network, out, metadata=_metadata(recipe, choice))
+    model = onnx_io.export(onnx_io.fold_batch_norm(result.network), out, metadata=_metadata(recipe, choice))
     accuracy = 100 * _standard_correct(OnnxRunner(model), test, progress, "test") / len(test)
     progress.finish()
     report = TrainReport(
@@ -462,19 +478,23 @@ def attack_file(
     Args:
         group_size: inputs that share one perturbation, consecutive ones; None lets all inputs share one.
         save: writes the perturbations (g, C, H, W) float32 to this .npy file.
+
+    With a target class, inputs that have it as label are left out.
     """
     progress = progress or Silent()
     where = resolve_device(device)
-    dataset = choice.load(split, limit)
-    model = source.read(dataset)
+    whole = choice.load(split)
+    model = source.read(whole)
+    threat.require_target(model.network.num_classes)
     if save is not None:
         require_writable_file(save)
+    dataset = whole.select(judged(whole, threat.target)[:limit])
     k = group_size or len(dataset)
     groups = -(-len(dataset) // k)
     index = torch.arange(groups * k).clamp(max=len(dataset) - 1).reshape(groups, k)
     present = (torch.arange(groups * k) < len(dataset)).reshape(groups, k)
     images = dataset.pixels(index.flatten()).reshape(groups, k, *dataset.shape)
-    network = model.network.frozen(dtype=torch.float32, device=where)
+    network = threat.network(model.network).frozen(dtype=torch.float32, device=where)
     generator = torch.Generator().manual_seed(seed)
     progress.start("attack", groups, "groups")
     found = []
@@ -490,12 +510,14 @@ def attack_file(
             steps=steps,
             restarts=restarts,
             generator=generator,
+            target=threat.target,
         )
         found.append(u.cpu())
         progress.advance(part.stop - part.start)
     perturbations = torch.cat(found)
     runner = OnnxRunner(model)
-    shifted = dataset.pixels() + perturbations.repeat_interleave(k, dim=0)[: len(dataset)]
+    images, labels = dataset.pixels(), dataset.labels.numpy()
+    shifted = threat.inputs(images, perturbations.repeat_interleave(k, dim=0)[: len(dataset)])
     progress.finish()
     if save is not None:
         buffer = io.BytesIO()
@@ -505,11 +527,11 @@ def attack_file(
         model=source.path,
         data=choice.name,
         split=split,
-        eps=threat.eps,
+        threat=threat,
         group_size=k,
         inputs=len(dataset),
-        correct=_standard_correct(runner, dataset, progress, "clean"),
-        attacked=int(_correct(runner.logits(shifted), dataset.labels.numpy()).sum()),
+        correct=int(held(runner.logits(images), labels, threat.target).sum()),
+        attacked=int(held(runner.logits(shifted), labels, threat.target).sum()),
         perturbations=perturbations,
     )
 

@@ -44,6 +44,7 @@ def attack_groups(
     restarts: int,
     generator: torch.Generator,
     starts: Float[Tensor, "s g C H W"] | None = None,
+    target: int | None = None,
 ) -> tuple[Float[Tensor, "g C H W"], Int[Tensor, " g"]]:
     """The perturbation found that fools most of each group's `present` inputs.
 
@@ -56,11 +57,14 @@ def attack_groups(
         restarts: own starts, of each input alone and then of each group; 0 attacks from `starts` only.
         generator: CPU generator; the result is a function of its state.
         starts: further starting points for every group, clamped to eps.
+        target: an input counts as fooled where this class wins; None: where any class but its label does.
 
     Returns: u with |u| <= eps, also after a cast to float32, and how many present inputs each fools by the network's
     own arithmetic (margin <= 0; ties count as fooled). A group without present inputs gets u = 0 and count 0.
     """
-    attack = _Attack(network=network, images=images, labels=labels, radius=float32_at_most(eps), steps=steps)
+    attack = _Attack(
+        network=network, images=images, labels=labels, radius=float32_at_most(eps), steps=steps, target=target
+    )
     best = _Best(u=torch.zeros_like(images[:, 0]), score=torch.full((len(images),), -1.0, dtype=torch.float64))
     total = present.sum(dim=1).cpu()
     every = torch.nonzero(total > 0).flatten()
@@ -93,11 +97,15 @@ def float32_at_most(value: float) -> float:
     return float(single if float(single) <= value else np.nextafter(single, np.float32(-np.inf)))
 
 
-def margins(network: Network, x: Float[Tensor, "n C H W"], labels: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """f_y(x) - max over c != y of f_c(x)."""
+def margins(
+    network: Network, x: Float[Tensor, "n C H W"], labels: Int[Tensor, " n"], target: int | None = None
+) -> Float[Tensor, " n"]:
+    """f_y(x) - max over c != y of f_c(x); for a target t: max over c != t of f_c(x) - f_t(x)."""
     logits = walk(network, ATTACKED, x)
-    true = torch.nn.functional.one_hot(labels, logits.shape[1]).bool()
-    return logits[true] - logits.masked_fill(true, -torch.inf).amax(dim=1)
+    one = labels if target is None else torch.full_like(labels, target)
+    chosen = torch.nn.functional.one_hot(one, logits.shape[1]).bool()
+    margin = logits[chosen] - logits.masked_fill(chosen, -torch.inf).amax(dim=1)
+    return margin if target is None else -margin
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +130,7 @@ class _Attack:
     labels: Tensor
     radius: float
     steps: int
+    target: int | None
 
     def corners(self, like: Tensor, generator: torch.Generator) -> Tensor:
         """Random corners of the box."""
@@ -131,7 +140,12 @@ class _Attack:
         """Each present input attacked alone: perturbations (g, k, C, H, W) and which inputs fell (g, k)."""
         x, y = self.images[present], self.labels[present]
         single = _Attack(
-            network=self.network, images=x[:, None], labels=y[:, None], radius=self.radius, steps=self.steps
+            network=self.network,
+            images=x[:, None],
+            labels=y[:, None],
+            radius=self.radius,
+            steps=self.steps,
+            target=self.target,
         )
         best = _Best(u=torch.zeros_like(x), score=torch.full((len(x),), -1.0, dtype=torch.float64))
         one = torch.ones_like(y[:, None], dtype=torch.bool)
@@ -183,13 +197,13 @@ class _Attack:
         x, y = self.images[batch][present], self.labels[batch][present]
         pull = weight[present].to(x)
         with torch.no_grad():
-            unit = margins(self.network, x, y).clamp_min(1e-6)
+            unit = margins(self.network, x, y, self.target).clamp_min(1e-6)
         count = torch.zeros(len(batch), dtype=torch.float64, device=x.device)
         u, trend = start.clamp(-self.radius, self.radius), torch.zeros_like(start)
         best, best_score = u, count - 1
         for step in range(steps + 1):
             u = u.detach().requires_grad_(step < steps)
-            relative = margins(self.network, x + u[of_group], y) / unit
+            relative = margins(self.network, x + u[of_group], y, self.target) / unit
             fooled = count.index_add(0, of_group, (relative <= 0).double())
             decisive = count.index_add(0, of_group, (relative <= -DECISIVE).double())
             score = fooled + 0.5 * decisive / fooled.clamp_min(1)

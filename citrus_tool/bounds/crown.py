@@ -95,6 +95,10 @@ def _joined(layer: nn.Module, *values: Exactness) -> Exactness:
     return max(*values, Exactness.ENTRYWISE)
 
 
+def _monotone(layer: nn.Module, value: Exactness) -> Exactness:
+    return Exactness.POINTWISE if value is Exactness.POINTWISE else Exactness.LOOSE
+
+
 def _loose(layer: nn.Module, *values: Exactness) -> Exactness:
     return Exactness.LOOSE
 
@@ -102,7 +106,8 @@ def _loose(layer: nn.Module, *values: Exactness) -> Exactness:
 EXACTNESS: Rules = {
     **dict.fromkeys((Affine, nn.BatchNorm1d, nn.BatchNorm2d, Reshape, Transpose, Pad, Slice), _moved),
     **dict.fromkeys((nn.Linear, nn.Conv2d, nn.AvgPool2d), _mixed),
-    **dict.fromkeys((nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.Tanh, nn.MaxPool2d, Add), _loose),
+    **dict.fromkeys((nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.Tanh), _monotone),
+    **dict.fromkeys((nn.MaxPool2d, Add), _loose),
     Concat: _joined,
 }
 """Reads where interval bounds equal CROWN's, so that rows there would be wasted."""
@@ -115,6 +120,7 @@ def crown(
     *,
     intermediate: Intermediate = "intersect",
     skip_decided: bool = True,
+    target: int | None = None,
     row_bytes: int | None = None,
 ) -> LinearMargins:
     """CROWN margins of a batch of boxes, valid in real arithmetic (docs/soundness.md).
@@ -128,13 +134,22 @@ def crown(
         intermediate: bounds of hidden neurons, by CROWN intersected with intervals, or by CROWN alone as published
             (layers before the first nonlinearity coincide).
         skip_decided: no plane for labels whose interval margin is positive already; False: planes for all labels.
+        target: only this label is bounded; the others are treated like the true class, which never fools.
         row_bytes: size in bytes of the largest tensor of a chunk of rows; does not change results.
     """
     with torch.no_grad(), exact_products():
         boxes, relaxations, errors = relax(network, box, intermediate=intermediate, row_bytes=row_bytes)
         reading = Reading(network=network, relaxations=relaxations, errors=errors)
-        interval = outward_margins(network, boxes, labels)
+        interval = only(outward_margins(network, boxes, labels), target)
         return margin_planes(reading, box, labels, interval, skip_decided=skip_decided, row_bytes=row_bytes)
+
+
+def only(margins: Tensor, target: int | None) -> Tensor:
+    """Margins (n, c) with +inf at every class but `target`; None leaves them as they are."""
+    if target is None:
+        return margins
+    others = torch.arange(margins.shape[1], device=margins.device) != target
+    return margins.masked_fill(others, math.inf)
 
 
 def relax(

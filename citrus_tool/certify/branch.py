@@ -101,6 +101,7 @@ def branch_and_bound(
     guard: Float[Tensor, " n"] | None = None,
     budget: Budget,
     generator: torch.Generator,
+    target: int | None = None,
     progress: Progress | None = None,
 ) -> Branched:
     """Tries to prove or to refute every input on its own.
@@ -111,6 +112,7 @@ def branch_and_bound(
         known: bounds found before (CROWN's); a label counts as proven above the input's guard.
         guard: (n,) what a margin must exceed; default 0.
         generator: of the attack; on the CPU.
+        target: the class that the attack is to reach; None: any wrong one. Which labels are bounded, `known` says.
         progress: gets one unit per input.
     """
     report = progress or Silent()
@@ -126,7 +128,7 @@ def branch_and_bound(
     )
     single = network.frozen(dtype=torch.float32, device=x.device)
     with torch.no_grad():
-        board.attack(single, x, labels, eps, guard, budget, generator)
+        board.attack(single, x, labels, eps, guard, budget, generator, target)
     report.start("branch and bound", len(x), "inputs")
     waiting = [i for i, verdict in enumerate(board.verdict) if verdict is not Verdict.PROVEN]
     report.advance(len(x) - len(waiting))
@@ -182,6 +184,7 @@ class _Board:
         guard: Tensor,
         budget: Budget,
         generator: torch.Generator,
+        target: int | None,
     ) -> None:
         """Settles what is proven already, and the inputs that an attack on each alone fools."""
         proven = (self.lower.cpu() > guard[:, None]).all(dim=1)
@@ -195,7 +198,7 @@ class _Board:
         with torch.enable_grad():
             u, fooled = attack_groups(
                 network, images, classes, present, eps,
-                steps=budget.attack_steps, restarts=budget.attack_restarts, generator=generator,
+                steps=budget.attack_steps, restarts=budget.attack_restarts, generator=generator, target=target,
             )  # fmt: skip
         for position, number in enumerate(left.tolist()):
             if int(fooled[position]):

@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from citrus_tool.errors import SoundnessError
+from citrus_tool.threat import Threat
 
 
 class Status(Enum):
@@ -38,7 +39,7 @@ class GroupResult:
 
     Attributes:
         index: position of the group; `indices`: its inputs, as indices into the data split.
-        clean_correct: inputs classified correctly without a perturbation.
+        clean_correct: inputs classified correctly without a perturbation (with a target class: not driven to it).
         ibp_certified: inputs that interval bounds prove one by one.
         individually_certified: inputs proven one by one by any bound.
         certified: inputs that stay correct under every shared perturbation (a lower bound).
@@ -108,7 +109,7 @@ class Certificate:
     Attributes:
         model: path of the ONNX file; `sha256` its digest.
         data, split, data_sha256: which inputs.
-        eps: |u|_inf bound in pixel space.
+        threat: what the perturbation may do; with a target class, all counts are of inputs that are not driven to it.
         settings: the effective settings.
         examined, examined_correct: inputs looked at to fill the groups, and how many of them were correct. They differ
             from `inputs` and `clean_correct` in protocol `correct`, which drops misclassified inputs.
@@ -121,7 +122,7 @@ class Certificate:
     data: str
     split: str
     data_sha256: str
-    eps: float
+    threat: Threat
     settings: Mapping[str, Any]
     examined: int
     examined_correct: int
@@ -166,7 +167,8 @@ class Certificate:
             "data": self.data,
             "split": self.split,
             "data_sha256": self.data_sha256,
-            "eps": self.eps,
+            "eps": self.threat.eps,
+            "threat": self.threat.to_json(),
             "group_size": self.settings["group_size"],
             "protocol": self.settings["protocol"],
             "inputs": inputs,

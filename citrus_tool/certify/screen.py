@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
@@ -16,9 +17,11 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from citrus_tool.bounds.crown import Intermediate, crown
+from citrus_tool.bounds.crown import Intermediate, crown, only
 from citrus_tool.bounds.rounding import OUTWARD_INTERVAL, enclose, exact_products, outward_margins
 from citrus_tool.certify.branch import Budget, branch_and_bound
+from citrus_tool.data import Dataset
+from citrus_tool.errors import DataError
 from citrus_tool.network import INPUT, Network, walk
 from citrus_tool.onnx_io import OnnxRunner
 from citrus_tool.threat import Box
@@ -39,10 +42,33 @@ BATCH_BYTES: Final = 2**27
 
 @dataclass(frozen=True, kw_only=True)
 class Clean:
-    """Which inputs are classified correctly without a perturbation, and each input's guard (in logits)."""
+    """What inputs are without a perturbation.
+
+    Attributes:
+        correct: classified correctly.
+        held: not lost: the same, but for a target class: the target does not win.
+        rival: the class that must stay above what may win: the label, or for a target class the strongest other class.
+        guard: each input's guard (in logits).
+    """
 
     correct: Bool[Tensor, " n"]
+    held: Bool[Tensor, " n"]
+    rival: Int[Tensor, " n"]
     guard: Float[Tensor, " n"]
+
+    def select(self, part: Tensor) -> Clean:
+        """The same for some of the inputs."""
+        return Clean(correct=self.correct[part], held=self.held[part], rival=self.rival[part], guard=self.guard[part])
+
+    @staticmethod
+    def joined(parts: Sequence[Clean]) -> Clean:
+        """The inputs of several batches."""
+        return Clean(
+            correct=torch.cat([part.correct for part in parts]),
+            held=torch.cat([part.held for part in parts]),
+            rival=torch.cat([part.rival for part in parts]),
+            guard=torch.cat([part.guard for part in parts]),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,26 +93,51 @@ class Screened:
     seconds: dict[str, float]
 
 
-def correctly_classified(logits: NDArray[np.floating], labels: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Flags (n,): the true class's logit is above every other one; ties and NaN are lost."""
-    return smallest_margin(logits, labels) > 0
+def judged(data: Dataset, target: int | None) -> Int[Tensor, " n"]:
+    """Indices of the inputs that are judged: all, or those with another label than the target class.
+
+    Raises DataError when none is left.
+    """
+    if target is None:
+        return torch.arange(len(data))
+    left = torch.nonzero(data.labels != target).flatten()
+    if len(left) == 0:
+        raise DataError(
+            f"data {data.name} ({data.split}): every input has the label {target}, which is the target, so nothing is"
+            " left to judge; choose another target or other data."
+        )
+    return left
 
 
-def smallest_margin(logits: NDArray[np.floating], labels: NDArray[np.int64]) -> NDArray[np.floating]:
-    """f_y - max over c != y of f_c, (n,)."""
-    rows = np.arange(len(labels))
+def held(logits: NDArray[np.floating], labels: NDArray[np.int64], target: int | None = None) -> NDArray[np.bool_]:
+    """Flags (n,): the true class's logit is above every other one, or the target's below some other; NaN is lost."""
+    return smallest_margin(logits, labels, target) > 0
+
+
+def smallest_margin(
+    logits: NDArray[np.floating], labels: NDArray[np.int64], target: int | None = None
+) -> NDArray[np.floating]:
+    """f_y - max over c != y of f_c, (n,); for a target t: max over c != t of f_c - f_t."""
+    rows, one = np.arange(len(labels)), labels if target is None else np.full_like(labels, target)
     others = logits.copy()
-    others[rows, labels] = -np.inf
-    return np.asarray(logits[rows, labels] - others.max(axis=1))
+    others[rows, one] = -np.inf
+    margin = np.asarray(logits[rows, one] - others.max(axis=1))
+    return margin if target is None else -margin
 
 
-def clean_stage(network: Network, runner: OnnxRunner, x: Float[Tensor, "n C H W"], labels: Int[Tensor, " n"]) -> Clean:
+def clean_stage(
+    network: Network,
+    runner: OnnxRunner,
+    x: Float[Tensor, "n C H W"],
+    labels: Int[Tensor, " n"],
+    target: int | None = None,
+) -> Clean:
     """Judges inputs `x` (float32 pixels, on the CPU) without a perturbation.
 
-    An input is correct only if the file on onnxruntime (float32) and `network` (float64) agree that it is, the latter
-    by more than the guard: ties and near ties are lost.
+    An input is correct (held) only if the file on onnxruntime (float32) and `network` (float64) agree that it is, the
+    latter by more than the guard: ties and near ties are lost.
     """
-    correct, guard = [], []
+    parts = []
     device = next(iter(network.state_dict().values())).device if network.state_dict() else torch.device("cpu")
     for start in range(0, len(x), FORWARD_BATCH):
         part = slice(start, start + FORWARD_BATCH)
@@ -94,25 +145,33 @@ def clean_stage(network: Network, runner: OnnxRunner, x: Float[Tensor, "n C H W"
         with torch.no_grad(), exact_products():
             logits = network(x[part].to(device, torch.float64)).cpu().numpy()
         allowance = GUARD * np.abs(logits).max(axis=1)
-        agreed = correctly_classified(runner.logits(x[part]), truth) & (smallest_margin(logits, truth) > allowance)
-        correct.append(torch.from_numpy(agreed))
-        guard.append(torch.from_numpy(allowance))
-    return Clean(correct=torch.cat(correct), guard=torch.cat(guard))
+        single = runner.logits(x[part])
+        correct = held(single, truth) & (smallest_margin(logits, truth) > allowance)
+        safe, rival = correct, truth
+        if target is not None:
+            safe = held(single, truth, target) & (smallest_margin(logits, truth, target) > allowance)
+            rival = np.where(np.arange(logits.shape[1]) == target, -np.inf, logits).argmax(axis=1)
+        flags = (torch.from_numpy(flag) for flag in (correct, safe, rival, allowance))
+        parts.append(Clean(**dict(zip(("correct", "held", "rival", "guard"), flags, strict=True))))
+    return Clean.joined(parts)
 
 
 def screen(
     network: Network,
     x: Float[Tensor, "n C H W"],
-    labels: Int[Tensor, " n"],
     clean: Clean,
     eps: float,
     *,
     bounds: BoundsName,
     intermediate: Intermediate,
+    target: int | None = None,
     budget: Budget | None = None,
     generator: torch.Generator | None = None,
 ) -> Screened:
-    """IBP on the correct inputs of a batch, CROWN on those that IBP leaves open, and so on up to `bounds`.
+    """IBP on the inputs of a batch that are held, CROWN on those that IBP leaves open, and so on up to `bounds`.
+
+    What is bounded are the margins of `clean.rival` over every other class, or over `target` alone: where the target
+    wins, its logit is at or above the rival's.
 
     Args:
         budget: of branch and bound; `seconds` are those of one input that CROWN leaves open, on average.
@@ -124,8 +183,9 @@ def screen(
     seconds = dict.fromkeys(("ibp", "crown", "branch"), 0.0)
     ibp = torch.zeros(len(x), dtype=torch.bool)
     start = time.monotonic()
-    for batch in torch.split(torch.nonzero(clean.correct).flatten(), FORWARD_BATCH):
-        ibp[batch] = interval_margins(network, x[batch].to(device), labels[batch].to(device), eps) > clean.guard[batch]
+    for batch in torch.split(torch.nonzero(clean.held).flatten(), FORWARD_BATCH):
+        least = interval_margins(network, x[batch].to(device), clean.rival[batch].to(device), eps, target)
+        ibp[batch] = least > clean.guard[batch]
     seconds["ibp"] = time.monotonic() - start
     proven, planes = ibp.clone(), {}
     row_bytes = 8 * network.num_classes * math.prod(network.input_shape)
@@ -133,10 +193,10 @@ def screen(
     budget = budget or Budget()
     if bounds == "alpha":
         budget = replace(budget, nodes=0, plane_nodes=0)
-    for batch in torch.split(torch.nonzero(clean.correct & ~ibp).flatten(), size) if bounds != "ibp" else ():
-        images, truth, guard = x[batch].to(device), labels[batch].to(device), clean.guard[batch]
+    for batch in torch.split(torch.nonzero(clean.held & ~ibp).flatten(), size) if bounds != "ibp" else ():
+        images, truth, guard = x[batch].to(device), clean.rival[batch].to(device), clean.guard[batch]
         start = time.monotonic()
-        found = crown(network, enclose(images, eps), truth, intermediate=intermediate)
+        found = crown(network, enclose(images, eps), truth, intermediate=intermediate, target=target)
         seconds["crown"] += time.monotonic() - start
         left = torch.nonzero(~(found.lower.cpu() > guard[:, None]).all(dim=1)).flatten()
         proven[batch] = True
@@ -145,7 +205,7 @@ def screen(
             start = time.monotonic()
             found = branch_and_bound(
                 network, images[left.to(device)], truth[left.to(device)], eps,
-                known=found, guard=guard[left], generator=generator or torch.Generator(),
+                known=found, guard=guard[left], generator=generator or torch.Generator(), target=target,
                 budget=replace(budget, seconds=None if budget.seconds is None else budget.seconds * len(left)),
             ).margins  # fmt: skip
             seconds["branch"] += time.monotonic() - start
@@ -162,10 +222,12 @@ def screen(
     return Screened(ibp=ibp, proven=proven, planes=planes, seconds=seconds)
 
 
-def interval_margins(network: Network, x: Tensor, labels: Tensor, eps: float) -> Float[Tensor, " n"]:
-    """The smallest outward IBP margin of each input over |u|_inf <= eps, on the CPU."""
+def interval_margins(
+    network: Network, x: Tensor, labels: Tensor, eps: float, target: int | None = None
+) -> Float[Tensor, " n"]:
+    """The smallest outward IBP margin (or that over `target`) of each input over |u|_inf <= eps, on the CPU."""
     with torch.no_grad(), exact_products():
         box = enclose(x, eps)
         boxes: dict[str, Box] = {}
         walk(network, OUTWARD_INTERVAL, box, record=boxes)
-        return outward_margins(network, {INPUT: box, **boxes}, labels).amin(dim=1).cpu()
+        return only(outward_margins(network, {INPUT: box, **boxes}, labels), target).amin(dim=1).cpu()

@@ -31,7 +31,7 @@ from citrus_tool.certify.branch import Budget
 from citrus_tool.certify.certificate import Certificate, GroupResult, Status
 from citrus_tool.certify.journal import Journal, open_journal
 from citrus_tool.certify.master import Ending, MasterBound, Planes, Solver, SolverName, bound_fooled, named
-from citrus_tool.certify.screen import BoundsName, Clean, Screened, clean_stage, correctly_classified, screen
+from citrus_tool.certify.screen import BoundsName, Clean, Screened, clean_stage, held, judged, screen
 from citrus_tool.data import Dataset
 from citrus_tool.errors import DataError, InterruptedRunError, SoundnessError, UsageError
 from citrus_tool.network import Network
@@ -124,18 +124,21 @@ def certify_uap(
 
     Raises:
         DataError: shape or number of classes do not fit the network, or no input is left to judge.
+        UsageError: the target is no class of the network.
         UsageError, InputFileError: the journal is of another run, or no journal (journal.open_journal).
         SoundnessError: a lower bound lies above an upper bound; names group, stage and values.
         InterruptedRunError: Ctrl-C; finished groups are in the journal.
     """
     progress = progress or Silent()
     data.require_classifier(model.network.input_shape, model.network.num_classes, str(model.path))
+    threat.require_target(model.network.num_classes)
+    network = threat.network(model.network)
     run = _Run(
-        bounded=model.network.frozen(dtype=torch.float64, device=device),
-        attacked=model.network.frozen(dtype=torch.float32, device=device),
+        bounded=network.frozen(dtype=torch.float64, device=device),
+        attacked=network.frozen(dtype=torch.float32, device=device),
         runner=OnnxRunner(model),
         data=data,
-        eps=threat.eps,
+        threat=threat,
         settings=settings,
         solver=solver or named(settings.solver),
         device=torch.device(device),
@@ -164,8 +167,7 @@ def certify_uap(
                 if all(index in results for index in members):
                     continue
                 part = chosen[first * k : (members[-1] + 1) * k]
-                chunk_clean = Clean(correct=clean.correct[part], guard=clean.guard[part])
-                for result in run.chunk(first, candidates[part], chunk_clean, skip=results.keys()):
+                for result in run.chunk(first, candidates[part], clean.select(part), skip=results.keys()):
                     results[result.index] = result
                     if log is not None:
                         log.write(result)
@@ -183,7 +185,7 @@ def certify_uap(
         data=data.name,
         split=data.split,
         data_sha256=data.sha256(),
-        eps=threat.eps,
+        threat=threat,
         settings=asdict(settings),
         examined=len(candidates),
         examined_correct=int(clean.correct.sum()),
@@ -202,7 +204,7 @@ def _identity(model: OnnxModel, data: Dataset, threat: Threat, settings: Certify
         "std": list(contract.std),
         "data sha256": data.sha256(),
         "split": data.split,
-        "eps": threat.eps,
+        **threat.to_json(),
         "version": __version__,
         **asdict(settings),
     }
@@ -234,7 +236,10 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Open:
-    """One group on its way: position of its inputs in the chunk, flags by input, and the worst u found."""
+    """One group on its way: position of its inputs in the chunk, flags by input, and the worst u found.
+
+    `correct`: correct without a perturbation, or for a target class, not driven to it; see screen.Clean.held.
+    """
 
     index: int
     indices: tuple[int, ...]
@@ -275,26 +280,28 @@ class _Run:
     attacked: Network  # float32
     runner: OnnxRunner
     data: Dataset
-    eps: float
+    threat: Threat
     settings: CertifySettings
     solver: Solver
     device: torch.device
 
+    @property
+    def eps(self) -> float:
+        return self.threat.eps
+
     def clean(self, progress: Progress) -> tuple[Tensor, Clean]:
         """Indices of the candidates and what they are without a perturbation."""
-        limit = self.settings.limit
-        count = len(self.data)
+        limit, target = self.settings.limit, self.threat.target
+        candidates = judged(self.data, target)
         if limit is not None:
-            count = min(count, limit if self.settings.protocol == "all" else 3 * limit)
-        candidates = torch.arange(count)
-        progress.start("clean", count, "inputs")
+            candidates = candidates[: limit if self.settings.protocol == "all" else 3 * limit]
+        progress.start("clean", len(candidates), "inputs")
         parts = []
         for part in torch.split(candidates, CHUNK_INPUTS):
-            parts.append(clean_stage(self.bounded, self.runner, self.data.pixels(part), self.data.labels[part]))
+            x, labels = self.data.pixels(part), self.data.labels[part]
+            parts.append(clean_stage(self.bounded, self.runner, x, labels, target))
             progress.advance(len(part))
-        return candidates, Clean(
-            correct=torch.cat([part.correct for part in parts]), guard=torch.cat([part.guard for part in parts])
-        )
+        return candidates, Clean.joined(parts)
 
     def chosen(self, candidates: Tensor, clean: Clean) -> Tensor:
         """Positions of the inputs to judge, by protocol."""
@@ -321,16 +328,16 @@ class _Run:
         result as an uninterrupted one: the attack's random numbers depend on the batch.
         """
         settings, k = self.settings, self.settings.group_size
-        x, labels = self.data.pixels(indices), self.data.labels[indices]
+        x, labels = self.data.pixels(indices), clean.rival
         seconds: dict[str, float] = {}
         screened = screen(
             self.bounded,
             x,
-            labels,
             clean,
             self.eps,
             bounds=settings.bounds,
             intermediate=settings.intermediate,
+            target=self.threat.target,
             budget=Budget(
                 nodes=settings.branch_nodes,
                 seconds=settings.branch_seconds,
@@ -342,7 +349,7 @@ class _Run:
         seconds.update(screened.seconds)
         positions = torch.split(torch.arange(len(indices)), k)
         with _timed(seconds, "attack"):
-            u = self._attack(first, positions, x, labels, clean.correct & ~screened.proven)
+            u = self._attack(first, positions, x, labels, clean.held & ~screened.proven)
         share = {stage: value / len(positions) for stage, value in seconds.items()}
         for number, position in enumerate(positions):
             if first + number in skip:
@@ -351,7 +358,7 @@ class _Run:
                 index=first + number,
                 indices=tuple(indices[position].tolist()),
                 position=position,
-                correct=clean.correct[position],
+                correct=clean.held[position],
                 ibp=screened.ibp[position],
                 proven=screened.proven[position],
                 u=u[number],
@@ -376,6 +383,7 @@ class _Run:
             steps=self.settings.attack_steps,
             restarts=self.settings.attack_restarts,
             generator=self._generator(0, first),
+            target=self.threat.target,
         )
         return u.cpu()
 
@@ -393,20 +401,21 @@ class _Run:
         if not bool(group.open.any()):
             return group
         inputs = group.position[group.correct]
-        truth = labels[inputs].numpy()
+        truth, target = labels[inputs].numpy(), self.threat.target
         with torch.no_grad():
             exact = self.bounded((x[inputs].double() + u.double()).to(self.device)).cpu().numpy()
-        lost = ~correctly_classified(exact, truth)
+        lost = ~held(exact, truth, target)
         point = u.flatten().double().numpy()
         for position, row, true in zip(inputs[lost].tolist(), exact[lost], truth[lost], strict=True):
-            winners = np.flatnonzero(row >= row[true])
+            winners = np.flatnonzero(row >= row[true]) if target is None else np.array([target])
             if not self._allowed(screened, position, winners[winners != true], point):
                 raise SoundnessError(
                     f"group {group.index}: a perturbation within eps {self.eps:g} fools input"
                     f" {group.indices[position - int(group.position[0])]} although the {self.settings.bounds} stage"
                     " excludes it; the certificate is void, please report the network."
                 )
-        fooled = int((lost & ~correctly_classified(self.runner.logits(x[inputs] + u), truth)).sum())
+        seen = self.runner.logits(self.threat.inputs(x[inputs], u))
+        fooled = int((lost & ~held(seen, truth, target)).sum())
         return replace(group, u=u, fooled=fooled) if fooled > group.fooled else group
 
     def _allowed(self, screened: Screened, position: int, labels: NDArray[np.int64], u: NDArray[np.float64]) -> bool:
@@ -468,6 +477,7 @@ class _Run:
             steps=self.settings.attack_steps,
             restarts=0,
             generator=self._generator(1, group.index),
+            target=self.threat.target,
             starts=torch.from_numpy(proposal).to(torch.float32).reshape(1, 1, *x.shape[1:]).to(self.device),
         )
         return u[0].cpu()

@@ -13,11 +13,13 @@ from collections.abc import Sequence
 import click
 
 from citrus_tool import __version__
+from citrus_tool.cli.bench import bench
 from citrus_tool.cli.certify import attack_uap, certify_uap, evaluate
 from citrus_tool.cli.data import data
 from citrus_tool.cli.demo import demo
 from citrus_tool.cli.inspect import inspect
 from citrus_tool.cli.train import harden, train
+from citrus_tool.cli.verify import supports, verify
 from citrus_tool.errors import CitrusError, InputFileError, InterruptedRunError, UsageError
 
 
@@ -28,8 +30,18 @@ class InOrder(click.Group):
         return list(self.commands)
 
 
+def _name(ctx: click.Context, parameter: click.Parameter, given: bool) -> None:
+    """Answers --name, which VNN-LIB's solver interface asks for."""
+    if given and not ctx.resilient_parsing:
+        click.echo("citrus")
+        ctx.exit()
+
+
 @click.group(cls=InOrder, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="citrus", message="%(prog)s %(version)s")
+@click.option(
+    "--name", is_flag=True, is_eager=True, expose_value=False, callback=_name, help="Show the solver's name and exit."
+)
 def citrus() -> None:
     """Hardens ONNX image classifiers against universal adversarial perturbations and proves the result.
 
@@ -41,7 +53,7 @@ def citrus() -> None:
     """
 
 
-for _command in (demo, inspect, harden, certify_uap, attack_uap, evaluate, train, data):
+for _command in (demo, inspect, harden, certify_uap, attack_uap, evaluate, verify, supports, train, bench, data):
     citrus.add_command(_command)
 
 

@@ -13,6 +13,11 @@ Split = Literal["train", "validation", "test"]
 Device = Literal["auto", "cpu", "cuda"]
 
 
+def clean_name(target: int | None) -> str:
+    """What the first row of the table counts."""
+    return "clean correct" if target is None else f"clean, not class {target}"
+
+
 @click.command("certify-uap")
 @options.model_argument
 @options.data_options
@@ -20,6 +25,7 @@ Device = Literal["auto", "cpu", "cuda"]
 @options.limit_option(None)
 @options.normalisation_options
 @options.eps_option
+@options.threat_options
 @options.group_size_option
 @click.option(
     "--protocol",
@@ -65,6 +71,8 @@ def certify_uap(
     mean: tuple[float, ...] | None,
     std: tuple[float, ...] | None,
     eps: float,
+    clip: bool,
+    target: int | None,
     group_size: int,
     protocol: Literal["all", "correct"],
     bounds: Literal["ibp", "crown", "alpha", "full"],
@@ -99,7 +107,7 @@ def certify_uap(
     certificate = certify_file(
         ModelChoice(path=model, mean=mean, std=std),
         DataChoice(name=data_name, root=data_root, seed=seed),
-        Threat(eps=eps),
+        Threat(eps=eps, clip=clip, target=target),
         CertifySettings(
             group_size=group_size,
             protocol=protocol,
@@ -123,7 +131,7 @@ def certify_uap(
     ).to_json()
     inputs = certificate["inputs"]
     counts = {
-        "clean correct": "clean_correct",
+        clean_name(target): "clean_correct",
         "IBP certified": "ibp_certified",
         "individually certified": "individually_certified",
         "certified UAP": "certified",
@@ -142,6 +150,7 @@ def certify_uap(
 @options.limit_option(None)
 @options.normalisation_options
 @options.eps_option
+@options.threat_options
 @options.group_size_option
 @click.option(
     "--scope",
@@ -163,6 +172,8 @@ def attack_uap(
     mean: tuple[float, ...] | None,
     std: tuple[float, ...] | None,
     eps: float,
+    clip: bool,
+    target: int | None,
     group_size: int,
     scope: Literal["groups", "dataset"],
     attack_steps: int,
@@ -189,7 +200,7 @@ def attack_uap(
     report = attack_file(
         ModelChoice(path=model, mean=mean, std=std),
         DataChoice(name=data_name, root=data_root, seed=seed),
-        Threat(eps=eps),
+        Threat(eps=eps, clip=clip, target=target),
         group_size=group_size if scope == "groups" else None,
         steps=attack_steps,
         restarts=attack_restarts,
@@ -201,7 +212,7 @@ def attack_uap(
         progress=terminal.progress(quiet),
     )
     rows = [
-        ["clean correct", str(report.correct), terminal.percent(100 * report.correct / report.inputs)],
+        [clean_name(target), str(report.correct), terminal.percent(100 * report.correct / report.inputs)],
         ["attacked UAP", str(report.attacked), terminal.percent(100 * report.attacked / report.inputs)],
     ]
     terminal.show(report.to_json(), json_path, [f"of {report.inputs} inputs", "count", "%"], rows)

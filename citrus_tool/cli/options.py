@@ -124,6 +124,12 @@ normalisation_options = stacked(
 eps_option = click.option("--eps", type=Eps(), required=True,
                           help="Radius of the perturbation in pixel space [0, 1], e.g. 0.1 or 2/255.")  # fmt: skip
 
+threat_options = stacked(
+    click.option("--clip", is_flag=True, help="The network sees clip(x + u, 0, 1) instead of x + u."),
+    click.option("--target", type=click.IntRange(min=0), metavar="CLASS",
+                 help="Count inputs that u drives to this class, instead of to any wrong one."),
+)  # fmt: skip
+
 run_options = stacked(
     click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
                  help="auto takes a GPU when there is one."),
@@ -151,7 +157,10 @@ attack_options = stacked(
                  help="Restarts of the attack."),
 )  # fmt: skip
 
-METHODS = ("citrus", "standard")
+METHODS = (
+    "citrus", "citrus-plus", "citrus-si", "kcp", "standard", "pgd", "uat", "cw-uat", "ibp", "crown-ibp", "sabr", "taps",
+    "staps", "mtl-ibp", "cc-ibp", "exp-ibp",
+)  # fmt: skip
 
 
 def method_option(default: str) -> Callable[[F], F]:
@@ -161,7 +170,8 @@ def method_option(default: str) -> Callable[[F], F]:
 
 
 recipe_options = stacked(
-    click.option("--recipe", metavar="NAME", help="Training recipe [default: the one for the data set]."),
+    click.option("--recipe", metavar="NAME|auto|FILE.toml",
+                 help="Training recipe; auto: the published one for data and eps [default: the one for the data set]."),
     click.option("--epochs", type=click.IntRange(min=1), help="Stretches the recipe to this many epochs."),
     click.option("--lr", type=float, help="Learning rate [default: the recipe's]."),
     click.option("--l1", type=float, help="Factor of the weights' L1 norm [default: the recipe's]."),

@@ -7,6 +7,7 @@ and ReLU have hand-written gradients; (3) the m boxes of an input share one tabl
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,22 +25,33 @@ def uniform_box(centre: Tensor, radius: float) -> Box:
     return Box(centre=centre, radius=centre.new_full((1, *centre.shape[1:]), radius))
 
 
-def box_margins(network: Network, box: Box, labels: Tensor, *, record: dict[str, Box] | None = None) -> Tensor:
+def box_margins(
+    network: Network,
+    box: Box,
+    labels: Tensor,
+    *,
+    record: dict[str, Box] | None = None,
+    rules: Rules | None = None,
+    start: str = INPUT,
+) -> Tensor:
     """Lower bounds (n * m, c) of f_y - f_c over n * m boxes, the m of one input in a row; 0 at the true class.
 
     A last layer that is Linear is elided: W_y - W_c is bounded as one row (Gowal et al. 2018, section 3).
 
     Args:
+        box: boxes of the node `start`.
         labels: (n,) classes of the inputs.
-        record: filled with the input's box and the box of every node up to the last layer's input when given.
+        record: filled with the box of `start` and of every node up to the last layer's input when given.
+        rules: the reading; default TRAINING.
     """
+    rules = TRAINING if rules is None else rules
     if record is not None:
-        record[INPUT] = box
+        record[start] = box
     last = network.nodes[-1]
     if isinstance(last.layer, nn.Linear):
-        features = walk(network, TRAINING, box, stop=last.inputs[0], record=record)
+        features = walk(network, rules, box, stop=last.inputs[0], record=record, start=start)
         return _elided(last.layer, features, labels)
-    logits = walk(network, TRAINING, box, record=record)
+    logits = walk(network, rules, box, record=record, start=start)
     own = labels.repeat_interleave(logits.centre.shape[0] // len(labels))[:, None]
     return (logits.lower.gather(1, own) - logits.upper).scatter(1, own, 0.0)
 
@@ -52,6 +64,11 @@ def _elided(last: nn.Linear, box: Box, labels: Tensor) -> Tensor:
     logits = F.linear(centre, last.weight, last.bias)
     centre_margin = torch.einsum("nmc,nc->nm", logits, one_hot)[:, :, None] - logits
     return (centre_margin - torch.einsum("nmd,ncd->nmc", radius, weight.abs())).flatten(0, 1)
+
+
+def logit_margins(logits: Tensor, labels: Tensor) -> Tensor:
+    """f_y - f_c (n, c) of concrete logits; 0 at the true class."""
+    return logits.gather(1, labels[:, None]) - logits
 
 
 def robust_cross_entropy(margins: Tensor) -> Tensor:
@@ -67,6 +84,21 @@ def _conv(layer: nn.Conv2d, box: Box) -> Box:
 def _relu(layer: nn.ReLU, box: Box) -> Box:
     centre, radius = _BoxReLU.apply(box.centre, box.radius)  # type: ignore[no-untyped-call]
     return Box(centre=centre, radius=radius)
+
+
+def _shrunk_relu(layer: nn.ReLU, box: Box, *, factor: float) -> Box:
+    unstable = (box.radius > box.centre.abs()).to(box.centre.dtype)
+    scale = 1 - (1 - factor) * unstable
+    out = _relu(layer, box)
+    return Box(centre=out.centre * scale, radius=out.radius * scale)
+
+
+def shrinking(factor: float) -> Rules:
+    """TRAINING with the upper bounds of unstable ReLUs times `factor`: [0, u] becomes [0, factor * u].
+
+    ReLU shrinking of Mueller et al. 2022 (SABR), section 4; its results are no bounds.
+    """
+    return TRAINING if factor == 1.0 else {**TRAINING, nn.ReLU: partial(_shrunk_relu, factor=factor)}
 
 
 def _concat(layer: Concat, *boxes: Box) -> Box:

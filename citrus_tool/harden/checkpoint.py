@@ -1,6 +1,7 @@
 """Checkpoints: one safetensors file, written under a temporary name and renamed, so that it is whole or absent.
 
-Tensors lie under `network.`, `best.`, `adam.` and `sums.`; everything else is one JSON document in the file's metadata.
+Tensors lie under `network.`, `average.`, `best.`, `adam.`, `sums.` and `carried.`; everything else is one JSON
+document in the file's metadata.
 Random numbers need no state: every generator is seeded by (recipe seed, epoch, batch), see trainer.py.
 """
 

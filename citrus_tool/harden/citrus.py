@@ -16,7 +16,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from citrus_tool.attacks.pgd import pgd
+from citrus_tool.harden.adversarial import attack
 from citrus_tool.harden.boxes import box_margins, robust_cross_entropy, uniform_box
 from citrus_tool.harden.method import Batch, LossParts
 from citrus_tool.harden.recipes import Recipe
@@ -28,25 +28,25 @@ def citrus(
     network: Network, batch: Batch, eps: float, tau: float, recipe: Recipe, generator: torch.Generator
 ) -> LossParts:
     """Algorithm 1 on a batch of groups; `recipe` gives group_size, PGD steps, same_input and box_loss."""
-    v = pgd(
-        network, batch.x, batch.labels, radius=eps - tau, steps=recipe.pgd_steps, step_size=recipe.pgd_step_size,
-        generator=generator, dtype=recipe.pgd_dtype,
-    )  # fmt: skip
-    return citrus_loss(network, batch, v, eps, tau, recipe)
+    return citrus_loss(network, batch, attack(network, batch, eps - tau, recipe, generator), eps, tau, recipe)
 
 
 def citrus_loss(network: Network, batch: Batch, v: Tensor, eps: float, tau: float, recipe: Recipe) -> LossParts:
     """Definition 4, averaged over the inputs, for given perturbations v (n, C, H, W); v is clamped to +-(eps - tau)."""
-    k = recipe.group_size
-    others = _others(k, recipe.same_input).to(batch.x.device, non_blocking=True)
-    x = batch.x.reshape(-1, k, *batch.x.shape[1:])
-    v = v.clamp(-(eps - tau), eps - tau).reshape(x.shape)
-    centres = (x[:, :, None] + v[:, others]).flatten(0, 2)  # row (g, i, m) is x_i + v_j for the m-th j of i
+    found = centres(batch.x, v.clamp(-(eps - tau), eps - tau), recipe)
     boxes: dict[str, Box] = {}
-    losses = robust_cross_entropy(box_margins(network, uniform_box(centres, tau), batch.labels, record=boxes))
-    terms = others.shape[1] if recipe.box_loss == "sum" else 1
+    box = uniform_box(found.flatten(0, 1), tau)
+    losses = robust_cross_entropy(box_margins(network, box, batch.labels, record=boxes))
+    terms = found.shape[1] if recipe.box_loss == "sum" else 1
     loss = losses.mean() * terms
     return LossParts(loss=loss, parts={"loss": loss.detach()}, boxes=boxes, terms=terms)
+
+
+def centres(x: Tensor, v: Tensor, recipe: Recipe) -> Tensor:
+    """x_i + v_j (n, m, C, H, W) for the m inputs j of the group of i whose perturbations i meets."""
+    others = _others(recipe.group_size, recipe.same_input).to(x.device, non_blocking=True)
+    grouped = x.reshape(-1, recipe.group_size, *x.shape[1:])
+    return (grouped[:, :, None] + v.reshape(grouped.shape)[:, others]).flatten(0, 1)
 
 
 @lru_cache(maxsize=8)

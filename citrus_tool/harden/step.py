@@ -24,7 +24,7 @@ _WARM_RADIUS = 0.01
 
 
 class Stepper:
-    """Trains `network` in place, one batch at a time; Adam's moments are its only state.
+    """Trains `network` in place, one batch at a time; its state is Adam's moments and what the method carries.
 
     Raises:
         UsageError: the network has no weights.
@@ -39,6 +39,7 @@ class Stepper:
         if not self.parameters:
             raise UsageError("the network has no weights to train.")
         self._weights = [layer.weight for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+        self.carried: Mapping[str, Tensor] = {}
         self._optimiser = torch.optim.Adam(self.parameters, lr=recipe.lr, fused=self.parameters[0].is_cuda)
 
     def step(self, batch: Batch, point: Point, generator: torch.Generator) -> Mapping[str, Tensor]:
@@ -50,7 +51,9 @@ class Stepper:
             if point.natural:
                 found = self._natural(batch, point, generator)
             else:
+                batch = dataclasses.replace(batch, carried=self.carried)
                 found = self.method(self.network, batch, point.eps, point.tau, recipe, generator)
+                self.carried = found.carried
             objective, parts = found.loss, dict(found.parts)
             if recipe.l1 > 0:
                 norm = torch.stack([weight.abs().sum() for weight in self._weights]).sum()

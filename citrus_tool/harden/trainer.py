@@ -160,6 +160,7 @@ class _Run:
             shi.initialise(cpu, generator_for(torch.device("cpu"), recipe.seed, "init"))
             self.network.load_state_dict(cpu.state_dict())
         self.stepper = Stepper(self.network, recipe, method)
+        self.judged = copy.deepcopy(self.network) if recipe.average > 0 else self.network
         self.best: dict[str, Tensor] = {}
         self.sums: dict[str, Tensor] = {}
         self.at = _Position()
@@ -207,6 +208,7 @@ class _Run:
             generator = generator_for(self.device, recipe.seed, "method", self.at.epoch, self.at.batch)
             for name, value in self.stepper.step(batch, point, generator).items():
                 self.sums[name] = self.sums[name] + value if name in self.sums else value
+            self._average()
             self.at.batch += 1
             images += len(batch.labels)
             if self.at.batch % _READ_EVERY == 0 or self.at.batch == batches:
@@ -221,6 +223,14 @@ class _Run:
             if interrupted():
                 return False
         return True
+
+    def _average(self) -> None:
+        """Moves the judged weights towards the trained ones (Polyak averaging with exponential weights)."""
+        if self.judged is not self.network:
+            pairs = zip(self.judged.parameters(), self.network.parameters(), strict=True)
+            with torch.no_grad():
+                for mean, value in pairs:
+                    mean.lerp_(value, 1 - self.recipe.average)
 
     def _loss(self) -> float:
         """Mean loss of the epoch so far; raises CheckFailedError when it is no finite number."""
@@ -239,22 +249,22 @@ class _Run:
         """The epoch's history entry, after validation; None when the user stopped the validation."""
         recipe, epoch = self.recipe, self.at.epoch
         point = schedule.at(recipe, epoch, self.feed.batches - 1, self.feed.batches)
-        estimate(self.network, self.feed.plain())
+        estimate(self.judged, self.feed.plain())
         last = epoch == recipe.epochs - 1
         judged = point.full and (last or (recipe.epochs - 1 - epoch) % recipe.validate_every == 0)
         standard_accuracy = certified = None
         if judged or not point.full:
-            standard_accuracy = accuracy(self.network, self.validation)
+            standard_accuracy = accuracy(self.judged, self.validation)
         if judged and recipe.eps > 0 and recipe.certified_inputs > 0:
             subset = self.validation.take(recipe.certified_inputs)
-            certified = certified_accuracy(self.network, subset, recipe.eps, interrupted)
+            certified = certified_accuracy(self.judged, subset, recipe.eps, interrupted)
             if certified is None:
                 return None
         if judged and standard_accuracy is not None:
             score = standard_accuracy + (certified or 0.0)
             if score > self.at.best_score:
                 self.at.best_score, self.at.best_epoch = score, epoch + 1
-                self.best = {name: tensor.detach().cpu().clone() for name, tensor in _tensors(self.network).items()}
+                self.best = {name: tensor.detach().cpu().clone() for name, tensor in _tensors(self.judged).items()}
         return {
             "epoch": epoch + 1,
             "phase": "full" if point.full else "warm-up" if point.natural else "ramp",
@@ -280,25 +290,38 @@ class _Run:
         if self.run_dir is None:
             return
         tensors = {f"network.{name}": tensor for name, tensor in _tensors(self.network).items()}
+        if self.judged is not self.network:
+            tensors |= {f"average.{name}": tensor for name, tensor in _tensors(self.judged).items()}
         tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
         tensors |= {f"sums.{name}": tensor for name, tensor in self.sums.items()}
         tensors |= {f"adam.{name}": tensor for name, tensor in self.stepper.moments().items()}
+        tensors |= {f"carried.{name}": tensor for name, tensor in self.stepper.carried.items()}
         state = {"origin": self.origin, "position": dataclasses.asdict(self.at)}
         checkpoint.save(self.run_dir, checkpoint.Checkpoint(tensors=tensors, state=state))
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
         """Takes over a checkpoint of the same run; raises UsageError naming the first field that differs."""
         _require_same(saved.state["origin"], self.origin, str(self.run_dir))
-        parts: dict[str, dict[str, Tensor]] = {"network": {}, "best": {}, "sums": {}, "adam": {}}
+        parts: dict[str, dict[str, Tensor]] = {
+            "network": {},
+            "best": {},
+            "sums": {},
+            "adam": {},
+            "carried": {},
+            "average": {},
+        }
         for name, tensor in saved.tensors.items():
             part, _, rest = name.partition(".")
             parts[part][rest] = tensor
         with torch.no_grad():
             for name, tensor in _tensors(self.network).items():
                 tensor.copy_(parts["network"][name])
+            for name, tensor in _tensors(self.judged).items():
+                tensor.copy_(parts["average" if self.judged is not self.network else "network"][name])
         self.best = parts["best"]
         self.sums = {name: tensor.to(self.device) for name, tensor in parts["sums"].items()}
         self.stepper.restore(parts["adam"])
+        self.stepper.carried = {name: tensor.to(self.device) for name, tensor in parts["carried"].items()}
         self.at = _Position(**saved.state["position"])
 
 

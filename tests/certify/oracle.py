@@ -63,8 +63,11 @@ class _Value:
         return np.pad(self.matrix, ((0, 0), (0, variables - self.matrix.shape[1])))
 
 
-def fooled_at_most(network: Network, x: Tensor, labels: Tensor, eps: float) -> int:
-    """The largest number of inputs `x` (k, *shape) that one |u|_inf <= eps fools (margin <= 0)."""
+def fooled_at_most(network: Network, x: Tensor, labels: Tensor, eps: float, target: int | None = None) -> int:
+    """The largest number of inputs `x` (k, *shape) that one |u|_inf <= eps fools (margin <= 0).
+
+    With a target class: that it drives there, so that the target's logit is at or above every other one.
+    """
     network = network.frozen(dtype=torch.float64)
     program = _Program()
     dimension = size(network.input_shape)
@@ -73,17 +76,23 @@ def fooled_at_most(network: Network, x: Tensor, labels: Tensor, eps: float) -> i
     objective = []
     for image, label in zip(x.double(), labels.tolist(), strict=True):
         logits = _encode(program, network, image)
-        fooled = []
-        for wrong in range(network.num_classes):
-            if wrong == label:
-                continue
-            row = logits.wide(len(program.lower))[label] - logits.wide(len(program.lower))[wrong]
-            constant = float(logits.constant[label] - logits.constant[wrong])
+
+        def wins(z: int, over: int, winner: int, logits: _Value = logits) -> None:
+            """z = 1 only where logit `winner` is at or above logit `over`."""
+            rows = logits.wide(len(program.lower))
+            row, constant = rows[over] - rows[winner], float(logits.constant[over] - logits.constant[winner])
             _, high = _range(program, row, constant)
-            z = program.variable(0, 1, binary=True)
-            fooled.append(z)
             big = max(high, 0.0)
             program.at_most({**_terms(row), z: big}, big - constant)
+
+        fooled = []
+        for winner in range(network.num_classes) if target is None else [target]:
+            if target is None and winner == label:
+                continue
+            z = program.variable(0, 1, binary=True)
+            fooled.append(z)
+            for over in [label] if target is None else set(range(network.num_classes)) - {target}:
+                wins(z, over, winner)
         program.at_most(dict.fromkeys(fooled, 1.0), 1.0)
         objective += fooled
     return round(program.maximise(objective))

@@ -626,4 +626,4 @@ def test_the_oracle_is_above_every_sample_and_attained(make: Make, seed: int) ->
 def test_clean_margins_are_those_of_numpy() -> None:
     logits = np.array([[3.0, 1.0, 2.0], [1.0, 1.0, 0.0], [0.0, 5.0, np.nan]])
     labels = np.array([0, 1, 1])
-    assert screen.correctly_classified(logits, labels).tolist() == [True, False, False]
+    assert screen.held(logits, labels).tolist() == [True, False, False]

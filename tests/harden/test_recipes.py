@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from citrus_tool.errors import UsageError
+from citrus_tool.attacks.pgd import SABR_STEPS
+from citrus_tool.errors import InputFileError, UsageError
 from citrus_tool.harden.methods import METHODS
-from citrus_tool.harden.recipes import RECIPES, Recipe, named
+from citrus_tool.harden.recipes import RECIPES, Recipe, Taps, Uat, automatic, named, read
+from citrus_tool.threat import parse_eps
 
 GOOD = Recipe(eps=0.1, tau_ratio=0.4, epochs=30)
 
@@ -32,6 +35,11 @@ GOOD = Recipe(eps=0.1, tau_ratio=0.4, epochs=30)
         ({"epochs": 21}, "1 warm-up and 20 ramp epochs leave none of 21 epochs at full eps; raise epochs"),
         ({"milestones": (25, 12)}, r"milestones are \(25, 12\); they must rise and lie between 1 and epochs - 1 = 29"),
         ({"milestones": (30,)}, r"milestones are \(30,\); they must rise"),
+        ({"average": 1.5}, r"average is 1.5; it must lie in \[0, 1\]"),
+        ({"common": 1}, "common is 1; it must be a whole number >= 2; k = 2 is CITRUS"),
+        ({"alpha": 1.5}, r"alpha is 1.5; it must lie in \[0, 1\]"),
+        ({"relu_shrink": 0.0}, r"relu_shrink is 0.0; it must lie in \(0, 1\]"),
+        ({"attack_ratio": 0.0}, r"attack_ratio is 0.0; it must lie in \(0, 10\]"),
         ({"box_loss": "max"}, "box_loss is 'max'; it must be one of sum, mean"),
         ({"init": "random"}, "init is 'random'; it must be one of keep, shi"),
     ],
@@ -39,6 +47,22 @@ GOOD = Recipe(eps=0.1, tau_ratio=0.4, epochs=30)
 def test_a_wrong_value_is_named(values: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         dataclasses.replace(GOOD, **values)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "message"),
+    [
+        (Taps, {"classifier_layers": 0}, r"taps.classifier_layers is 0; it must be a whole number >= 1"),
+        (Taps, {"steps": -1}, r"taps.steps is -1; it must be a whole number >= 0"),
+        (Taps, {"connector": 0.0}, r"taps.connector is 0.0; it must lie in \(0, 1\]"),
+        (Taps, {"balance": 1.1}, r"taps.balance is 1.1; it must lie in \[0, 1\]"),
+        (Uat, {"step": 0.0}, r"uat.step is 0.0; it must lie in \(0, 2\]"),
+        (Uat, {"clip": 0.0}, r"uat.clip is 0.0; it must lie in \(0, inf\)"),
+    ],
+)
+def test_a_wrong_value_of_a_method_is_named(kind: Any, values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        kind(**values)
 
 
 def test_unknown_recipe_lists_the_names() -> None:
@@ -70,6 +94,109 @@ def test_with_epochs_keeps_the_shares(name: str, epochs: int) -> None:
 def test_with_epochs_refuses_none() -> None:
     with pytest.raises(UsageError, match="epochs is 0; it must be at least 1"):
         GOOD.with_epochs(0)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_methods_of_a_recipe(name: str) -> None:
+    for method in METHODS:
+        recipe = named(name, method)
+        assert recipe.method == method
+        changes = RECIPES[name].methods.get(method, {})
+        assert all(getattr(recipe, field) == value for field, value in changes.items())
+    assert set(RECIPES[name].methods) <= set(METHODS)
+
+
+def test_published_recipes_are_those_of_the_table() -> None:
+    """Every number of the table of recipes in the project's notes."""
+    notes = Path(__file__).resolve().parents[2].parent / "shared" / "notes" / "training.md"
+    if not notes.is_file():
+        pytest.skip("needs ../shared/notes, which is absent")
+    rows = {
+        cells[0]: cells[1:]
+        for cells in ([c.strip() for c in line.strip("|\n ").split("|")] for line in notes.read_text().splitlines())
+        if len(cells) == 5 and "/ 1-" in cells[1]
+    }
+    names = {"MNIST .1": "mnist-0.1", "MNIST .3": "mnist-0.3", "CIFAR 2/255": "cifar10-2", "CIFAR 8/255": "cifar10-8"}
+    for row, name in {**names, "TIN 1/255": "tinyimagenet-1"}.items():
+        recipe = named(name)
+        schedule, eps, tau, l1 = rows[row][0], *rows[row][1:4]
+        epochs, ramp, milestones = (part.strip() for part in schedule.split(" / "))
+        assert recipe.epochs == int(epochs.split("-")[0]), name
+        assert (recipe.warmup_epochs, recipe.warmup_epochs + recipe.ramp_epochs) == tuple(
+            int(n) for n in ramp.split("..")[0].split("-")
+        ), name
+        assert recipe.milestones == tuple(int(part.split("..")[0]) for part in milestones.split("..")[0].split(",")), (
+            name
+        )
+        assert recipe.eps == pytest.approx(parse_eps(eps.split()[0]), rel=1e-12), name
+        assert recipe.tau_ratio == float(tau.split()[0]), name
+        low, high = tau.partition("(")[2].rstrip(")").split("-")
+        assert float(low) <= recipe.tau_ratio <= float(high), name
+        assert recipe.l1 == float(l1.split("..")[0]), name
+        assert (recipe.lr, recipe.lr_decay, recipe.clip_norm) == (5e-4, 0.2, 10.0), name
+        assert (recipe.pgd_steps, recipe.group_size, recipe.box_loss) == (20, 5, "sum"), name
+    alphas = {"mnist-0.1": (0.01, 0.02), "mnist-0.3": (0.08, 0.5), "cifar10-2": (0.004, 0.01), "cifar10-8": (0.5, 0.6)}
+    for name, (least, most) in {**alphas, "tinyimagenet-1": (0.01, 0.05)}.items():
+        assert least <= named(name, "mtl-ibp").alpha <= most, name
+    assert named("cifar10-2", "mtl-ibp").attack_ratio == 2.1
+    assert 0.4 <= named("cifar10-2", "sabr").relu_shrink <= 0.8
+    assert named("mnist-0.3", "sabr").pgd_steps == 8
+
+
+@pytest.mark.parametrize(
+    ("data", "eps", "name"),
+    [
+        ("mnist", 0.1, "mnist-0.1"), ("mnist", 0.25, "mnist-0.3"), ("cifar10", 2 / 255, "cifar10-2"),
+        ("cifar10", 8 / 255, "cifar10-8"), ("tinyimagenet", 1 / 255, "tinyimagenet-1"), ("digits", 0.1, "digits"),
+    ],
+)  # fmt: skip
+def test_automatic_choice(data: str, eps: float, name: str) -> None:
+    assert automatic(data, eps) == name
+
+
+def test_automatic_choice_of_nothing() -> None:
+    with pytest.raises(UsageError, match=r"auto knows no recipe for mine at eps 0\.1; it has some for cifar10, digits"):
+        automatic("mine", 0.1)
+
+
+def test_a_recipe_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text(
+        'base = "mnist-0.1"\nlr = 1e-3\nmilestones = [40, 65]\n[taps]\nsteps = 3\n[pgd_step_size]\nfirst = 0.2\n'
+    )
+    recipe = read(path)
+    base = named("mnist-0.1")
+    expected = dataclasses.replace(
+        base, lr=1e-3, milestones=(40, 65), taps=Taps(steps=3), pgd_step_size=dataclasses.replace(SABR_STEPS, first=0.2)
+    )
+    assert recipe == expected
+    assert read(path, "mtl-ibp").alpha == named("mnist-0.1", "mtl-ibp").alpha
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        ("lr = ", InputFileError, r"r\.toml: is not TOML"),
+        ("lr = 1e-3", UsageError, r"r\.toml: needs the recipe it changes; add base ="),
+        ('base = "mnist"', UsageError, r"r\.toml: there is no recipe 'mnist'; recipes are"),
+        ('base = "digits"\nlrr = 1', UsageError, r"r\.toml: lrr is no field of a recipe; did you mean lr\?"),
+        ('base = "digits"\nzzzz = 1', UsageError, r"zzzz is no field of a recipe; fields are method, eps"),
+        ('base = "digits"\nlr = -1', UsageError, r"r\.toml: lr is -1; it must lie in"),
+        ('base = "digits"\ntaps = 3', UsageError, r"taps is 3; it must be a table with taps's fields"),
+        ('base = "digits"\n[taps]\nstep = 3', UsageError, r"taps\.step is no field of a recipe; did you mean steps\?"),
+        ('base = "digits"\nflip = "yes"', UsageError, r"flip is 'yes'; it must be of the kind of False"),
+    ],
+)
+def test_errors_in_a_recipe_file(tmp_path: Path, text: str, error: type[Exception], message: str) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text(text)
+    with pytest.raises(error, match=message):
+        read(path)
+
+
+def test_a_recipe_file_that_is_absent(tmp_path: Path) -> None:
+    with pytest.raises(InputFileError, match=r"none\.toml: cannot be read"):
+        read(tmp_path / "none.toml")
 
 
 def test_published_recipes_carry_the_papers_numbers() -> None:

@@ -312,3 +312,54 @@ def test_digits_become_provable_in_seconds() -> None:
     best = result.history[result.best_epoch - 1]
     assert best["validation_standard_accuracy"] >= 88
     assert best["validation_certified_accuracy"] >= 60
+
+
+@pytest.mark.parametrize("stop_after", [BATCHES + 2, 3 * BATCHES])
+def test_what_a_method_carries_survives_a_resume(tmp_path: Path, stop_after: int) -> None:
+    recipe = dataclasses.replace(RECIPE, method="cw-uat", shi_lambda=0.0)
+    whole = fit(_network(), TRAIN, VALIDATION, recipe, run_dir=tmp_path / "whole")
+    with pytest.raises(InterruptedRunError):
+        fit(_network(), TRAIN, VALIDATION, recipe, run_dir=tmp_path / "parts", progress=_Recorder(stop_after))
+    resumed = fit(_network(), TRAIN, VALIDATION, recipe, run_dir=tmp_path / "parts", resume=True)
+    assert _same(whole.network, resumed.network)
+    deltas = [checkpoint.load(tmp_path / part).tensors["carried.delta"] for part in ("whole", "parts")]
+    assert torch.equal(*deltas)
+    assert deltas[0].abs().max() > 0
+
+
+def test_the_average_is_kept_and_survives_a_resume(tmp_path: Path) -> None:
+    """Without batch norm: the result is the average of the weights after each step, as the sum written out."""
+    network = chain([Reshape((36,)), nn.Linear(36, 5), nn.ReLU(), nn.Linear(5, 2)], (1, 6, 6))
+    recipe = dataclasses.replace(RECIPE, average=0.75, epochs=2, ramp_epochs=0, warmup_epochs=1, milestones=())
+    whole = fit(network, TRAIN, VALIDATION, recipe)
+    plain = fit(network, TRAIN, VALIDATION, dataclasses.replace(recipe, average=0.0))
+    assert not _same(whole.network, plain.network)
+    with pytest.raises(InterruptedRunError):
+        fit(network, TRAIN, VALIDATION, recipe, run_dir=tmp_path, progress=_Recorder(BATCHES + 1))
+    resumed = fit(network, TRAIN, VALIDATION, recipe, run_dir=tmp_path, resume=True)
+    assert _same(whole.network, resumed.network)
+
+    steps: list[dict[str, Tensor]] = []
+    stopped = tmp_path / "steps"
+    for count in range(1, 2 * BATCHES):  # a run's weights after each step, read from its checkpoints
+        with pytest.raises(InterruptedRunError):
+            fit(
+                network,
+                TRAIN,
+                VALIDATION,
+                recipe,
+                run_dir=stopped,
+                resume=count > 1,
+                progress=_Recorder(count),
+            )
+        saved = checkpoint.load(stopped).tensors
+        steps.append({name: saved[f"network.{name}"] for name in _state(network)})
+    last = fit(network, TRAIN, VALIDATION, recipe, run_dir=stopped, resume=True)
+    assert _same(whole.network, last.network)
+    saved = checkpoint.load(stopped).tensors
+    steps.append({name: saved[f"network.{name}"] for name in _state(network)})
+    for name, start in _state(network).items():
+        mean = start.clone()
+        for step in steps:
+            mean = 0.75 * mean + 0.25 * step[name]
+        torch.testing.assert_close(_state(whole.network)[name], mean)

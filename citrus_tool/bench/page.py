@@ -1,0 +1,92 @@
+"""Tables from the journal: rows with the paper's figures beside ours, and the page docs/results.md."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+from citrus_tool.bench.contests import PAPER, SCALES, TABLES, Contest, jobs
+from citrus_tool.bench.journal import Entry
+from citrus_tool.bench.run import certifier_digest
+
+HEADER = ["method", "paper std", "paper ucert", "std", "ucert", "attacked", "alone", "IBP", "train", "seeds"]
+
+
+def rows(table: str, scale: str, contest: Contest, entries: Sequence[Entry]) -> list[list[str]]:
+    """One row for each method of the table and each published network; methods without a run say so.
+
+    Entries of other recipes or certifiers than the current ones are left out.
+    """
+    certifier = certifier_digest(SCALES[scale].certifier)
+    current = [entry for entry in entries if entry.contest == contest.name and entry.certifier == certifier]
+    wanted = {(job.method, job.digest): None for job in jobs(table, contest)}
+    found = [
+        _row(contest, method, [e for e in current if (e.method, e.recipe) == (method, digest)])
+        for method, digest in wanted
+    ]
+    for network in contest.published if TABLES[table].contests is None else ():
+        mine = [e for e in current if (e.method, e.recipe) == (network.label, network.file)]
+        found.append(_row(contest, network.label, mine))
+    return found
+
+
+def _row(contest: Contest, method: str, entries: Sequence[Entry]) -> list[str]:
+    paper = PAPER.get((contest.name, method))
+    quoted = [f"{value:.2f}" for value in paper] if paper else ["", ""]
+    if not entries:
+        return [method, *quoted, "not run", "", "", "", "", "", "0"]
+    measured = [
+        _spread([getattr(e, name) for e in entries])
+        for name in ("standard", "certified", "attacked", "individually", "ibp")
+    ]
+    seconds = statistics.mean(e.train_seconds for e in entries)
+    return [method, *quoted, *measured, f"{seconds / 60:.0f} min" if seconds else "", str(len(entries))]
+
+
+def _spread(values: Sequence[float]) -> str:
+    """Mean, and the sample standard deviation where there are several."""
+    mean = f"{statistics.mean(values):.2f}"
+    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
+
+
+def page(entries: Sequence[Entry]) -> str:
+    """docs/results.md."""
+    parts = [_INTRODUCTION]
+    for scale, entry in SCALES.items():
+        for name, table in TABLES.items():
+            sections = [_section(name, scale, c, entries) for c in entry.contests if _has_runs(name, scale, c, entries)]
+            parts += [f"## {table.title}, scale {scale}\n", *sections] if sections else []
+    return "\n".join(part.rstrip("\n") + "\n" for part in parts)
+
+
+def _has_runs(name: str, scale: str, contest: Contest, entries: Sequence[Entry]) -> bool:
+    return any(row[-1] != "0" for row in rows(name, scale, contest, entries)) if jobs(name, contest) else False
+
+
+def _section(name: str, scale: str, contest: Contest, entries: Sequence[Entry]) -> str:
+    recipe = contest.recipe
+    command = f"citrus bench {name} --scale {scale} --data {contest.data} --eps {contest.eps}"
+    lines = [
+        f"### {contest.data} at eps {contest.eps}\n",
+        f"{contest.architecture}, {recipe.epochs} epochs ({recipe.warmup_epochs} warm-up, {recipe.ramp_epochs} ramp),"
+        f" {recipe.pgd_steps} PGD steps. `{command}`\n",
+        "| " + " | ".join(HEADER) + " |",
+        "|" + "---|" * len(HEADER),
+        *("| " + " | ".join(row) + " |" for row in rows(name, scale, contest, entries)),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+_INTRODUCTION = """# Results
+
+Made from `results/journal.jsonl` by `citrus bench results --out docs/results.md`; do not edit. Percent. std: standard
+accuracy on the full test set, by the ONNX file on onnxruntime. The others, at scale cpu of the first 1000 test inputs,
+are of groups of 5, all inputs counted: ucert is the certified worst-case UAP accuracy (branch and bound of at most 500
+nodes an input, then the MILP over one shared perturbation), attacked the accuracy under the strongest shared
+perturbations found (an upper bound of it), alone what is proven for the inputs one by one, IBP by interval bounds.
+Mean ± standard deviation over seeds. train: wall time of a run on one thread of a machine that other work shared.
+
+The paper's figures are of CNN7, a network with some hundred times the weights, trained for up to two days, on the full
+test sets; they show the order, not a goal for these runs. Rows named "published" are the paper group's own networks of
+this architecture, under the same certifier.
+"""

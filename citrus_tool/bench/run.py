@@ -1,0 +1,165 @@
+"""One run of a contest: train, export, certify, one line in the journal. Stopped anywhere, it goes on from there."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from citrus_tool import __version__, architectures, data, onnx_io
+from citrus_tool.bench import journal
+from citrus_tool.bench.contests import Contest, Job, Published
+from citrus_tool.bench.journal import Entry
+from citrus_tool.certify.uap import CertifySettings, certify_uap
+from citrus_tool.data import Dataset
+from citrus_tool.harden import checkpoint, trainer
+from citrus_tool.onnx_io import OnnxModel, OnnxRunner
+from citrus_tool.progress import Progress
+from citrus_tool.threat import Threat, parse_eps
+
+BATCH = 500
+"""Inputs in one call of onnxruntime."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Where runs live and what they share.
+
+    Attributes:
+        journal: file of finished runs; a run that stands there is not done again.
+        runs: folder of checkpoints and certificates of the runs.
+        data_root: where named data sets lie; None: the usual places.
+        device: "cpu" or "cuda".
+        certifier: how every network is judged.
+    """
+
+    journal: Path
+    runs: Path
+    data_root: Path | None
+    device: str
+    progress: Progress
+    certifier: CertifySettings
+
+    def run(self, job: Job, command: str) -> bool:
+        """Does the job unless the journal has it; whether there was something to do. Raises as `trainer.fit`."""
+        digest = certifier_digest(self.certifier)
+        if self._known((job.contest.name, job.method, job.digest, job.seed, digest)):
+            return False
+        contest, recipe, folder = job.contest, job.recipe, self.runs / job.name
+        train, validation, test = (data.load(contest.data, split=s, root=self.data_root) for s in data.SPLITS)
+        network = architectures.build(
+            contest.architecture, test.shape, test.num_classes, seed=job.seed, normalisation=contest.normalisation
+        )
+        result = trainer.fit(
+            network, train, validation, recipe, run_dir=folder, resume=checkpoint.exists(folder), device=self.device,
+            progress=self.progress,
+        )  # fmt: skip
+        about = {"method": job.method, "contest": contest.name, "recipe": job.digest, "seed": str(job.seed)}
+        model = onnx_io.export(onnx_io.fold_batch_norm(result.network), folder / "model.onnx", metadata=about)
+        entry = self._judged(
+            model, contest, test, folder, method=job.method, recipe=job.digest, seed=job.seed, command=command,
+            best_epoch=result.best_epoch, train_seconds=result.seconds,
+        )  # fmt: skip
+        journal.append(self.journal, entry)
+        return True
+
+    def run_published(self, contest: Contest, published: Published, models: Path, command: str) -> bool:
+        """Judges a file of the folder `models` unless the journal has it; raises InputFileError when it is absent."""
+        key = (contest.name, published.label, published.file, 0, certifier_digest(self.certifier))
+        if self._known(key):
+            return False
+        test = data.load(contest.data, split="test", root=self.data_root)
+        model = onnx_io.read(models / published.file, input_shape=test.shape, samples=test.take(16).pixels())
+        folder = self.runs / f"{contest.name}_{Path(published.file).stem}"
+        entry = self._judged(
+            model, contest, test, folder, method=published.label, recipe=published.file, seed=0, command=command,
+            best_epoch=0, train_seconds=0.0,
+        )  # fmt: skip
+        journal.append(self.journal, entry)
+        return True
+
+    def _known(self, key: tuple[str, str, str, int, str]) -> bool:
+        return key in {entry.key for entry in journal.read(self.journal)}
+
+    def _judged(
+        self, model: OnnxModel, contest: Contest, test: Dataset, folder: Path, *, method: str, recipe: str, seed: int,
+        command: str, best_epoch: int, train_seconds: float,
+    ) -> Entry:  # fmt: skip
+        started = time.monotonic()
+        folder.mkdir(parents=True, exist_ok=True)
+        digest = certifier_digest(self.certifier)
+        log = folder / f"certificate_{digest}.jsonl"
+        certificate = certify_uap(
+            model, test, Threat(eps=parse_eps(contest.eps)), self.certifier, device=self.device, journal=log,
+            resume=log.exists(), progress=self.progress,
+        ).to_json()  # fmt: skip
+        inputs = certificate["inputs"]
+        return Entry(
+            contest=contest.name,
+            method=method,
+            recipe=recipe,
+            seed=seed,
+            certifier=digest,
+            standard=standard_accuracy(model, test),
+            certified=100 * certificate["certified"] / inputs,
+            attacked=100 * certificate["attacked"] / inputs,
+            individually=100 * certificate["individually_certified"] / inputs,
+            ibp=100 * certificate["ibp_certified"] / inputs,
+            inputs=inputs,
+            best_epoch=best_epoch,
+            train_seconds=round(train_seconds, 1),
+            certify_seconds=round(time.monotonic() - started, 1),
+            model=model.sha256,
+            command=command,
+            commit=_commit(),
+            machine=_machine(self.device),
+            versions={"citrus": __version__, **_versions(("torch", "numpy"))},
+        )
+
+
+def certifier_digest(settings: CertifySettings) -> str:
+    """Digest of every setting of the certifier that is not at its default."""
+    defaults = dataclasses.asdict(CertifySettings())
+    kept = {name: value for name, value in dataclasses.asdict(settings).items() if value != defaults[name]}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def standard_accuracy(model: OnnxModel, test: Dataset) -> float:
+    """Percent of all test inputs that the file classifies correctly on onnxruntime."""
+    runner, correct = OnnxRunner(model), 0
+    for start in range(0, len(test), BATCH):
+        part = slice(start, start + BATCH)
+        logits = torch.from_numpy(runner.logits(test.pixels(part)))
+        correct += int((logits.argmax(1) == test.labels[part]).sum())
+    return 100.0 * correct / len(test)
+
+
+def _versions(packages: Iterable[str]) -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in packages}
+
+
+def _machine(device: str) -> str:
+    where = torch.cuda.get_device_name() if device == "cuda" else f"{os.cpu_count()} CPUs"
+    return f"{platform.machine()}, {where}, {torch.get_num_threads()} threads"
+
+
+def _commit() -> str:
+    """The source's git commit, marked when files differ from it; empty outside a checkout."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        found = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False, timeout=30
+        )
+    except OSError:
+        return ""
+    return found.stdout.strip() if found.returncode == 0 else ""

@@ -1,0 +1,152 @@
+"""`citrus bench`: the paper's tables, trained and certified, from one journal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from citrus_tool.cli import options, terminal
+from citrus_tool.errors import UsageError
+
+if TYPE_CHECKING:
+    from citrus_tool.bench.contests import Contest
+
+_JOURNAL = Path("results") / "journal.jsonl"
+
+_journal_option = click.option("--journal", type=options.PATH, default=_JOURNAL, show_default=True, metavar="FILE",
+                               help="Where finished runs stand; what stands there is not done again.")  # fmt: skip
+
+
+@click.group()
+def bench() -> None:
+    """Trains, certifies and prints the paper's tables.
+
+    \b
+    Example:
+      citrus bench table1 --data mnist --eps 0.1
+    """
+
+
+def _table(name: str, about: str) -> click.Command:
+    @options.stacked(
+        click.option("--scale", type=click.Choice(["cpu", "gpu"]), default="cpu", show_default=True,
+                     help="cpu: ConvSmall, short recipes, 1000 test inputs; gpu: CNN7, the published recipes, all."),
+        click.option("--data", "data_name", metavar="NAME", help="Only contests on this data set."),
+        click.option("--eps", metavar="EPS", help="Only contests at this radius, as in 0.1 or 2/255."),
+        click.option("--methods", metavar="A,B", help="Only these methods [default: the table's]."),
+        click.option("--seeds", type=click.IntRange(min=1), help="At most this many seeds of a method."),
+        click.option("--models", type=options.PATH, metavar="DIR",
+                     help="Also judge the published networks in this folder."),
+        click.option("--list", "only_list", is_flag=True, help="Print the table as the journal has it; run nothing."),
+        _journal_option,
+        click.option("--runs", type=options.PATH, default=Path("runs") / "bench", show_default=True, metavar="DIR",
+                     help="Checkpoints and certificates of the runs."),
+        click.option("--data-root", type=options.PATH, metavar="DIR",
+                     help="Where named data sets lie [default: $CITRUS_DATA, ./data, ~/.cache/citrus]."),
+        click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
+                     help="auto takes a GPU when there is one."),
+        click.option("--threads", type=click.IntRange(min=1), help="CPU threads of torch [default: all cores]."),
+        click.option("--quiet", is_flag=True, help="No progress on stderr."),
+    )  # fmt: skip
+    def command(
+        scale: str,
+        data_name: str | None,
+        eps: str | None,
+        methods: str | None,
+        seeds: int | None,
+        models: Path | None,
+        only_list: bool,
+        journal: Path,
+        runs: Path,
+        data_root: Path | None,
+        device: Literal["auto", "cpu", "cuda"],
+        threads: int | None,
+        quiet: bool,
+    ) -> None:
+        from citrus_tool.bench import contests, page
+        from citrus_tool.bench.journal import read
+        from citrus_tool.bench.run import Bench
+        from citrus_tool.workflow import resolve_device
+
+        about = tuple(contest for contest in contests.SCALES[scale].contests if contests.jobs(name, contest))
+        chosen = _chosen(about, data_name, eps)
+        wanted = _methods(contests.TABLES[name].methods, methods)
+        options.use_threads(threads)
+        if not only_list:
+            bench = Bench(
+                journal=journal, runs=runs, data_root=data_root, device=resolve_device(device),
+                progress=terminal.progress(quiet), certifier=contests.SCALES[scale].certifier,
+            )  # fmt: skip
+            for contest in chosen:
+                base = f"citrus bench {name} --scale {scale} --data {contest.data} --eps {contest.eps}"
+                for published in contest.published if models is not None else ():
+                    bench.run_published(contest, published, models or Path(), f"{base} --models DIR")
+                for job in contests.jobs(name, contest):
+                    if job.method in wanted and job.seed < (seeds or job.seed + 1):
+                        bench.run(job, f"{base} --methods {job.method} --seeds {job.seed + 1}")
+        entries = read(journal)
+        for contest in chosen:
+            click.echo(f"{contest.data}, eps {contest.eps}, {contest.architecture}")
+            terminal.table(page.HEADER, page.rows(name, scale, contest, entries))
+
+    command.__doc__ = f"""{about}
+
+    Finished runs stand in the journal and are never done again; a run that was stopped goes on where it stood.
+
+    \b
+    Example:
+      citrus bench {name}
+    """
+    return click.command(name)(command)
+
+
+def _chosen(contests: tuple[Contest, ...], data_name: str | None, eps: str | None) -> list[Contest]:
+    from citrus_tool.threat import parse_eps
+
+    found = [
+        contest
+        for contest in contests
+        if data_name in (None, contest.data) and (eps is None or parse_eps(eps) == parse_eps(contest.eps))
+    ]
+    if not found:
+        known = ", ".join(f"{contest.data} at {contest.eps}" for contest in contests)
+        raise UsageError(f"no contest is on {data_name or 'any data'} at {eps or 'any eps'}; contests are {known}.")
+    return found
+
+
+def _methods(known: tuple[str, ...], text: str | None) -> tuple[str, ...]:
+    if text is None:
+        return known
+    names = tuple(text.split(","))
+    for name in names:
+        if name not in known:
+            raise UsageError(f"{name!r} is no method of this table; its methods are {', '.join(known)}.")
+    return names
+
+
+for _name, _about in (
+    ("table1", "Certified training methods on MNIST and CIFAR-10."),
+    ("table2", "Adversarial training against universal perturbations, beside CITRUS."),
+    ("table3", "CITRUS with and without boxes around an input's own perturbation."),
+):
+    bench.add_command(_table(_name, _about))
+
+
+@bench.command()
+@_journal_option
+@click.option("--out", type=options.PATH, metavar="FILE.md", required=True, help="The page to write.")
+def results(journal: Path, out: Path) -> None:
+    """Writes the page of results from the journal.
+
+    \b
+    Example:
+      citrus bench results --out docs/results.md
+    """
+    from citrus_tool.bench.journal import read
+    from citrus_tool.bench.page import page
+    from citrus_tool.files import require_writable_file, write_text
+
+    require_writable_file(out)
+    write_text(out, page(read(journal)))

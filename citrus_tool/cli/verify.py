@@ -1,0 +1,170 @@
+"""`citrus verify` and `citrus supports`: the solver interface of the VNN-LIB standard."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from citrus_tool.cli import options
+from citrus_tool.errors import UnsupportedNetworkError, UsageError
+
+if TYPE_CHECKING:
+    from citrus_tool.queries import Spec
+
+STARTED: Final = time.monotonic()
+"""When this process began, but for the interpreter's own start: what --timeout counts from."""
+SPARE: Final = 2.0
+"""Seconds before --timeout at which the answer is out, at most a quarter of it."""
+
+OPERATORS: Final = (
+    "Add", "AveragePool", "BatchNormalization", "Cast", "Concat", "Constant", "Conv", "Div", "Dropout", "Flatten",
+    "Gemm", "GlobalAveragePool", "GlobalMaxPool", "Identity", "LeakyRelu", "MatMul", "MaxPool", "Mul", "Neg", "Pad",
+    "ReduceMean", "Relu", "Reshape", "Shape", "Sigmoid", "Slice", "Split", "Squeeze", "Sub", "Sum", "Tanh",
+    "Transpose", "Unsqueeze",
+)  # fmt: skip
+"""ONNX operators between activations (`citrus inspect` says more about a file); constants are folded beyond these."""
+
+CAPABILITIES: Final = {
+    "onnx-opset-versions": ("7", "22"),
+    "onnx-element-types": ("float32",),
+    "onnx-operators": OPERATORS,
+    "vnnlib-versions": ("1.0", "2.0"),
+    "hidden-node-theories": ("NH",),
+    "multiple-input-output-theories": ("SIO",),
+    "multiple-network-theories": ("SNET", "MNET", "MENET", "MINET"),
+    "multiple-node-comparison-theories": ("SNC", "MNC"),
+    "arithmetic-complexity-theories": ("BND", "OUTC", "LIN"),
+    "optimised-disjunctive-reasoning": ("true",),
+    "serialise-assignments": ("false",),
+}
+"""Capability -> the lines of its answer (VNN-LIB standard, section 5.4)."""
+
+
+class _Stdout:
+    """Where the answer goes, once: the watchdog or the verifier, whoever comes first."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def answer(self, text: str) -> None:
+        """Prints `text`; never returns where another answer is out already."""
+        self._lock.acquire()  # never released: the first answer is the only one
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+
+def _watch(stdout: _Stdout, seconds: float) -> None:
+    """Answers timed-out after `seconds`, whatever the main thread is busy with."""
+
+    def stop() -> None:
+        stdout.answer("timed-out\n")
+        os._exit(0)
+
+    timer = threading.Timer(seconds, stop)
+    timer.daemon = True
+    timer.start()
+
+
+@click.command("verify")
+@click.argument("query", type=options.PATH)
+@click.option(
+    "--network",
+    "networks",
+    multiple=True,
+    metavar="NAME=FILE",
+    help="ONNX file of a declared network; once for each that is not equal-to another. A 1.0 query needs no NAME.",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    help="Answer by then, two seconds early where there is room [default: no limit].",
+)
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads [default: all cores].")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the attack.")
+@click.option("--quiet", is_flag=True, help="No log on stderr.")
+def verify(
+    query: Path, networks: tuple[str, ...], timeout: float | None, threads: int | None, seed: int, quiet: bool
+) -> None:
+    """Answers a VNN-LIB query (1.0 or 2.0): sat, unsat, unknown or timed-out on the first line of stdout.
+
+    After sat follows a witness that onnxruntime has confirmed.
+
+    \b
+    Example:
+      citrus verify Q.vnnlib --network N=M.onnx --timeout 300
+    """
+    stdout = _Stdout()
+    end = None if timeout is None else STARTED + timeout - min(SPARE, timeout / 4)
+    if end is not None:
+        _watch(stdout, max(0.0, end - time.monotonic()))
+    from citrus_tool import queries
+    from citrus_tool.queries.verify import Verdict, read_models
+    from citrus_tool.queries.verify import verify as decide
+
+    def log(text: str) -> None:
+        if not quiet:
+            click.echo(f"{time.monotonic() - STARTED:8.1f} s  {text}", err=True)
+
+    options.use_threads(threads)
+    spec = queries.read(query)
+    paths = _paths(spec, networks)
+    try:
+        models = read_models(spec, paths)
+        seconds = float("inf") if end is None else end - time.monotonic()
+        answer = decide(spec, models, seconds=seconds, seed=seed, log=log)
+    except UnsupportedNetworkError as error:
+        log(str(error))
+        stdout.answer("unknown\n")
+        return
+    if answer.reason:
+        log(answer.reason)
+    text = f"{answer.verdict.value}\n"
+    if answer.verdict is Verdict.SAT and answer.witness is not None:
+        text += queries.format_witness(spec, answer.witness)
+    stdout.answer(text)
+
+
+def _paths(spec: Spec, networks: tuple[str, ...]) -> dict[str, Path]:
+    """Network name -> file. A bare file, or any name, will do for a 1.0 query, which does not name its network."""
+    found: dict[str, Path] = {}
+    for text in networks:
+        name, equals, path = text.partition("=")
+        if spec.version == "1.0":
+            name, path = spec.networks[0].name, path if equals else text
+        elif not equals:
+            raise UsageError(f"--network {text}: write NAME=FILE, with the name that the query declares.")
+        if name in found:
+            raise UsageError(f"--network gives {name} twice; one file for each network.")
+        found[name] = Path(path)
+    return found
+
+
+def _flags() -> list[Callable[[options.F], options.F]]:
+    """One flag for each capability; the standard spells one of them in two ways."""
+    other = {"multiple-input-output-theories": ["--multiple-inputs-output-theories"]}
+    return [
+        click.option(f"--{name}", *other.get(name, []), "capability", flag_value=name, help=", ".join(lines[:4]))
+        for name, lines in CAPABILITIES.items()
+    ]
+
+
+@click.command("supports")
+@options.stacked(*_flags())
+def supports(capability: str | None) -> None:
+    """Prints what the verifier supports, one capability at a time, as the VNN-LIB standard asks.
+
+    \b
+    Example:
+      citrus supports --onnx-operators
+    """
+    if capability is None:
+        raise UsageError("give one capability, such as --onnx-operators; see citrus supports --help.")
+    click.echo("\n".join(CAPABILITIES[capability]))

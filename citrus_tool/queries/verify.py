@@ -1,0 +1,174 @@
+"""Answers a query: sat with a replayed witness, unsat with a proof, or unknown; never later than the time allows.
+
+The unsafe set is a union of problems (queries/problem.py). Each is attacked, screened, attacked again, and searched;
+the query is unsat when all of them are proven. Everything here fails closed: what is neither witnessed on the files
+nor proven in float64 with outward rounding is unknown.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from citrus_tool.errors import UsageError
+from citrus_tool.onnx_io import OnnxModel
+from citrus_tool.onnx_io.reader import assemble
+from citrus_tool.onnx_io.source import load
+from citrus_tool.queries.falsify import Falsifier
+from citrus_tool.queries.problem import Files, Problem, Replay, problems
+from citrus_tool.queries.prove import Prover
+from citrus_tool.queries.spec import Spec
+
+Log = Callable[[str], None]
+
+FIRST_STEPS = 40
+"""Steps of the attack before anything is proven."""
+STEPS = 100
+"""Steps of every later round."""
+ATTACK_EVERY = 8.0
+"""Branch and bound is interrupted for another round of the attack after about this many times that round's seconds."""
+
+
+class Verdict(Enum):
+    """The answer, as VNN-LIB's solver interface spells it (VNN-COMP writes timeout for timed-out)."""
+
+    SAT = "sat"
+    UNSAT = "unsat"
+    UNKNOWN = "unknown"
+    TIMED_OUT = "timed-out"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Answer:
+    """A verdict; `witness` holds every tensor of the query where it is SAT, `reason` one sentence otherwise."""
+
+    verdict: Verdict
+    witness: Mapping[str, NDArray[np.float32]] | None = None
+    reason: str = ""
+
+
+def read_models(spec: Spec, paths: Mapping[str, Path]) -> dict[str, OnnxModel]:
+    """Reads the file of every declared network that is not `equal-to` another one.
+
+    Inputs keep the file's own shape and order. Raises UsageError where names and files do not match, and what
+    `onnx_io.read` raises.
+    """
+    needed = {network.name for network in spec.networks if network.equal_to is None}
+    declared = {network.name for network in spec.networks}
+    for name in paths:
+        if name not in declared:
+            raise UsageError(f"--network {name}=...: the query declares no network {name!r}, only {_list(declared)}.")
+        if name not in needed:
+            raise UsageError(f"--network {name}=...: {name} is equal-to another network and takes no file of its own.")
+    missing = needed - set(paths)
+    if missing:
+        name = min(missing)
+        raise UsageError(f"network {name!r} has no file; add --network {name}=FILE.onnx.")
+    models: dict[str, OnnxModel] = {}
+    for name, path in paths.items():
+        source = load(path)
+        models[name] = assemble(source, input_shape=source.input_shape)
+    return models
+
+
+def _list(names: set[str]) -> str:
+    return ", ".join(sorted(names))
+
+
+def verify(
+    spec: Spec,
+    models: Mapping[str, OnnxModel],
+    *,
+    seconds: float = math.inf,
+    seed: int = 0,
+    log: Log = lambda text: None,
+) -> Answer:
+    """Decides whether the unsafe set of `spec` is empty.
+
+    Args:
+        models: by network name, as `read_models` gives them.
+        seconds: wall time; one step of the work may overrun it by a little (the command line's watchdog does not).
+        seed: of the attack.
+        log: gets progress lines.
+
+    Raises UsageError where shapes do not fit, InputFileError where the query speaks of too many boxes.
+    """
+    deadline = time.monotonic() + seconds
+    files = Files.of(spec, models)
+    replay = Replay.of(files)
+    open_problems = 0
+    reason = ""
+    for number, problem in enumerate(problems(files)):
+        work = _Work(problem=problem, replay=replay, seed=seed + number, log=log)
+        work.run(deadline)
+        if work.witness is not None:
+            return Answer(verdict=Verdict.SAT, witness=work.witness)
+        if not work.prover.proven:
+            open_problems += 1
+            reason = work.reason
+            if time.monotonic() >= deadline:
+                break
+    if not open_problems:
+        return Answer(verdict=Verdict.UNSAT)
+    timed_out = time.monotonic() >= deadline
+    return Answer(verdict=Verdict.TIMED_OUT if timed_out else Verdict.UNKNOWN, reason=reason)
+
+
+class _Work:
+    """One problem: attack and proof in turns."""
+
+    def __init__(self, *, problem: Problem, replay: Replay, seed: int, log: Log) -> None:
+        self.problem, self.replay, self.log = problem, replay, log
+        self.witness: Mapping[str, NDArray[np.float32]] | None = None
+        self.reason = ""
+        self.falsifier = Falsifier.of(problem, self.confirm, seed)
+        self.prover = Prover(problem, self.falsifier.judge, log)
+
+    def confirm(self, z: Tensor) -> bool:
+        """Replays the files at z; keeps the witness where it holds."""
+        values = self.replay.run(self.problem.inputs(z))
+        found = self.replay.judge(values)
+        if found.holds:
+            self.witness = values
+        return found.holds
+
+    def run(self, deadline: float) -> None:
+        """Until a witness, a proof, or the deadline."""
+        prover, falsifier = self.prover, self.falsifier
+        if prover.proven:
+            return
+        if falsifier.sample() or falsifier.descend(self.problem.formula, steps=FIRST_STEPS, deadline=deadline):
+            return
+        self.log("attack: no witness in the first round")
+        prover.screen()
+        if prover.done and not prover.stuck:
+            return
+        seconds = self._attack(deadline)
+        if self.witness is not None:
+            return
+        if not prover.stuck:
+            prover.root()
+            prover.grow(min(deadline, time.monotonic() + seconds))
+            if not prover.done and time.monotonic() < deadline:
+                prover.root()
+        while not prover.done and time.monotonic() < deadline:
+            prover.grow(min(deadline, time.monotonic() + max(1.0, ATTACK_EVERY * seconds)))
+            if not prover.done:
+                self._attack(deadline)
+                if self.witness is not None:
+                    return
+        self.reason = "the search ended without a proof." if prover.stuck else "the time ran out."
+
+    def _attack(self, deadline: float) -> float:
+        """One round on the cases that are left; the seconds it took."""
+        start = time.monotonic()
+        self.falsifier.descend(self.prover.formula, steps=STEPS, deadline=deadline)
+        return time.monotonic() - start

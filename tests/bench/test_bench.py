@@ -1,0 +1,241 @@
+"""Contests, the journal, runs that are never done twice, and the page."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from citrus_tool.bench import contests, journal, page
+from citrus_tool.bench.contests import CPU, GPU, PAPER, TABLES, Contest, Job, Published, jobs
+from citrus_tool.bench.journal import Entry
+from citrus_tool.bench.run import Bench, certifier_digest
+from citrus_tool.certify.uap import CertifySettings
+from citrus_tool.errors import InputFileError, InterruptedRunError
+from citrus_tool.harden.methods import METHODS
+from citrus_tool.harden.recipes import Recipe, named
+from citrus_tool.progress import Progress, Silent
+
+DIGITS = Contest(
+    name="toy", data="digits", eps="0.05", architecture="convtiny", normalisation=((0.3,), (0.4,)),
+    recipe=Recipe(
+        eps=0.05, tau_ratio=0.5, epochs=2, warmup_epochs=0, ramp_epochs=1, groups_per_batch=50, pgd_steps=1, lr=5e-3,
+        init="shi", certified_inputs=10,
+    ),
+    changes={"sabr": {"tau_ratio": 0.4}},
+    seeds={"citrus": 2},
+    published=(Published(label="shipped", file="digits_convtiny_citrus.onnx"),),
+)  # fmt: skip
+QUICK = CertifySettings(bounds="crown", limit=20, attack_steps=2, attack_restarts=1)
+MODELS = Path(__file__).resolve().parents[2] / "models"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def _bench(folder: Path, progress: Progress | None = None) -> Bench:
+    return Bench(
+        journal=folder / "journal.jsonl", runs=folder / "runs", data_root=None, device="cpu",
+        progress=progress or Silent(), certifier=QUICK,
+    )  # fmt: skip
+
+
+def _entry(**changes: object) -> Entry:
+    base = Entry(
+        contest="toy", method="citrus", recipe="r", seed=0, certifier="c", standard=90.0, certified=50.0, attacked=60.0,
+        individually=49.0, ibp=40.0, inputs=20, best_epoch=1, train_seconds=60.0, certify_seconds=1.0, model="m",
+        command="citrus bench", commit="", machine="", versions={},
+    )  # fmt: skip
+    return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
+
+
+# --- contests ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_job_has_a_recipe_and_a_folder_of_its_own() -> None:
+    every = [job for table in TABLES for contest in CPU for job in jobs(table, contest)]
+    assert all(job.method in METHODS and job.recipe.method == job.method for job in every)
+    unique = {(job.contest.name, job.method, job.seed) for job in every}
+    assert len({job.name for job in every}) == len(unique)
+    assert len(unique) == 4 * 6 + 2 * 2 * 2 + 3 + 1  # methods, further seeds, Table 2, Table 3
+
+
+def test_all_methods_of_a_contest_have_the_same_epochs_and_attack() -> None:
+    for table in TABLES:
+        for contest in CPU:
+            recipes = [job.recipe for job in jobs(table, contest)]
+            assert len({(r.epochs, r.ramp_epochs, r.milestones, r.lr, r.pgd_steps, r.batch_size) for r in recipes}) <= 1
+            assert all(r.eps == pytest.approx(eval_eps(contest.eps)) for r in recipes)
+
+
+@pytest.mark.parametrize("contest", GPU, ids=lambda contest: contest.name)
+def test_scale_gpu_is_the_published_recipes(contest: Contest) -> None:
+    for job in jobs("table1", contest):
+        if job.method == "citrus":
+            assert job.recipe == dataclasses.replace(named(contest.name), seed=job.seed)
+        assert job.recipe.eps == pytest.approx(eval_eps(contest.eps))
+        assert job.recipe.epochs == named(contest.name).epochs
+
+
+def eval_eps(text: str) -> float:
+    above, _, below = text.partition("/")
+    return float(above) / float(below or 1)
+
+
+def test_seed_0_of_every_method_comes_first() -> None:
+    order = [(job.seed, job.method) for job in jobs("table1", CPU[0])]
+    assert [seed for seed, _ in order] == sorted(seed for seed, _ in order)
+    assert [method for seed, method in order if seed == 0] == list(TABLES["table1"].methods)
+    assert jobs("table2", CPU[0]) == []
+
+
+def test_digest_knows_the_recipe_but_not_the_seed() -> None:
+    job = Job(contest=DIGITS, method="citrus", seed=0)
+    assert dataclasses.replace(job, seed=1).digest == job.digest
+    assert dataclasses.replace(job, method="sabr").digest != job.digest
+    for field, value in (("lr", 1e-3), ("epochs", 3), ("taps", contests.Taps(steps=3)), ("alpha", 0.4)):
+        recipe = dataclasses.replace(DIGITS.recipe, **{field: value})
+        other = dataclasses.replace(job, contest=dataclasses.replace(DIGITS, recipe=recipe))
+        assert other.digest != job.digest, field
+    default = dataclasses.replace(DIGITS.recipe, alpha=Recipe(eps=0.1, tau_ratio=1.0, epochs=30).alpha)
+    assert dataclasses.replace(job, contest=dataclasses.replace(DIGITS, recipe=default)).digest == job.digest
+    assert dataclasses.replace(job, contest=dataclasses.replace(DIGITS, architecture="mlp")).digest != job.digest
+
+
+def test_certifier_digest_knows_every_setting() -> None:
+    assert certifier_digest(QUICK) == certifier_digest(dataclasses.replace(QUICK))
+    assert certifier_digest(QUICK) != certifier_digest(dataclasses.replace(QUICK, branch_nodes=3))
+
+
+def test_the_papers_figures() -> None:
+    """The paper's text holds every pair that PAPER quotes."""
+    text = Path(__file__).resolve().parents[2].parent / "shared" / "paper" / "citrus_paper.md"
+    if not text.is_file():
+        pytest.skip("needs ../shared/paper, which is absent")
+    cells = text.read_text().replace("<b>", "").replace("</b>", "").replace("**", "").replace(" ", "")
+    for standard, certified in PAPER.values():
+        second = f"{certified:.2f}" if certified else "0.0"
+        assert f"|{standard:.2f}|{second}|" in cells, (standard, certified)
+
+
+# --- the journal ------------------------------------------------------------------------------------------------------
+
+
+def test_journal_gives_back_what_it_was_given(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "journal.jsonl"
+    assert journal.read(path) == []
+    entries = [_entry(), _entry(seed=1, standard=91.5)]
+    for entry in entries:
+        journal.append(path, entry)
+    assert journal.read(path) == entries
+    assert len(path.read_text().splitlines()) == 2
+
+
+def test_a_torn_last_line_is_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    journal.append(path, _entry())
+    with path.open("a") as file:
+        file.write('{"contest": "to')
+    assert journal.read(path) == [_entry()]
+    journal.append(path, _entry(seed=1))
+    assert [entry.seed for entry in journal.read(path)] == [0, 1]
+
+
+def test_a_bad_line_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    path.write_text(json.dumps({"contest": "toy"}) + "\n")
+    with pytest.raises(InputFileError, match=r"journal\.jsonl, line 1: is no run .*; mend or remove the line"):
+        journal.read(path)
+    with pytest.raises(InputFileError, match="cannot be written"):
+        journal.append(tmp_path, _entry())
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+
+class _Stop(Progress):
+    """Sends SIGINT after some steps."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def start(self, stage: str, total: int | None, unit: str) -> None: ...
+
+    def advance(self, amount: int = 1, note: str = "") -> None:
+        self.left -= 1
+        if self.left == 0:
+            signal.raise_signal(signal.SIGINT)
+
+    def finish(self) -> None: ...
+
+
+@pytest.mark.parametrize("after", [3, 13])  # in training; in certification
+def test_a_run_stops_resumes_and_is_never_done_again(tmp_path: Path, after: int) -> None:
+    job = Job(contest=DIGITS, method="citrus", seed=1)
+    whole = _bench(tmp_path / "whole")
+    assert whole.run(job, "citrus bench toy")
+    parts = _bench(tmp_path / "parts", _Stop(after))
+    with pytest.raises(InterruptedRunError):
+        parts.run(job, "citrus bench toy")
+    assert journal.read(parts.journal) == []
+    assert parts.run(job, "citrus bench toy")
+    (one,), (two,) = journal.read(whole.journal), journal.read(parts.journal)
+    # the file's metadata is the same too, so its digest tells whether the weights are
+    assert one == dataclasses.replace(two, train_seconds=one.train_seconds, certify_seconds=one.certify_seconds)
+    assert one.ibp <= one.individually <= one.certified <= one.attacked
+    assert (one.inputs, one.recipe, one.seed, one.command) == (20, job.digest, 1, "citrus bench toy")
+    assert not whole.run(job, "citrus bench toy")
+    assert journal.read(whole.journal) == [one]
+
+
+def test_published_networks_are_judged_alike(tmp_path: Path) -> None:
+    bench = _bench(tmp_path)
+    assert bench.run_published(DIGITS, DIGITS.published[0], MODELS, "citrus bench toy --models DIR")
+    assert not bench.run_published(DIGITS, DIGITS.published[0], MODELS, "again")
+    (entry,) = journal.read(bench.journal)
+    assert (entry.method, entry.train_seconds) == ("shipped", 0.0)
+    assert entry.standard == pytest.approx(96.66, abs=0.01)
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def toy_table(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Entry]:
+    monkeypatch.setattr(page, "TABLES", {"toy": contests.Table(title="Toy", methods=("sabr", "citrus"))})
+    monkeypatch.setattr(contests, "TABLES", page.TABLES)
+    monkeypatch.setattr(page, "SCALES", {"cpu": contests.Scale(contests=(DIGITS,), certifier=contests.CERTIFIER)})
+    monkeypatch.setattr(page, "PAPER", {("toy", "citrus"): (12.34, 5.6)})
+    digest, certifier = Job(contest=DIGITS, method="citrus", seed=0).digest, certifier_digest(contests.CERTIFIER)
+    return lambda **changes: _entry(**{"recipe": digest, "certifier": certifier, **changes})
+
+
+def test_rows_have_mean_and_spread_and_tell_what_was_not_run(toy_table: Callable[..., Entry]) -> None:
+    entries = [toy_table(), toy_table(seed=1, standard=92.0), toy_table(recipe="old"), toy_table(certifier="other")]
+    shipped = toy_table(method="shipped", recipe="digits_convtiny_citrus.onnx", train_seconds=0.0)
+    assert page.rows("toy", "cpu", DIGITS, [*entries, shipped]) == [
+        ["sabr", "", "", "not run", "", "", "", "", "", "0"],
+        ["citrus", "12.34", "5.60", "91.00 ± 1.41", "50.00 ± 0.00", "60.00 ± 0.00", "49.00 ± 0.00", "40.00 ± 0.00",
+         "1 min", "2"],
+        ["shipped", "", "", "90.00", "50.00", "60.00", "49.00", "40.00", "", "1"],
+    ]  # fmt: skip
+
+
+def test_a_contest_without_runs_is_not_on_the_page(toy_table: Callable[..., Entry]) -> None:
+    assert "Toy" not in page.page([])
+    assert "Toy" not in page.page([toy_table(recipe="old")])
+
+
+def test_page(toy_table: Callable[..., Entry]) -> None:
+    text = page.page([toy_table()])
+    assert "## Toy, scale cpu" in text
+    assert "### digits at eps 0.05" in text
+    assert "`citrus bench toy --scale cpu --data digits --eps 0.05`" in text
+    assert "| citrus | 12.34 | 5.60 | 90.00 | 50.00 | 60.00 | 49.00 | 40.00 | 1 min | 1 |" in text
