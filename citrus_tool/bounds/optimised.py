@@ -334,7 +334,8 @@ class _Work:
 
     def _shifted(self, duals: Duals, values: Tensor, rate: float, step: int) -> Duals:
         """One step of the shares, whose gradient is `values` (M, D)."""
-        assert duals.share is not None and self.share_moments is not None
+        assert duals.share is not None
+        assert self.share_moments is not None
         gradient = duals.share * (values - (duals.share * values).sum(0))
         moved = duals.share.log() + rate * _adam(gradient, self.share_moments, step)
         return replace(duals, share=moved.softmax(0).clamp(min=LEAST_SHARE))

@@ -117,8 +117,8 @@ class MarginProblem(Problem):
 class Part:
     """A part of the box that is open for one target.
 
-    alpha (U,) uint8 in units of 1 / GRID, split, side, beta (k,), share (M,) as in Duals; `candidates` (c,) the neurons that promise most,
-    none when there is nothing left to split, `weight` (c,) the coefficients of their outputs.
+    alpha (U,) uint8 in units of 1 / GRID, split, side, beta (k,), share (M,) as in Duals; `candidates` (c,) the neurons
+    that promise most, none when there is nothing left to split, `weight` (c,) the coefficients of their outputs.
     """
 
     target: int
@@ -182,9 +182,6 @@ class Search:
         self._closed = torch.full((problem.count,), math.inf, dtype=torch.float64, device=self._device)
         self._dropped: set[int] = set()
         self.nodes = 0
-
-    def __bool__(self) -> bool:
-        return True
 
     @property
     def done(self) -> bool:
