@@ -40,6 +40,8 @@ CHILD: Final = Schedule(steps=10)
 """Adam's steps on a part of a box."""
 TRIAL: Final = Schedule(steps=0)
 """The same for a candidate."""
+LAST: Final = Schedule(steps=200)
+"""The same for a part on which no neuron that is left to split has a coefficient."""
 CANDIDATES: Final = 4
 """Neurons per part whose split is tried before one is chosen."""
 MINOR: Final = 1e-3
@@ -108,6 +110,11 @@ class Search:
     def gap(self) -> float:
         """How far the worst part is from being closed."""
         return self.guard - self._heap[0][0] if self._heap else math.inf
+
+    def splits(self) -> Tensor:
+        """The neurons that the open parts are split on, with repetition."""
+        parts = [part for _, _, part in self._heap] + self._stuck
+        return torch.cat([part.split for part in parts] or [torch.empty(0, dtype=torch.long)])
 
     def proven(self) -> list[int]:
         """The targets of which every part is closed; none before `plant`."""
@@ -218,12 +225,25 @@ class Search:
         self._closed.scatter_reduce_(0, target[closed], bound[closed], "amin")
         left = torch.nonzero(~closed).flatten()
         if len(left):
-            self._keep(bound, found, target, left)
+            last = self._keep(bound, found, target, left)
+            if last is not None:
+                self._finish(target[last], found.duals.columns(last))
             if self._look is not None:
                 self.drop(self._look(found.point[:, left]))
 
-    def _keep(self, bound: Tensor, found: Ascent, target: Tensor, left: Tensor) -> None:
-        """Puts the columns `left` on the heap, each with its candidates."""
+    def _finish(self, target: Tensor, duals: Duals) -> None:
+        """A long ascent for parts without candidates; then what moves the neurons that are split comes next."""
+        found = ascend(self.instance.system, self.targets(target), duals, LAST, goal=self.goal)
+        bound = self._claim(target, found.duals)
+        closed = bound > self.guard
+        self._closed.scatter_reduce_(0, target[closed], bound[closed], "amin")
+        left = torch.nonzero(~closed).flatten()
+        if len(left):
+            self._keep(bound, found, target, left, last=True)
+
+    def _keep(self, bound: Tensor, found: Ascent, target: Tensor, left: Tensor, *, last: bool = False) -> Tensor | None:
+        """Puts the columns `left` on the heap, each with its candidates; returns those without, unless it is `last`."""
+        exhausted: list[int] = []
         duals, weight = found.duals.columns(left), found.weight[:, left]
         promise = self.instance.system.upper_offset * torch.where(weight < 0, -weight, MINOR * weight)
         absent = torch.zeros_like(promise[:1])
@@ -243,8 +263,34 @@ class Search:
                 candidates=best[promising, column],
                 weight=weight[promising, column],
             )
+            if not len(part.candidates) and not last:
+                exhausted.append(int(left[column]))
+                continue
+            if not len(part.candidates):
+                part = replace(
+                    part,
+                    candidates=(moving := self._moving(part.split)),
+                    weight=moving.new_zeros(len(moving)).to(part.weight),
+                )
             if not len(part.candidates):
                 self._stuck.append(part)
             elif number not in self._dropped:
                 self._pushed += 1
                 heapq.heappush(self._heap, (value, self._pushed, part))
+        return torch.tensor(exhausted, device=target.device) if exhausted else None
+
+    def _moving(self, split: Tensor) -> Tensor:
+        """The unsplit neurons whose relaxations leave the inputs of the neurons in `split` the most room.
+
+        On a part where every coefficient vanishes (all neurons of the last stage are off, say) the bound can only rise
+        by showing that the given signs contradict each other.
+        """
+        system = self.instance.system
+        pull = torch.zeros_like(system.upper_offset[:, 0])
+        for stage in system.stages:
+            here = split[(split >= stage.start) & (split < stage.stop)] - stage.start
+            pull[: stage.start] += stage.inputs.at_hidden[here].abs().sum(0)
+        score = pull * system.upper_offset[:, 0]
+        score[split] = 0.0
+        best = score.topk(min(CANDIDATES, len(score)))
+        return best.indices[best.values > 0]
