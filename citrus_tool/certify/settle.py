@@ -18,7 +18,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from citrus_tool.attacks.universal import attack_groups, float32_at_most
+from citrus_tool.attacks.margin import float32_at_most
+from citrus_tool.attacks.universal import attack_groups
 from citrus_tool.bounds.crown import relax
 from citrus_tool.bounds.optimised import COLUMNS, ROOT, Ascent, Instance, ascend
 from citrus_tool.bounds.rounding import enclose, exact_products
