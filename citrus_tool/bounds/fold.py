@@ -1,7 +1,8 @@
 """A piecewise linear network over one box, with every decided neuron folded away.
 
-Over a box most ReLUs are decided: identity or zero. What is left is an affine map from the box's perturbation
-v = u / radius, |v| <= 1, and the outputs h of the few open neurons to the open neurons' inputs z and to the margins:
+Over a box most ReLUs are decided: identity or zero, or nearly so. What is left is an affine map from the box's
+perturbation v = u / radius, |v| <= 1, and the outputs h of the few open neurons to the open neurons' inputs z and to
+the margins:
 
     z = A v + B h + b (B strictly lower triangular by stages)    h = max(z, floor z)    margins = A' v + B' h + b'
 
@@ -38,6 +39,10 @@ ROW_CHUNK = 256
 """Functionals carried to the input in one go while folding."""
 
 
+NEARLY = 1e-4
+"""A neuron that is cut off by less than this share of its node's largest bound is folded away, at that price."""
+
+
 def foldable(network: Network) -> bool:
     """Whether the network has nonlinear layers, all of them in FOLDABLE."""
     kinds = {type(node.layer) for node in network.nodes} & RELAXATIONS.keys()
@@ -52,6 +57,35 @@ def foldable_nodes(network: Network) -> tuple[Node, ...]:
 def floor_of(layer: nn.Module) -> float:
     """Slope of a foldable layer left of 0."""
     return float(layer.negative_slope) if isinstance(layer, nn.LeakyReLU) else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settled:
+    """What a nonlinear node is where it is not open: slope z <= f(z) <= slope z + spread; (1, *shape) each.
+
+    `open` (1, *shape) are the neurons that this does not describe.
+    """
+
+    open: Tensor
+    slope: Tensor
+    spread: Tensor
+
+    @staticmethod
+    def of(node: Node, box: Box) -> Settled:
+        """Of a foldable node, `box` being what `relax` found for its input.
+
+        Beside the neurons whose sign is known, those whose wrong side is NEARLY nothing count as settled.
+        """
+        lower, upper = widen(box).lower, widen(box).upper
+        floor = floor_of(node.layer)
+        positive = upper > -lower
+        spread = (1 - floor) * torch.minimum(upper, -lower)  # the function less its line, at the end of the wrong side
+        allowed = NEARLY * torch.maximum(upper.abs(), lower.abs()).amax()
+        return Settled(
+            open=OPEN[type(node.layer)](widen(box)) & ~(spread <= allowed),
+            slope=torch.full_like(lower, floor).masked_fill(positive, 1.0),
+            spread=widen(Box(centre=spread.clamp(min=0), radius=torch.zeros_like(spread))).upper,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +107,7 @@ class Stage:
     Attributes:
         node: the node's name.  source: its input node's.
         entry: (U,) the neurons' flat indices in the node's value.
+        base: the first neuron of the system that the inputs may depend on; its number in `inputs` is 0.
         inputs: the functionals that give their inputs z.
         at_input, at_hidden: the matrices of `inputs` as the optimiser multiplies them, each with its transpose.
     """
@@ -84,6 +119,7 @@ class Stage:
     inputs: Functionals
     at_input: tuple[Tensor, Tensor]
     at_hidden: tuple[Tensor, Tensor]
+    base: int = 0
 
     @property
     def stop(self) -> int:
@@ -94,6 +130,11 @@ class Stage:
     def range(self) -> slice:
         """The stage's neurons among all."""
         return slice(self.start, self.stop)
+
+    @property
+    def earlier(self) -> slice:
+        """The neurons that the inputs may depend on."""
+        return slice(self.base, self.start)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +176,30 @@ class Fold:
         return replace(self, stages=stages, **parts)
 
 
+def beside(systems: Sequence[Fold]) -> Fold:
+    """Systems over the same perturbation as one: their neurons one system after the other, nothing shared but v.
+
+    `margins` are those of the first system, padded; targets of the joint system are built from the systems' own.
+    """
+    stages: list[Stage] = []
+    base = 0
+    for system in systems:
+        stages += [replace(s, base=s.base + base, start=s.start + base) for s in system.stages]
+        base += system.neurons
+    first = systems[0]
+    blank = first.margins.at_hidden.new_zeros(len(first.margins.offset), base - first.neurons)
+    return Fold(
+        stages=tuple(stages),
+        margins=replace(first.margins, at_hidden=torch.cat([first.margins.at_hidden, blank], dim=1)),
+        radius=first.radius,
+        floor=torch.cat([system.floor for system in systems]),
+        lower_slope=torch.cat([system.lower_slope for system in systems]),
+        upper_slope=torch.cat([system.upper_slope for system in systems]),
+        upper_offset=torch.cat([system.upper_offset for system in systems]),
+        shift=torch.cat([system.shift for system in systems]),
+    )
+
+
 def fold(
     network: Network,
     boxes: Mapping[str, Box],
@@ -155,12 +220,13 @@ def fold(
         dtype: of the result.
     """
     known = list(like.stages) if like is not None else []
-    folder = _Folder(network=network, boxes=boxes, relaxations=relaxations)
+    settled = {node.name: Settled.of(node, boxes[node.inputs[0]]) for node in foldable_nodes(network)}
+    folder = _Folder(network=network, boxes=boxes, relaxations=relaxations, settled=settled)
     stages: list[Stage] = []
     lines: list[Lines] = []
     floors: list[float] = []
     for node in foldable_nodes(network):
-        entry = OPEN[type(node.layer)](widen(boxes[node.inputs[0]])).flatten().nonzero().flatten()
+        entry = folder.settled[node.name].open.flatten().nonzero().flatten()
         if len(entry):
             if not (known and known[0].node == node.name and torch.equal(known[0].entry, entry)):
                 known = [folder.stage(node, entry, stages, dtype)]
@@ -192,6 +258,7 @@ class _Folder:
     network: Network
     boxes: Mapping[str, Box]
     relaxations: Mapping[str, Relaxation]
+    settled: Mapping[str, Settled]
 
     def lines(self, node: Node) -> Lines:
         lines = self.relaxations[node.name]
@@ -230,7 +297,7 @@ class _Folder:
         found: dict[str, Tensor] = {}
 
         def stop(reading: Reading, layer: nn.Module, node: Node, rows: Rows) -> tuple[Rows]:
-            slope = self.lines(node).upper_slope
+            slope = self.settled[node.name].slope
             if node.name in entries:
                 found[node.name] = rows.dense().coefficient.flatten(1).index_select(1, entries[node.name])
                 slope = slope.flatten(1).index_fill(1, entries[node.name], 0.0).reshape(slope.shape)

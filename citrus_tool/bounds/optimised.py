@@ -12,9 +12,10 @@ claimed is one backward pass of bounds/linear.py with them, in float64 with outw
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from citrus_tool.bounds.fold import (
     FOLDABLE,
     Fold,
     Functionals,
+    Settled,
     floor_of,
     fold,
     foldable,
@@ -45,16 +47,20 @@ COLUMNS = 128
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """Adam's steps: how many, the first step of slopes and of multipliers, and the factor after each."""
+    """Adam's steps: how many, the first step of slopes, of multipliers and of shares, and the factor after each."""
 
     steps: int
     alpha_rate: float = 0.1
     beta_rate: float = 0.3
+    share_rate: float = 0.2
     decay: float = 0.98
 
 
 ROOT = Schedule(steps=20)
 """alpha-CROWN's steps on a whole box."""
+
+LEAST_SHARE = 1e-6
+"""Shares stay above this, so that a member can come back."""
 
 FIRST_MOMENT, SECOND_MOMENT = 0.9, 0.999
 """Adam's decay rates (Kingma and Ba 2015)."""
@@ -69,12 +75,14 @@ class Duals:
         split: (K, D) the neurons whose sign is given, U where a column has fewer than K.
         side: (K, D) +1: input >= 0, -1: input <= 0, 0: none.
         beta: (K, D) multipliers >= 0.
+        share: (M, D) weights >= 0 of the members of joint functionals (JointTargets), which sum to 1; None: no members.
     """
 
     alpha: Tensor
     split: Tensor
     side: Tensor
     beta: Tensor
+    share: Tensor | None = None
 
     @staticmethod
     def start(system: Fold, count: int) -> Duals:
@@ -90,7 +98,11 @@ class Duals:
     def columns(self, index: Tensor | slice) -> Duals:
         """Some of the columns, or one twice."""
         return Duals(
-            alpha=self.alpha[:, index], split=self.split[:, index], side=self.side[:, index], beta=self.beta[:, index]
+            alpha=self.alpha[:, index],
+            split=self.split[:, index],
+            side=self.side[:, index],
+            beta=self.beta[:, index],
+            share=None if self.share is None else self.share[:, index],
         )
 
 
@@ -142,9 +154,51 @@ class Targets:
         """Some of the functionals."""
         return Targets(at_hidden=self.at_hidden[:, index], at_input=self.at_input[:, index], offset=self.offset[index])
 
+    def mix(self, share: Tensor | None, at_hidden: Tensor, at_input: Tensor) -> Tensor:
+        """Writes the coefficients into the given buffers; returns the offsets (D,), a new tensor."""
+        at_hidden.copy_(self.at_hidden)
+        at_input.copy_(self.at_input)
+        return self.offset.clone()
 
-def ascend(system: Fold, targets: Targets, start: Duals, schedule: Schedule, *, goal: float = math.inf) -> Ascent:
-    """Maximises the dual bound of every target over slopes and multipliers, from `start`.
+
+@dataclass(frozen=True, kw_only=True)
+class JointTargets:
+    """D functionals sum_m share[m] T[m], T[m] a functional of member m of a system of systems (fold.beside).
+
+    Attributes:
+        at_hidden: (U, D) all members' coefficients at their own neurons.
+        at_input: (M, d, D).  offset: (M, D).
+        member: (M + 1,) the members' first neurons, and U.
+    """
+
+    at_hidden: Tensor
+    at_input: Tensor
+    offset: Tensor
+    member: tuple[int, ...]
+
+    def mix(self, share: Tensor | None, at_hidden: Tensor, at_input: Tensor) -> Tensor:
+        """As in Targets, for these shares."""
+        assert share is not None
+        for number, (first, last) in enumerate(pairwise(self.member)):
+            torch.mul(self.at_hidden[first:last], share[number], out=at_hidden[first:last])
+            if number:
+                at_input.addcmul_(self.at_input[number], share[number])
+            else:
+                torch.mul(self.at_input[0], share[0], out=at_input)
+        return (share * self.offset).sum(0)
+
+    def values(self, point: Tensor, hidden: Tensor) -> Tensor:
+        """(M, D) every member's functional at inputs (d, D) and outputs of the neurons (U, D)."""
+        values = self.offset + (self.at_input * point).sum(1)
+        for number, (first, last) in enumerate(pairwise(self.member)):
+            values[number] += (self.at_hidden[first:last] * hidden[first:last]).sum(0)
+        return values
+
+
+def ascend(
+    system: Fold, targets: Targets | JointTargets, start: Duals, schedule: Schedule, *, goal: float = math.inf
+) -> Ascent:
+    """Maximises the dual bound of every target over slopes, multipliers and shares, from `start`.
 
     The bound of a target on its part of the box is, for any slopes and multipliers,
 
@@ -152,7 +206,8 @@ def ascend(system: Fold, targets: Targets, start: Duals, schedule: Schedule, *, 
 
     where a neuron is replaced by the line e z + q: below (slope alpha) where its weight is positive, above where it is
     negative, itself where its sign is given; weights follow from the last stage to the first. Its gradient in alpha is
-    weight^+ z, in beta -side z, z being the relaxed system's inputs at v = -sign(L).
+    weight^+ z, in beta -side z, z being the relaxed system's inputs at v = -sign(L); in a member's share it is the
+    member's functional there, and shares move on the simplex as softmax of what Adam ascends.
 
     Stops early when every bound has passed `goal`. The best iterate of each column is returned.
     """
@@ -182,7 +237,7 @@ class _Work:
     """
 
     system: Fold
-    targets: Targets
+    targets: Targets | JointTargets
     weight: Tensor
     below: Tensor  # 1 where the weight is positive, else 0
     slope: Tensor  # e
@@ -193,13 +248,14 @@ class _Work:
     scratch: Tensor
     alpha_moments: tuple[Tensor, Tensor]
     beta_moments: tuple[Tensor, Tensor]
+    share_moments: tuple[Tensor, Tensor] | None
     at_input: Tensor
     point: Tensor
     settled: Tensor  # (K, D) slope of each split neuron
 
     @staticmethod
-    def of(system: Fold, targets: Targets, start: Duals) -> _Work:
-        columns = len(targets.offset)
+    def of(system: Fold, targets: Targets | JointTargets, start: Duals) -> _Work:
+        columns = targets.offset.shape[-1]
         rows = [targets.offset.new_zeros(system.neurons + 1, columns) for _ in range(10)]
         floor = torch.cat([system.floor, system.floor.new_zeros(1)])
         return _Work(
@@ -215,8 +271,11 @@ class _Work:
             scratch=rows[7][:-1],
             alpha_moments=(rows[8][:-1], rows[9][:-1]),
             beta_moments=(torch.zeros_like(start.beta), torch.zeros_like(start.beta)),
-            at_input=torch.empty_like(targets.at_input),
-            point=torch.empty_like(targets.at_input),
+            share_moments=None
+            if start.share is None
+            else (torch.zeros_like(start.share), torch.zeros_like(start.share)),
+            at_input=targets.at_input.new_empty(targets.at_input.shape[-2:]),
+            point=targets.at_input.new_empty(targets.at_input.shape[-2:]),
             settled=torch.where(start.side > 0, torch.ones_like(start.side), floor[start.split]),
         )
 
@@ -224,9 +283,7 @@ class _Work:
         """The bounds (D,); leaves weights, lines and the minimising point in the buffers."""
         system, split = self.system, duals.split
         force = -duals.side * duals.beta
-        self.weight[:-1].copy_(self.targets.at_hidden)
-        self.at_input.copy_(self.targets.at_input)
-        bound = self.targets.offset.clone()
+        bound = self.targets.mix(duals.share, self.weight[:-1], self.at_input)
         for stage in reversed(system.stages):
             part = stage.range
             weight, below, slope, intercept, nu = (
@@ -244,8 +301,8 @@ class _Work:
                 self.nu.scatter_add_(0, split, force)  # the other stages' rows of nu are stale or yet to come
             bound += (system.shift[part].T @ nu)[0]
             torch.addmm(self.at_input, stage.at_input[1], nu, out=self.at_input)
-            if stage.start:
-                earlier = self.weight[: stage.start]
+            if stage.start > stage.base:
+                earlier = self.weight[stage.earlier]
                 torch.addmm(earlier, stage.at_hidden[1], nu, out=earlier)
         torch.sign(self.at_input, out=self.point).neg_()
         torch.mul(self.weight[:-1], self.intercept[:-1], out=self.scratch)
@@ -259,11 +316,13 @@ class _Work:
             part = stage.range
             z = self.z[part].copy_(self.system.shift[part].expand(-1, self.z.shape[1]))
             torch.addmm(z, stage.at_input[0], self.point, out=z)
-            if stage.start:
-                torch.addmm(z, stage.at_hidden[0], self.h[: stage.start], out=z)
+            if stage.start > stage.base:
+                torch.addmm(z, stage.at_hidden[0], self.h[stage.earlier], out=z)
             torch.addcmul(self.intercept[part], self.slope[part], z, out=self.h[part])
-        gradient = torch.mul(self.weight[:-1], self.z[:-1], out=self.scratch).mul_(self.below[:-1])
         rate = schedule.decay**step
+        if isinstance(self.targets, JointTargets):
+            duals = self._shifted(duals, self.targets.values(self.point, self.h[:-1]), schedule.share_rate * rate, step)
+        gradient = torch.mul(self.weight[:-1], self.z[:-1], out=self.scratch).mul_(self.below[:-1])
         alpha = duals.alpha.clone() if step == 0 else duals.alpha
         change = _adam(gradient, self.alpha_moments, step)
         torch.maximum(alpha.add_(change, alpha=schedule.alpha_rate * rate), self.system.floor[:, None], out=alpha)
@@ -273,12 +332,23 @@ class _Work:
         push = _adam(-duals.side * self.z.gather(0, duals.split), self.beta_moments, step)
         return replace(duals, alpha=alpha, beta=(duals.beta + schedule.beta_rate * rate * push).clamp_(min=0))
 
+    def _shifted(self, duals: Duals, values: Tensor, rate: float, step: int) -> Duals:
+        """One step of the shares, whose gradient is `values` (M, D)."""
+        assert duals.share is not None
+        assert self.share_moments is not None
+        gradient = duals.share * (values - (duals.share * values).sum(0))
+        moved = duals.share.log() + rate * _adam(gradient, self.share_moments, step)
+        return replace(duals, share=moved.softmax(0).clamp(min=LEAST_SHARE))
+
     def merged(self, old: Duals, new: Duals, better: Tensor) -> Duals:
         """`new` in the columns that are `better`, else `old`."""
         if bool(better.all()):
             return replace(new, alpha=new.alpha.clone())
         alpha = torch.lerp(old.alpha, new.alpha, better.to(old.alpha.dtype))
-        return replace(old, alpha=alpha, beta=torch.where(better, new.beta, old.beta))
+        share = None
+        if old.share is not None and new.share is not None:
+            share = torch.where(better, new.share, old.share)
+        return replace(old, alpha=alpha, beta=torch.where(better, new.beta, old.beta), share=share)
 
     def result(self, bound: Tensor, duals: Duals) -> Ascent:
         return Ascent(bound=bound, duals=duals, weight=self.weight[:-1], point=self.point)
@@ -476,9 +546,10 @@ def _parts(count: int, step: int) -> Iterator[slice]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Tuning:
-    """One node's lines per row: decided neurons by `slope` (1, *shape), open ones by columns (R, U_l)."""
+    """One node's lines per row: decided neurons by `slope` and `spread` (1, *shape), open ones by columns (R, U_l)."""
 
     slope: Tensor
+    spread: Tensor
     entry: Tensor
     lower_slope: Tensor
     upper_slope: Tensor
@@ -528,14 +599,28 @@ def least_above(planes: Planes, slope: Tensor, box: Box) -> Tensor:
     return planes.offset - reach - error
 
 
+def least_sum(parts: Sequence[Planes], box: Box) -> Tensor:
+    """(R,) lower bounds, over the box, of sums of targets of which each part bounds one; outward.
+
+    All parts are planes in the same perturbation, |u| <= radius of `box`.
+    """
+    offset = torch.stack([part.offset for part in parts])
+    coefficient = torch.stack([part.coefficient for part in parts])
+    radius = box.radius.flatten()
+    size = offset.abs().sum(0) + coefficient.abs().sum(0).flatten(1) @ radius
+    error = SAFETY * gamma(len(parts) + OWN, size.dtype) * size
+    whole = Planes(coefficient=coefficient.sum(0), offset=offset.sum(0) - error, lower=error)
+    return least_above(whole, torch.zeros_like(whole.coefficient), box)
+
+
 def _tunings(instance: Instance, system: Fold, duals: Duals) -> dict[str, _Tuning]:
-    layers = {node.name: node.layer for node in instance.network.nodes}
+    nodes = {node.name: node for node in instance.network.nodes}
     split = duals.split.T
     tunings = {}
     for stage in system.stages:
         lines = instance.relaxations[stage.node]
         assert isinstance(lines, Lines)
-        floor = floor_of(layers[stage.node])
+        floor = floor_of(nodes[stage.node].layer)
         alpha = duals.alpha[stage.range].T.double().clamp(floor, 1.0)
         below = _with_spare(alpha)
         above = _with_spare(lines.upper_slope.flatten()[stage.entry].expand_as(alpha))
@@ -549,8 +634,10 @@ def _tunings(instance: Instance, system: Fold, duals: Duals) -> dict[str, _Tunin
         above.scatter_(1, index, settled)
         offset.scatter_(1, index, 0.0)
         force.scatter_add_(1, index, -side.sign() * duals.beta.T.double().clamp(min=0))
+        rest = Settled.of(nodes[stage.node], instance.boxes[stage.source])
         tunings[stage.node] = _Tuning(
-            slope=lines.upper_slope.flatten(1),
+            slope=rest.slope.flatten(1),
+            spread=rest.spread.flatten(1).masked_fill(rest.open.flatten(1), 0.0),
             entry=stage.entry,
             lower_slope=below[:, :-1],
             upper_slope=above[:, :-1],
@@ -577,6 +664,7 @@ def _tuned(tunings: Mapping[str, _Tuning], reading: Reading, layer: nn.Module, n
     weight = flat.index_select(1, own.entry)
     negative = weight.clamp(max=0)
     offset = reading.settle(node, replace(rows, norm=norm)) + (negative * own.upper_offset).sum(1)
+    offset = offset + flat.clamp(max=0) @ own.spread[0]
     passed = weight * own.lower_slope + negative * (own.upper_slope - own.lower_slope) + own.force
     coefficient = (flat * own.slope).index_copy_(1, own.entry, passed)
     return (replace(rows, coefficient=coefficient.reshape(rows.coefficient.shape), offset=offset, norm=norm),)

@@ -26,9 +26,9 @@ from citrus_tool.attacks.universal import attack_groups
 from citrus_tool.bounds.crown import LinearMargins, relax
 from citrus_tool.bounds.fold import foldable
 from citrus_tool.bounds.linear import Planes
-from citrus_tool.bounds.optimised import ROOT, Duals, Instance, ascend, least_above
+from citrus_tool.bounds.optimised import ROOT, Instance, ascend, least_above
 from citrus_tool.bounds.rounding import enclose, exact_products
-from citrus_tool.certify.search import Search
+from citrus_tool.certify.search import MarginProblem, Search
 from citrus_tool.network import INPUT, Network
 from citrus_tool.progress import Progress, Silent
 
@@ -263,7 +263,8 @@ class _Case:
     def _search(self) -> Search:
         size = float(1 + self.instance.system.margins.offset.abs().amax())
         goal = self.guard + SLACK * size
-        return Search(instance=self.instance, classes=self.classes, guard=self.guard, goal=goal, look=self.look)
+        problem = MarginProblem(instance=self.instance, classes=self.classes)
+        return Search(problem=problem, guard=self.guard, goal=goal, look=self.look)
 
     def look(self, point: Tensor) -> set[int]:
         """Runs the network at the minimising points v (d, D); the classes that any point refutes, by position."""
@@ -318,15 +319,10 @@ class _Case:
             if time.monotonic() >= deadline:
                 return
             one = slice(place, place + 1)
-            search = Search(
-                instance=self.instance,
-                classes=self.classes[one],
-                guard=math.inf,
-                goal=math.inf,
-                shift=self.coefficient[one],
-            )
-            start = Duals.start(self.instance.system, 1)
-            search.plant(ascend(self.instance.system, search.targets(torch.zeros_like(self.classes[one])), start, ROOT))
+            problem = MarginProblem(instance=self.instance, classes=self.classes[one], shift=self.coefficient[one])
+            search = Search(problem=problem, guard=math.inf, goal=math.inf)
+            targets = problem.targets(torch.zeros_like(self.classes[one]))
+            search.plant(ascend(problem.system, targets, problem.start(1), ROOT))
             search.grow(nodes, deadline)
             self.spent += search.nodes
             self.offset[one] = torch.maximum(self.offset[one], search.lower())

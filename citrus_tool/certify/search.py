@@ -1,4 +1,4 @@
-"""Best-first search over the parts of one input's box: margins, or margins over a plane, bounded from below.
+"""Best-first search over the parts of a box: margins of one input, or joint ones of several, bounded from below.
 
 Wang et al. 2021, "Beta-CROWN", section 3.3, with filtered smart branching (De Palma et al. 2021, "Improved Branch and
 Bound for Neural Network Verification via Lagrangian Decomposition", section 5) over the intercept score of BaBSR
@@ -14,6 +14,7 @@ from __future__ import annotations
 import heapq
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -22,11 +23,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from citrus_tool.bounds.fold import Fold
 from citrus_tool.bounds.optimised import (
     COLUMNS,
     Ascent,
     Duals,
     Instance,
+    JointTargets,
     Schedule,
     Targets,
     ascend,
@@ -46,16 +49,78 @@ CANDIDATES: Final = 4
 """Neurons per part whose split is tried before one is chosen."""
 MINOR: Final = 1e-3
 """What a neuron with a positive coefficient, whose line below is the loose one, counts for beside a negative one."""
+GRID: Final = 255
+"""Slopes of parts that are kept are multiples of 1 / GRID, those of proofs too."""
 BETTER_HALF: Final = 0.3
 """Weight of the better child's bound in a candidate's score; the worse child's has weight 1."""
+
+
+class Problem(ABC):
+    """T functionals over one system of open neurons, to be bounded from below on parts of the box."""
+
+    @property
+    @abstractmethod
+    def system(self) -> Fold:
+        """The folded system whose neurons are split."""
+
+    @property
+    @abstractmethod
+    def count(self) -> int:
+        """T."""
+
+    @abstractmethod
+    def targets(self, index: Tensor) -> Targets | JointTargets:
+        """The functionals numbered `index`, for the ascent."""
+
+    @abstractmethod
+    def start(self, count: int) -> Duals:
+        """Duals on the whole box to ascend from."""
+
+    @abstractmethod
+    def claim(self, index: Tensor, duals: Duals) -> Tensor:
+        """Bounds (D,) of the functionals numbered `index` on the parts of `duals`, in float64 with outward errors."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MarginProblem(Problem):
+    """Margins of one input over `classes` (T,), less <shift[t], u> where `shift` (T, *input_shape) is given."""
+
+    instance: Instance
+    classes: Tensor
+    shift: Tensor | None = None
+
+    @property
+    def system(self) -> Fold:
+        return self.instance.system
+
+    @property
+    def count(self) -> int:
+        return len(self.classes)
+
+    def targets(self, index: Tensor) -> Targets:
+        targets = Targets.of(self.system.margins, self.classes[index])
+        if self.shift is None:
+            return targets
+        shift = self.shift[index].flatten(1).to(self.system.radius.dtype) * self.system.radius
+        return replace(targets, at_input=targets.at_input - shift.T)
+
+    def start(self, count: int) -> Duals:
+        return self.instance.start(self.system, count)
+
+    def claim(self, index: Tensor, duals: Duals) -> Tensor:
+        rows = self.instance.margins(self.classes[index])
+        planes = tuned_planes(self.instance, self.system, *rows, duals)
+        return (
+            planes.lower if self.shift is None else least_above(planes, self.shift[index], self.instance.boxes[INPUT])
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
     """A part of the box that is open for one target.
 
-    alpha (U,) float16, split, side, beta (k,) as in Duals; `candidates` (c,) the neurons that promise most, none when
-    there is nothing left to split, `weight` (c,) the coefficients of their outputs.
+    alpha (U,) uint8 in units of 1 / GRID, split, side, beta (k,), share (M,) as in Duals; `candidates` (c,) the neurons
+    that promise most, none when there is nothing left to split, `weight` (c,) the coefficients of their outputs.
     """
 
     target: int
@@ -63,41 +128,60 @@ class Part:
     split: Tensor
     side: Tensor
     beta: Tensor
+    share: Tensor | None
     candidates: Tensor
     weight: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leaf:
+    """A closed part: the duals that prove it (alpha in units of 1 / GRID), the splits in the order they were made."""
+
+    target: int
+    alpha: Tensor
+    split: Tensor
+    side: Tensor
+    beta: Tensor
+    share: Tensor | None
+    bound: float
 
 
 Look = Callable[[Tensor], Collection[int]]
 """Judges minimising points v (d, D); returns targets whose search is pointless, since a point refutes them."""
 
 
-class Search:
-    """The search for one input; the open parts of all targets in one heap, the worst bound first.
+Watch = Callable[[Tensor, Tensor], None]
+"""Is shown the bounds (D,) and minimising points v (d, D) of parts that stay open."""
 
-    Target t is the margin over `classes[t]`, less <shift[t], u> where a shift is given.
+
+class Search:
+    """The search for one problem; the open parts of all targets in one heap, the worst bound first.
 
     Attributes:
         guard: a part is closed once its claimed bound exceeds this.
         goal: what the ascent must reach before a claim is tried.
+        leaves: the closed parts, if they are recorded.
         nodes: parts bounded so far.
     """
 
     def __init__(
         self,
         *,
-        instance: Instance,
-        classes: Tensor,
+        problem: Problem,
         guard: float,
         goal: float,
-        shift: Tensor | None = None,
         look: Look | None = None,
+        watch: Watch | None = None,
+        record: bool = False,
     ) -> None:
-        self.instance, self.classes, self.guard, self.goal, self.shift = instance, classes, guard, goal, shift
-        self._look = look
+        self.problem, self.guard, self.goal = problem, guard, goal
+        self.leaves: list[Leaf] | None = [] if record else None
+        self._look, self._watch = look, watch
         self._heap: list[tuple[float, int, Part]] = []
         self._pushed = 0
         self._stuck: list[Part] = []  # nothing left to split
-        self._closed = torch.full((len(classes),), math.inf, dtype=torch.float64, device=classes.device)
+        self._device = problem.system.radius.device
+        self._closed = torch.full((problem.count,), math.inf, dtype=torch.float64, device=self._device)
         self._dropped: set[int] = set()
         self.nodes = 0
 
@@ -110,6 +194,9 @@ class Search:
     def gap(self) -> float:
         """How far the worst part is from being closed."""
         return self.guard - self._heap[0][0] if self._heap else math.inf
+
+    def __len__(self) -> int:
+        return len(self._heap) + len(self._stuck)
 
     def splits(self) -> Tensor:
         """The neurons that the open parts are split on, with repetition."""
@@ -132,7 +219,7 @@ class Search:
         for first in range(0, len(parts), COLUMNS):
             some = parts[first : first + COLUMNS]
             target = self._targets_of(some)
-            least.scatter_reduce_(0, target, self._claim(target, self._stacked(some)), "amin")
+            least.scatter_reduce_(0, target, self.problem.claim(target, self._stacked(some)), "amin")
         least[list(self._dropped)] = -math.inf
         return torch.where(least < math.inf, least, -math.inf)
 
@@ -147,7 +234,7 @@ class Search:
 
     def plant(self, found: Ascent) -> None:
         """Starts from bounds of all targets on the whole box."""
-        self._sort_out(found, torch.arange(len(self.classes), device=self.classes.device))
+        self._sort_out(found, torch.arange(self.problem.count, device=self._device))
 
     def grow(self, nodes: int, deadline: float = math.inf) -> None:
         """Splits the worst parts until `nodes` have been bounded in all, or nothing is left."""
@@ -157,38 +244,24 @@ class Search:
             target, duals = self._targets_of(parents), self._stacked(parents)
             neuron, weight = self._choose(parents, target, duals)
             target = target.repeat_interleave(2)
-            both = children(self.instance.system, duals, neuron, weight)
-            found = ascend(self.instance.system, self.targets(target), both, CHILD, goal=self.goal)
+            both = children(self.problem.system, duals, neuron, weight)
+            found = ascend(self.problem.system, self.problem.targets(target), both, CHILD, goal=self.goal)
             self.nodes += len(target)
             self._sort_out(found, target)
 
-    def targets(self, index: Tensor) -> Targets:
-        """The targets numbered `index` as functionals of the folded system."""
-        system = self.instance.system
-        targets = Targets.of(system.margins, self.classes[index])
-        if self.shift is None:
-            return targets
-        shift = self.shift[index].flatten(1).to(system.radius.dtype) * system.radius
-        return replace(targets, at_input=targets.at_input - shift.T)
-
     def _targets_of(self, parts: Sequence[Part]) -> Tensor:
-        return torch.tensor([part.target for part in parts], device=self.classes.device)
+        return torch.tensor([part.target for part in parts], device=self._device)
 
     def _stacked(self, parts: Sequence[Part]) -> Duals:
         depth = max(len(part.split) for part in parts)
-        absent = self.instance.system.neurons
+        absent = self.problem.system.neurons
+        shares = [part.share for part in parts if part.share is not None]
         return Duals(
-            alpha=torch.stack([part.alpha for part in parts], dim=1).to(self.instance.system.radius.dtype),
+            alpha=torch.stack([part.alpha for part in parts], dim=1).to(self.problem.system.radius.dtype) / GRID,
             split=torch.stack([pad(part.split, (0, depth - len(part.split)), value=absent) for part in parts], dim=1),
             side=torch.stack([pad(part.side, (0, depth - len(part.side))) for part in parts], dim=1),
             beta=torch.stack([pad(part.beta, (0, depth - len(part.beta))) for part in parts], dim=1),
-        )
-
-    def _claim(self, target: Tensor, duals: Duals) -> Tensor:
-        rows = self.instance.margins(self.classes[target])
-        planes = tuned_planes(self.instance, self.instance.system, *rows, duals)
-        return (
-            planes.lower if self.shift is None else least_above(planes, self.shift[target], self.instance.boxes[INPUT])
+            share=None if not shares else torch.stack(shares, dim=1),
         )
 
     def _choose(self, parents: Sequence[Part], target: Tensor, duals: Duals) -> tuple[Tensor, Tensor]:
@@ -202,11 +275,11 @@ class Search:
         weight = torch.stack([parent.weight[index.clamp(max=len(parent.weight) - 1)] for parent in parents])
         if count > 1:
             wide = torch.arange(len(parents), device=target.device).repeat_interleave(count)
-            trial = children(self.instance.system, duals.columns(wide), neuron.flatten(), weight.flatten())
+            trial = children(self.problem.system, duals.columns(wide), neuron.flatten(), weight.flatten())
             target = target[wide].repeat_interleave(2)
             bound = torch.cat(
                 [
-                    ascend(self.instance.system, self.targets(target[some]), trial.columns(some), TRIAL).bound
+                    ascend(self.problem.system, self.problem.targets(target[some]), trial.columns(some), TRIAL).bound
                     for some in torch.split(torch.arange(len(target), device=target.device), COLUMNS)
                 ]
             )
@@ -220,7 +293,10 @@ class Search:
         bound = found.bound.double()
         ready = torch.nonzero(bound > self.goal).flatten()
         if len(ready):
-            bound[ready] = self._claim(target[ready], found.duals.columns(ready))
+            duals = _on_grid(found.duals.columns(ready))
+            bound[ready] = self.problem.claim(target[ready], duals)
+            if self.leaves is not None:
+                self.leaves += self._leaves(bound[ready], duals, target[ready])
         closed = bound > self.guard
         self._closed.scatter_reduce_(0, target[closed], bound[closed], "amin")
         left = torch.nonzero(~closed).flatten()
@@ -228,15 +304,36 @@ class Search:
             last = self._keep(bound, found, target, left)
             if last is not None:
                 self._finish(target[last], found.duals.columns(last))
+            if self._watch is not None:
+                self._watch(bound[left], found.point[:, left])
             if self._look is not None:
                 self.drop(self._look(found.point[:, left]))
 
+    def _leaves(self, bound: Tensor, duals: Duals, target: Tensor) -> list[Leaf]:
+        alpha = (duals.alpha * GRID).round().to(torch.uint8)
+        given = duals.side != 0
+        return [
+            Leaf(
+                target=int(target[column]),
+                alpha=alpha[:, column].clone(),
+                split=duals.split[given[:, column], column],
+                side=duals.side[given[:, column], column],
+                beta=duals.beta[given[:, column], column],
+                share=None if duals.share is None else duals.share[:, column],
+                bound=float(bound[column]),
+            )
+            for column in torch.nonzero(bound > self.guard).flatten().tolist()
+        ]
+
     def _finish(self, target: Tensor, duals: Duals) -> None:
         """A long ascent for parts without candidates; then what moves the neurons that are split comes next."""
-        found = ascend(self.instance.system, self.targets(target), duals, LAST, goal=self.goal)
-        bound = self._claim(target, found.duals)
+        found = ascend(self.problem.system, self.problem.targets(target), duals, LAST, goal=self.goal)
+        duals = _on_grid(found.duals)
+        bound = self.problem.claim(target, duals)
         closed = bound > self.guard
         self._closed.scatter_reduce_(0, target[closed], bound[closed], "amin")
+        if self.leaves is not None:
+            self.leaves += self._leaves(bound, duals, target)
         left = torch.nonzero(~closed).flatten()
         if len(left):
             self._keep(bound, found, target, left, last=True)
@@ -245,12 +342,12 @@ class Search:
         """Puts the columns `left` on the heap, each with its candidates; returns those without, unless it is `last`."""
         exhausted: list[int] = []
         duals, weight = found.duals.columns(left), found.weight[:, left]
-        promise = self.instance.system.upper_offset * torch.where(weight < 0, -weight, MINOR * weight)
+        promise = self.problem.system.upper_offset * torch.where(weight < 0, -weight, MINOR * weight)
         absent = torch.zeros_like(promise[:1])
         promise = torch.cat([promise, absent]).scatter_(0, duals.split, 0.0)[:-1]
         score, best = promise.topk(min(CANDIDATES, len(promise)), dim=0)
         weight = weight.gather(0, best)
-        alpha = duals.alpha.to(torch.float16)
+        alpha = (duals.alpha * GRID).round().to(torch.uint8)
         for column, (number, value) in enumerate(zip(target[left].tolist(), bound[left].tolist(), strict=True)):
             given = duals.side[:, column] != 0
             promising = score[:, column] > 0
@@ -260,6 +357,7 @@ class Search:
                 split=duals.split[given, column],
                 side=duals.side[given, column],
                 beta=duals.beta[given, column],
+                share=None if duals.share is None else duals.share[:, column],
                 candidates=best[promising, column],
                 weight=weight[promising, column],
             )
@@ -285,12 +383,17 @@ class Search:
         On a part where every coefficient vanishes (all neurons of the last stage are off, say) the bound can only rise
         by showing that the given signs contradict each other.
         """
-        system = self.instance.system
+        system = self.problem.system
         pull = torch.zeros_like(system.upper_offset[:, 0])
         for stage in system.stages:
             here = split[(split >= stage.start) & (split < stage.stop)] - stage.start
-            pull[: stage.start] += stage.inputs.at_hidden[here].abs().sum(0)
+            pull[stage.earlier] += stage.inputs.at_hidden[here].abs().sum(0)
         score = pull * system.upper_offset[:, 0]
         score[split] = 0.0
         best = score.topk(min(CANDIDATES, len(score)))
         return best.indices[best.values > 0]
+
+
+def _on_grid(duals: Duals) -> Duals:
+    """The duals with slopes that a proof can store."""
+    return replace(duals, alpha=(duals.alpha * GRID).round() / GRID)

@@ -24,7 +24,7 @@ from citrus_tool.bounds.relaxation import Relaxation
 from citrus_tool.bounds.rounding import OUTWARD_INTERVAL, exact_products, outward_margins
 from citrus_tool.certify.branch import SLACK
 from citrus_tool.certify.screen import GUARD
-from citrus_tool.certify.search import Search
+from citrus_tool.certify.search import MarginProblem, Search
 from citrus_tool.network import Network, walk
 from citrus_tool.queries.formula import with_rows, with_targets
 from citrus_tool.queries.problem import Problem
@@ -208,7 +208,8 @@ class Prover:
             found = instance.root(classes, ROOT)[1]
         size = float(1 + instance.system.margins.offset.abs().amax())
         goal = self.guard + SLACK * size
-        search = Search(instance=instance, classes=classes, guard=self.guard, goal=goal, look=self._look)
+        margins = MarginProblem(instance=instance, classes=classes)
+        search = Search(problem=margins, guard=self.guard, goal=goal, look=self._look)
         search.plant(found)
         weight = (found.weight.abs() * instance.system.upper_offset).sum(1)
         return _Branch(instance=instance, classes=classes, search=search, depth=depth, weight=weight, seconds=seconds)

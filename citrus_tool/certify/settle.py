@@ -1,0 +1,312 @@
+"""The counterexample-guided loop of one group: how many of its open inputs one perturbation can fool.
+
+The master (conflicts.py) proposes the largest set of inputs, each with a wrong label, that nothing speaks against. An
+attack tries to fool it; otherwise combinations inside it are bounded jointly (joint.py) with node budgets that grow
+from turn to turn, until one is refuted and joins the master's conflicts. The loop ends when the master's bound meets
+the best perturbation found, when the time is up, or when nothing is left to split.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from citrus_tool.attacks.margin import float32_at_most
+from citrus_tool.attacks.universal import attack_groups
+from citrus_tool.bounds.crown import relax
+from citrus_tool.bounds.optimised import COLUMNS, ROOT, Ascent, Instance, ascend
+from citrus_tool.bounds.rounding import enclose, exact_products
+from citrus_tool.certify.conflicts import Atom, Combination, Conflicts
+from citrus_tool.certify.joint import JOINT_ROOT, JointProblem, Member
+from citrus_tool.certify.search import Leaf, Search
+from citrus_tool.network import Network
+
+TURNS: Final = tuple(64 * 4**turn for turn in range(9))
+"""Nodes that a combination may have spent at the end of each of its turns, after the whole box."""
+WIDEST: Final = 4
+"""Combinations of more inputs than this are bounded only if nothing smaller is left."""
+POINTS: Final = 4
+"""Minimising points of a batch of parts that are tried as perturbations."""
+PARTS: Final = 60_000
+"""Open parts kept in memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenInput:
+    """An input that the individual stages leave open: pixels (C, H, W) float32 and its execution."""
+
+    x: Tensor
+    member: Member
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """Why a combination is refuted: the closed parts of the box, which cover it."""
+
+    combination: Combination
+    leaves: tuple[Leaf, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settlement:
+    """The loop's result for one group of n open inputs.
+
+    Attributes:
+        fooled_upper: no |u| <= eps fools more of the open inputs.
+        u: (C, H, W) float32 perturbation that fools most, as far as PyTorch's float32 goes; a replay decides.
+        conflicts: the refuted combinations behind the bound; evidence: for each of them, if recorded.
+        nodes: parts of the box bounded.  complete: the loop ended before its deadline.
+    """
+
+    fooled_upper: int
+    u: Tensor
+    conflicts: Conflicts
+    evidence: tuple[Evidence, ...]
+    nodes: int
+    complete: bool
+
+
+@dataclass(kw_only=True)
+class _Task:
+    """One combination on its way; `search` is None once it was given up for want of memory."""
+
+    search: Search | None
+    gap: float
+    turn: int = 0
+
+
+@dataclass(kw_only=True)
+class _Arena:
+    """What perturbations do to the group's open inputs, by float32 arithmetic: a guide, not a proof."""
+
+    network: Network
+    x: Tensor  # (n, C, H, W)
+    truth: Tensor
+    eps: float
+    target: int | None
+    best: Tensor
+    count: int = 0
+    seen: set[frozenset[Atom]] = field(default_factory=set)
+
+    def judge(self, u: Tensor) -> None:
+        """Notes what each of the perturbations u (p, C, H, W) fools."""
+        rows = (self.x[:, None] + u[None]).flatten(0, 1)
+        logits = self.network(rows).reshape(len(self.x), len(u), -1)
+        true = self.truth[:, None, None].expand(-1, len(u), 1)
+        lost = (logits >= logits.gather(2, true)).scatter_(2, true, value=False)
+        if self.target is not None:
+            wins = logits[..., self.target] >= logits.amax(2)
+            lost = torch.zeros_like(lost).index_copy_(2, self.truth.new_tensor([self.target]), wins[..., None])
+        counts = lost.any(2).sum(0)
+        for place in torch.nonzero(counts > 0).flatten().tolist():
+            happening = frozenset((int(i), int(label)) for i, label in torch.nonzero(lost[:, place]).tolist())
+            if not self.happened(happening):
+                self.seen = {old for old in self.seen if not old <= happening} | {happening}
+            if int(counts[place]) > self.count:
+                self.count, self.best = int(counts[place]), u[place].clone()
+
+    def happened(self, combination: frozenset[Atom]) -> bool:
+        """Whether some perturbation made all these atoms happen."""
+        return any(combination <= happening for happening in self.seen)
+
+
+class _Loop:
+    """The loop's state; the combinations' searches stay alive between their turns."""
+
+    def __init__(
+        self,
+        inputs: Sequence[OpenInput],
+        arena: _Arena,
+        deadline: float,
+        generator: torch.Generator,
+        *,
+        record: bool,
+    ) -> None:
+        self.inputs, self.arena, self.deadline, self.generator, self.record = inputs, arena, deadline, generator, record
+        self.conflicts = Conflicts(labels=[one.member.labels for one in inputs])
+        self.tasks: dict[Combination, _Task] = {}
+        self.evidence: dict[frozenset[Atom], Evidence] = {}
+        self.nodes = 0
+
+    def run(self) -> tuple[int, bool]:
+        """The bound, and whether the loop ended by itself."""
+        attacked: set[frozenset[int]] = set()
+        while True:
+            largest = self.conflicts.largest()
+            if largest.bound <= self.arena.count:
+                return largest.bound, True
+            if time.monotonic() >= self.deadline:
+                return largest.bound, False
+            owners = frozenset(member for member, _ in largest.choice)
+            if owners not in attacked:
+                attacked.add(owners)
+                self.attack(sorted(owners))
+                continue
+            todo = self.pick(largest.choice)
+            if todo is None:
+                return largest.bound, True
+            self.work(todo)
+
+    def attack(self, owners: list[int]) -> None:
+        """Tries to fool these inputs together."""
+        x, truth = self.arena.x[owners][None], self.arena.truth[owners][None]
+        present = torch.ones(1, len(owners), dtype=torch.bool, device=x.device)
+        with torch.enable_grad():
+            u, _ = attack_groups(
+                self.arena.network, x, truth, present, self.arena.eps, steps=30, restarts=1, generator=self.generator,
+                starts=self.arena.best[None, None], target=self.arena.target,
+            )  # fmt: skip
+        self.arena.judge(u)
+
+    def pick(self, choice: Combination) -> Combination | None:
+        """The combination inside the choice that is to be worked on next."""
+        enough = self.arena.count + 1  # to refute so many is all that is needed
+        widths = list(range(1, min(enough, len(choice), WIDEST) + 1))
+        if len(choice) >= 2 and 2 not in widths:
+            widths.append(2)
+        if enough <= len(choice) and enough not in widths:
+            widths.append(enough)
+        best: tuple[tuple[float, float], Combination] | None = None
+        for width in widths:
+            for some in combinations(choice, width):
+                if self.arena.happened(frozenset(some)):
+                    continue
+                task = self.tasks.get(some)
+                if task is not None and (task.search is None or task.search.done or task.turn > len(TURNS)):
+                    continue
+                gap = task.gap if task is not None else self.guess(some)
+                turn = task.turn if task is not None else 0
+                key = (turn > 0, gap * 2.0**turn if turn else gap)
+                if best is None or key < best[0]:
+                    best = key, some
+        return None if best is None else best[1]
+
+    def guess(self, combination: Combination) -> float:
+        """What the gap may be at most: that of the parts that were bounded."""
+        parts = [self.tasks[some].gap for some in combinations(combination, len(combination) - 1) if some in self.tasks]
+        return min(parts, default=math.inf)
+
+    def work(self, combination: Combination) -> None:
+        """One turn of a combination, or its first bound together with those of the same inputs' other labels."""
+        task = self.tasks.get(combination)
+        if task is None:
+            self.plant(tuple(member for member, _ in combination), combination)
+            return
+        assert task.search is not None
+        before = task.search.nodes
+        task.search.grow(TURNS[task.turn - 1], self.deadline)
+        self.nodes += task.search.nodes - before
+        task.turn, task.gap = task.turn + 1, task.search.gap
+        self.note(combination, task)
+        kept = sum(len(other.search) for other in self.tasks.values() if other.search is not None)
+        if kept > PARTS:
+            worst = max(
+                (t for t in self.tasks.values() if t.search is not None), key=lambda t: (t.gap < math.inf, t.gap)
+            )
+            worst.search = None
+
+    def plant(self, owners: tuple[int, ...], wanted: Combination) -> None:
+        labels: list[Combination] = [()]
+        for owner in owners:
+            labels = [(*head, atom) for head in labels for atom in self.conflicts.atoms(owner)]
+        todo = [some for some in labels if some not in self.tasks and not self.conflicts.covers(some)]
+        if wanted not in todo or len(todo) > COLUMNS:
+            todo = [wanted]
+        members = tuple(self.inputs[owner].member for owner in owners)
+        problem = JointProblem(members=members, combinations=tuple(tuple(label for _, label in some) for some in todo))
+        index = torch.arange(problem.count, device=self.arena.x.device)
+        found = ascend(
+            problem.system, problem.targets(index), problem.start(problem.count), JOINT_ROOT, goal=problem.goal
+        )
+        self.nodes += problem.count
+        self.look(found.bound, found.point)
+        for number, some in enumerate(todo):
+            search = Search(
+                problem=problem.alone(number), guard=0.0, goal=problem.goal, watch=self.look, record=self.record
+            )
+            column = torch.tensor([number], device=index.device)
+            search.plant(Ascent(bound=found.bound[column], duals=found.duals.columns(column),
+                                weight=found.weight[:, column], point=found.point[:, column]))  # fmt: skip
+            task = _Task(search=search, gap=search.gap, turn=1)
+            self.tasks[some] = task
+            self.note(some, task)
+
+    def look(self, bound: Tensor, point: Tensor) -> None:
+        """Tries the minimising points (d, D) of the parts with the worst bounds as perturbations."""
+        worst = bound.topk(min(POINTS, len(bound)), largest=False).indices
+        u = point[:, worst].T.reshape(-1, *self.arena.x.shape[1:]).float() * self.arena.eps
+        self.arena.judge(u)
+
+    def note(self, combination: Combination, task: _Task) -> None:
+        """Takes over a proof."""
+        if task.search is None or not task.search.proven():
+            return
+        self.conflicts.add(combination)
+        if task.search.leaves is not None:
+            self.evidence[frozenset(combination)] = Evidence(combination=combination, leaves=tuple(task.search.leaves))
+        task.search = None
+
+
+def executions(
+    network: Network,
+    x: Tensor,
+    truth: Sequence[int],
+    labels: Sequence[tuple[int, ...]],
+    guard: Sequence[float],
+    eps: float,
+) -> list[OpenInput]:
+    """Open inputs x (n, C, H, W) float32 with their executions, hidden bounds optimised; `network` in float64."""
+    with torch.no_grad(), exact_products():
+        boxes, relaxations, errors = relax(network, enclose(x, eps))
+        found = []
+        for number, label in enumerate(truth):
+            instance = Instance.of(network, boxes, relaxations, errors, label, number).tightened(ROOT)
+            member = Member(instance=instance, labels=labels[number], guard=guard[number])
+            found.append(OpenInput(x=x[number].float(), member=member))
+    return found
+
+
+def settle(
+    network: Network,
+    inputs: Sequence[OpenInput],
+    u: Tensor,
+    eps: float,
+    *,
+    seconds: float,
+    generator: torch.Generator,
+    target: int | None = None,
+    record: bool = False,
+) -> Settlement:
+    """Brackets how many of a group's open inputs one |u|_inf <= eps can fool.
+
+    Args:
+        network: in float32, for trying perturbations.
+        inputs: at least one.
+        u: (C, H, W) float32, the best perturbation known.
+        seconds: after which the bracket is returned as it is.
+        target: as in threat.Threat; the inputs' only label then.
+        record: keeps the evidence.
+    """
+    truth = torch.tensor([one.member.instance.label for one in inputs], device=u.device)
+    x = torch.stack([one.x for one in inputs])
+    arena = _Arena(network=network, x=x, truth=truth, eps=float32_at_most(eps), target=target, best=u)
+    loop = _Loop(inputs, arena, time.monotonic() + seconds, generator, record=record)
+    with torch.no_grad(), exact_products():
+        arena.judge(u[None])
+        bound, complete = loop.run()
+    evidence = tuple(loop.evidence[old] for old in loop.conflicts.refuted if old in loop.evidence)
+    return Settlement(
+        fooled_upper=bound,
+        u=arena.best,
+        conflicts=loop.conflicts,
+        evidence=evidence,
+        nodes=loop.nodes,
+        complete=complete,
+    )
