@@ -133,9 +133,17 @@ def verify(
 
 
 def _paths(spec: Spec, networks: tuple[str, ...]) -> dict[str, Path]:
-    """Network name -> file. A bare file, or any name, will do for a 1.0 query, which does not name its network."""
+    """Network name -> file. A bare file, or any name, will do for a 1.0 query, which does not name its network.
+
+    A list of pairs, as VNN-COMP's instances.csv has it, stands for several networks.
+    """
     found: dict[str, Path] = {}
-    for text in networks:
+    from citrus_tool.queries.benchmark import network_pairs
+
+    listed = [
+        f"{name}={path}" for text in networks if text.startswith("[") for name, path in network_pairs(text).items()
+    ]
+    for text in [*(text for text in networks if not text.startswith("[")), *listed]:
         name, equals, path = text.partition("=")
         if spec.version == "1.0":
             name, path = spec.networks[0].name, path if equals else text
