@@ -64,7 +64,9 @@ def test_every_job_has_a_recipe_and_a_folder_of_its_own() -> None:
     assert all(job.method in METHODS and job.recipe.method == job.method for job in every)
     unique = {(job.contest.name, job.method, job.seed) for job in every}
     assert len({job.name for job in every}) == len(unique)
-    assert len(unique) == 4 * 6 + 2 * 2 * 2 + 3 + 1 + 2 * 2 * 3  # methods, further seeds, Table 2, Table 3, published
+    assert (
+        len(unique) == 4 * 6 + 2 * 2 * 2 + 3 + 1 + 2 * 2 * 3 + 7
+    )  # methods, further seeds, Tables 2 and 3, published, Fig. 5
 
 
 def test_all_methods_of_a_contest_have_the_same_epochs_and_attack() -> None:
@@ -235,6 +237,22 @@ def test_rows_have_mean_and_spread_and_tell_what_was_not_run(toy_table: Callable
 def test_a_contest_without_runs_is_not_on_the_page(toy_table: Callable[..., Entry]) -> None:
     assert "Toy" not in page.page([])
     assert "Toy" not in page.page([toy_table(recipe="old")])
+
+
+def test_a_sweep_is_one_table(toy_table: Callable[..., Entry], monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = contests.Table(title="Sweep", methods=("citrus",), contests=("toy", "toy-2"), sweep=True)
+    monkeypatch.setitem(page.TABLES, "toy", sweep)  # type: ignore[arg-type]
+    points = tuple(dataclasses.replace(DIGITS, name=name, published=()) for name in ("toy", "toy-2"))
+    (section,) = page.sections("toy", "cpu", points, [toy_table(contest="toy-2")])
+    assert [(row[0], row[-1]) for row in section.rows] == [("toy", "0"), ("toy-2", "1")]
+
+
+def test_fig5_changes_one_number_at_a_time() -> None:
+    base = next(contest for contest in contests.FIG5 if contest.name == "fig5-tau-0.7").recipe
+    for contest in contests.FIG5:
+        changed = {f for f, v in contest.recipe.to_json().items() if v != base.to_json()[f]}
+        assert changed in (set(), {"tau_ratio"}, {"group_size", "groups_per_batch"})
+        assert 120 <= contest.recipe.batch_size <= 125
 
 
 def test_page(toy_table: Callable[..., Entry]) -> None:
