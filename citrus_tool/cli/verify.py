@@ -47,29 +47,36 @@ CAPABILITIES: Final = {
 """Capability -> the lines of its answer (VNN-LIB standard, section 5.4)."""
 
 
-class _Stdout:
-    """Where the answer goes, once: the watchdog or the verifier, whoever comes first."""
+class Answers:
+    """Where the answer goes, once: the verifier's, or timed-out when it is late, whatever the main thread is busy with.
 
-    def __init__(self) -> None:
+    Args:
+        seconds: when it is late; None: never.
+    """
+
+    def __init__(self, seconds: float | None) -> None:
         self._lock = threading.Lock()
+        self._timer = None if seconds is None else threading.Timer(seconds, self._late)
 
-    def answer(self, text: str) -> None:
-        """Prints `text`; never returns where another answer is out already."""
+    def __enter__(self) -> Answers:
+        if self._timer is not None:
+            self._timer.daemon = True
+            self._timer.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def give(self, text: str) -> None:
+        """Prints `text`, unless another answer is on its way out: then the process ends here."""
         self._lock.acquire()  # never released: the first answer is the only one
         sys.stdout.write(text)
         sys.stdout.flush()
 
-
-def _watch(stdout: _Stdout, seconds: float) -> None:
-    """Answers timed-out after `seconds`, whatever the main thread is busy with."""
-
-    def stop() -> None:
-        stdout.answer("timed-out\n")
+    def _late(self) -> None:
+        self.give("timed-out\n")
         os._exit(0)
-
-    timer = threading.Timer(seconds, stop)
-    timer.daemon = True
-    timer.start()
 
 
 @click.command("verify")
@@ -101,35 +108,32 @@ def verify(
     Example:
       citrus verify Q.vnnlib --network N=M.onnx --timeout 300
     """
-    stdout = _Stdout()
     end = None if timeout is None else STARTED + timeout - min(SPARE, timeout / 4)
-    if end is not None:
-        _watch(stdout, max(0.0, end - time.monotonic()))
-    from citrus_tool import queries
-    from citrus_tool.queries.verify import Verdict, read_models
-    from citrus_tool.queries.verify import verify as decide
+    with Answers(None if end is None else max(0.0, end - time.monotonic())) as answers:
+        from citrus_tool import queries
+        from citrus_tool.queries.verify import Verdict, read_models
+        from citrus_tool.queries.verify import verify as decide
 
-    def log(text: str) -> None:
-        if not quiet:
-            click.echo(f"{time.monotonic() - STARTED:8.1f} s  {text}", err=True)
+        def log(text: str) -> None:
+            if not quiet:
+                click.echo(f"{time.monotonic() - STARTED:8.1f} s  {text}", err=True)
 
-    options.use_threads(threads)
-    spec = queries.read(query)
-    paths = _paths(spec, networks)
-    try:
-        models = read_models(spec, paths)
-        seconds = float("inf") if end is None else end - time.monotonic()
-        answer = decide(spec, models, seconds=seconds, seed=seed, log=log)
-    except UnsupportedNetworkError as error:
-        log(str(error))
-        stdout.answer("unknown\n")
-        return
-    if answer.reason:
-        log(answer.reason)
-    text = f"{answer.verdict.value}\n"
-    if answer.verdict is Verdict.SAT and answer.witness is not None:
-        text += queries.format_witness(spec, answer.witness)
-    stdout.answer(text)
+        options.use_threads(threads)
+        spec = queries.read(query)
+        try:
+            models = read_models(spec, _paths(spec, networks))
+            seconds = float("inf") if end is None else end - time.monotonic()
+            answer = decide(spec, models, seconds=seconds, seed=seed, log=log)
+        except UnsupportedNetworkError as error:
+            log(str(error))
+            answers.give("unknown\n")
+            return
+        if answer.reason:
+            log(answer.reason)
+        text = f"{answer.verdict.value}\n"
+        if answer.verdict is Verdict.SAT and answer.witness is not None:
+            text += queries.format_witness(spec, answer.witness)
+        answers.give(text)
 
 
 def _paths(spec: Spec, networks: tuple[str, ...]) -> dict[str, Path]:
