@@ -96,11 +96,11 @@ CIFAR10: Normalisation = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 TINYIMAGENET: Normalisation = ((0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262))
 
 _MNIST = Recipe(
-    eps=0.1, tau_ratio=0.5, epochs=20, warmup_epochs=1, ramp_epochs=6, milestones=(13, 17), lr=1.5e-3,
+    eps=0.1, tau_ratio=0.5, epochs=20, warmup_epochs=1, ramp_epochs=6, milestones=(13, 17), lr=3e-3,
     groups_per_batch=25, l1=1e-5, pgd_steps=5, init="shi", validate_every=2, taps=Taps(steps=5),
 )  # fmt: skip
 _CIFAR = dataclasses.replace(
-    _MNIST, eps=parse_eps("2/255"), tau_ratio=0.1, epochs=24, ramp_epochs=8, milestones=(16, 21), lr=2e-3, l1=1e-6,
+    _MNIST, eps=parse_eps("2/255"), tau_ratio=0.1, epochs=24, ramp_epochs=8, milestones=(16, 21), lr=3e-3, l1=1e-6,
     flip=True, crop_padding=2,
 )  # fmt: skip
 _PLAIN = {"init": "keep", "shi_lambda": 0.0, "l1": 0.0}
@@ -124,7 +124,7 @@ CPU: tuple[Contest, ...] = (
     Contest(
         name="mnist-0.3", data="mnist", eps="0.3", architecture="convsmall", normalisation=MNIST,
         recipe=dataclasses.replace(
-            _MNIST, eps=0.3, tau_ratio=0.6, ramp_epochs=9, milestones=(14, 18), lr=1e-3, l1=1e-6
+            _MNIST, eps=0.3, tau_ratio=0.6, ramp_epochs=9, milestones=(14, 18), lr=2e-3, l1=1e-6
         ),
         changes={
             "mtl-ibp": {"alpha": 0.3},
