@@ -17,6 +17,7 @@ from citrus_tool.cli.bench import bench
 from citrus_tool.cli.certify import attack_uap, certify_uap, evaluate
 from citrus_tool.cli.data import data
 from citrus_tool.cli.demo import demo
+from citrus_tool.cli.export import export_query
 from citrus_tool.cli.inspect import inspect
 from citrus_tool.cli.train import harden, train
 from citrus_tool.cli.verify import supports, verify
@@ -54,7 +55,21 @@ def citrus() -> None:
     """
 
 
-for _command in (demo, inspect, harden, certify_uap, attack_uap, evaluate, verify, supports, vnncomp, train, bench, data):
+for _command in (
+    demo,
+    inspect,
+    harden,
+    certify_uap,
+    attack_uap,
+    evaluate,
+    verify,
+    supports,
+    vnncomp,
+    export_query,
+    train,
+    bench,
+    data,
+):
     citrus.add_command(_command)
 
 

@@ -47,7 +47,7 @@ def slack(spec: Spec, networks: Mapping[str, Tiny]) -> float:
 
     Positive: sat; negative: unsat (-inf: no point even fits the equalities); at most 10 when every case is that easy.
     """
-    return max((_case(spec, networks, pattern, case) for case in spec.cases() for pattern in _patterns(spec, networks)))
+    return max(_case(spec, networks, pattern, case) for case in spec.cases() for pattern in _patterns(spec, networks))
 
 
 def _patterns(spec: Spec, networks: Mapping[str, Tiny]) -> list[tuple[int, ...]]:

@@ -1,4 +1,4 @@
-"""verify against the exact answer on tiny networks: UAP queries, mixed constraints, boxes that differ, several files."""
+"""verify against exact answers on tiny networks: UAP queries, mixed constraints, boxes that differ, several files."""
 
 from __future__ import annotations
 
