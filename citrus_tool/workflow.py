@@ -28,6 +28,7 @@ from citrus_tool.data import Dataset, Split
 from citrus_tool.errors import InputFileError, UsageError
 from citrus_tool.files import require_writable_file, require_writable_folder, write_bytes, write_text
 from citrus_tool.harden import checkpoint, recipes, trainer
+from citrus_tool.harden.batch_norm import insert_batch_norm, restore_layers
 from citrus_tool.harden.recipes import Recipe
 from citrus_tool.network import Network
 from citrus_tool.onnx_io import Inspection, OnnxModel, OnnxRunner
@@ -36,6 +37,8 @@ from citrus_tool.threat import Threat
 
 BATCH = 256
 """Inputs in one forward pass of a figure that needs no gradients."""
+NORM_SAMPLES = 5120
+"""Training inputs whose statistics a batch norm starts with that `harden` puts in; a multiple of BATCH."""
 PARITY_SAMPLES = 16
 """Real inputs on which an imported file is compared with onnxruntime."""
 
@@ -297,13 +300,15 @@ def harden_file(
     device: Literal["auto", "cpu", "cuda"] = "auto",
     resume: bool = False,
     keep_checkpoints: bool = True,
+    batch_norm: bool = False,
     settings: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> HardenReport:
     """Trains the file's network by `recipe` and writes it to `out` with only its weights changed.
 
     The epoch is chosen on the validation split. Before and after are judged on the test split: standard accuracy on
-    all of it, the rest by `certify` at the recipe's eps. `run_dir` receives `settings`, the journals of both
+    all of it, the rest by `certify` at the recipe's eps. `batch_norm` puts batch norm in for training, as the identity
+    at first, and folds it back into the file's weights. `run_dir` receives `settings`, the journals of both
     certifications, the report and, unless `keep_checkpoints` is off, the checkpoints that `resume` needs.
 
     Raises:
@@ -320,8 +325,11 @@ def harden_file(
     threat = Threat(eps=recipe.eps)
     _save_settings(run_dir, settings)
     before = _figures(model, test, threat, certify, where, progress, run_dir / "before.jsonl", resume)
+    network = (
+        insert_batch_norm(model.network, torch.split(train.take(NORM_SAMPLES).pixels(), BATCH)) if batch_norm else None
+    )
     result = trainer.fit(
-        model.network,
+        network or model.network,
         train,
         validation,
         recipe,
@@ -330,9 +338,10 @@ def harden_file(
         device=where,
         progress=progress,
     )
-    hardened = onnx_io.write(
-        dataclasses.replace(model, network=result.network), out, metadata=_metadata(recipe, choice)
-    )
+    trained = result.network
+    if batch_norm:
+        trained = restore_layers(onnx_io.fold_batch_norm(trained), model.network)
+    hardened = onnx_io.write(dataclasses.replace(model, network=trained), out, metadata=_metadata(recipe, choice))
     after = _figures(hardened, test, threat, certify, where, progress, run_dir / "after.jsonl", resume)
     progress.finish()
     report = HardenReport(
