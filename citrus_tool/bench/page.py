@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from citrus_tool.bench.claims import CLAIM_HEADER, CLAIMS
 from citrus_tool.bench.contests import PAPER, SCALES, TABLES, Contest, jobs
 from citrus_tool.bench.journal import Entry
 from citrus_tool.bench.run import certifier_digest
@@ -81,6 +82,7 @@ def page(entries: Sequence[Entry]) -> str:
             shown = [section for section in sections(name, scale, about, entries) if section.measured]
             parts += [f"## {table.title}, scale {scale}\n"] if shown else []
             parts += [_markdown(name, scale, section) for section in shown]
+    parts.append(f"## Orderings, scale cpu\n\n{_table(CLAIM_HEADER, [claim.row(entries) for claim in CLAIMS])}\n")
     return "\n".join(part.rstrip("\n") + "\n" for part in parts)
 
 
@@ -91,11 +93,14 @@ def _markdown(name: str, scale: str, section: Section) -> str:
         f"### {contest.data} at eps {contest.eps}\n",
         f"{contest.architecture}, {recipe.epochs} epochs ({recipe.warmup_epochs} warm-up, {recipe.ramp_epochs} ramp),"
         f" {recipe.pgd_steps} PGD steps. `{command}`\n",
-        "| " + " | ".join(HEADER) + " |",
-        "|" + "---|" * len(HEADER),
-        *("| " + " | ".join(row) + " |" for row in section.rows),
+        _table(HEADER, section.rows),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(row)} |" for row in (header, *body)]
+    return "\n".join([lines[0], "|" + "---|" * len(header), *lines[1:]])
 
 
 _INTRODUCTION = """# Results
