@@ -23,6 +23,9 @@ STARTED: Final = time.monotonic()
 SPARE: Final = 2.0
 """Seconds before --timeout at which the answer is out, at most a quarter of it."""
 
+BLIND: Final = 5.0
+"""Seconds of the search for a witness where a network is not supported."""
+
 OPERATORS: Final = (
     "Add", "AveragePool", "BatchNormalization", "Cast", "Concat", "Constant", "Conv", "Div", "Dropout", "Flatten",
     "Gemm", "GlobalAveragePool", "GlobalMaxPool", "Identity", "LeakyRelu", "MatMul", "MaxPool", "Mul", "Neg", "Pad",
@@ -111,6 +114,7 @@ def verify(
     end = None if timeout is None else STARTED + timeout - min(SPARE, timeout / 4)
     with Answers(None if end is None else max(0.0, end - time.monotonic())) as answers:
         from citrus_tool import queries
+        from citrus_tool.queries.blind import sample
         from citrus_tool.queries.verify import Verdict, read_models
         from citrus_tool.queries.verify import verify as decide
 
@@ -120,13 +124,16 @@ def verify(
 
         options.use_threads(threads)
         spec = queries.read(query)
+        paths = _paths(spec, networks)
         try:
-            models = read_models(spec, _paths(spec, networks))
+            models = read_models(spec, paths)
             seconds = float("inf") if end is None else end - time.monotonic()
             answer = decide(spec, models, seconds=seconds, seed=seed, log=log)
         except UnsupportedNetworkError as error:
             log(str(error))
-            answers.give("unknown\n")
+            late = time.monotonic() + BLIND if end is None else min(end, time.monotonic() + BLIND)
+            witness = sample(spec, paths, deadline=late, seed=seed)
+            answers.give("unknown\n" if witness is None else f"sat\n{queries.format_witness(spec, witness)}")
             return
         if answer.reason:
             log(answer.reason)
