@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from citrus_tool import __version__, architectures, data, onnx_io
+from citrus_tool.attacks.dataset import attack_dataset
 from citrus_tool.attacks.pgd import pgd
 from citrus_tool.attacks.universal import attack_groups
 from citrus_tool.certify.certificate import Certificate
@@ -39,6 +40,8 @@ BATCH = 256
 """Inputs in one forward pass of a figure that needs no gradients."""
 NORM_SAMPLES = 5120
 """Training inputs whose statistics a batch norm starts with that `harden` puts in; a multiple of BATCH."""
+GROWN = 512
+"""Inputs of one perturbation up to which it is grown input by input; above, it is descended on minibatches."""
 PARITY_SAMPLES = 16
 """Real inputs on which an imported file is compared with onnxruntime."""
 
@@ -486,6 +489,8 @@ def attack_file(
 
     Args:
         group_size: inputs that share one perturbation, consecutive ones; None lets all inputs share one.
+        steps, restarts: as attacks.universal.attack_groups takes them, or for more than GROWN inputs in a group,
+            attacks.dataset.attack_dataset.
         save: writes the perturbations (g, C, H, W) float32 to this .npy file.
 
     With a target class, inputs that have it as label are left out.
@@ -510,18 +515,19 @@ def attack_file(
     batch = max(1, BATCH // k)
     for start in range(0, groups, batch):
         part = slice(start, min(start + batch, groups))
-        u, _ = attack_groups(
-            network,
-            images[part].to(where),
-            dataset.labels[index[part]].to(where),
-            present[part].to(where),
-            threat.eps,
-            steps=steps,
-            restarts=restarts,
-            generator=generator,
-            target=threat.target,
-        )
-        found.append(u.cpu())
+        if k > GROWN:
+            members = index[start][present[start]]
+            u, _ = attack_dataset(
+                network, dataset.pixels(members), dataset.labels[members], threat.eps,
+                steps=steps, restarts=restarts, generator=generator, target=threat.target,
+            )  # fmt: skip
+            found.append(u[None])
+        else:
+            several, _ = attack_groups(
+                network, images[part].to(where), dataset.labels[index[part]].to(where), present[part].to(where),
+                threat.eps, steps=steps, restarts=restarts, generator=generator, target=threat.target,
+            )  # fmt: skip
+            found.append(several.cpu())
         progress.advance(part.stop - part.start)
     perturbations = torch.cat(found)
     runner = OnnxRunner(model)
