@@ -1,0 +1,405 @@
+"""`citrus check`: verifies a certificate of `citrus certify-uap`. Trusts numpy, scipy, onnx, and nothing else of citrus.
+
+A certificate (docs/certificate.md) claims for each of its groups of inputs that every u with |u|_inf <= eps leaves at
+least `certified` of them correct. The proof of a group is a list of combinations, sets of atoms (input, wrong label)
+that no one u makes happen together: for each there are parts that cover the box of u, and on each part duals that show
+
+    sum over members of share (margin - guard) > 0,    shares >= 0.
+
+What is checked: the file's digests; that the parts cover the box; every bound, with the given duals and bounds of
+hidden neurons that the checker computes itself; and that among the atoms that are left, at most one for each input, no
+choice without a refuted combination is larger than the group's claim.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import zipfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from citrus_tool.certify.check_bounds import Execution, Lines, Rows, Signs, gamma, lowest
+from citrus_tool.certify.check_graph import Floats, Graph, Index, read_graph
+from citrus_tool.errors import CheckFailedError, InputFileError
+
+FORMAT: Final = 1
+GUARD: Final = 2.0**-18
+"""Margins count above this fraction of the input's largest clean |logit|: half of what the prover asks for."""
+GRID: Final = 255
+"""Slopes are stored as multiples of 1 / GRID."""
+LEAVES: Final = 256
+"""Leaves that are bounded together."""
+STEPS: Final = 10_000_000
+"""Choices that the counting argument may try."""
+
+Atom = tuple[int, int]
+"""(position of the input in its group, wrong label)."""
+Images = Callable[[Sequence[int]], tuple[NDArray[np.float32], Sequence[int]]]
+"""Pixels (n, *shape) and labels of inputs of the data set, to compare with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """What a certificate proves: of `inputs` in `groups` groups, `certified` stay correct; and how large the proof is."""
+
+    inputs: int
+    certified: int
+    groups: int
+    combinations: int
+    leaves: int
+    model_sha256: str
+    eps: float
+    clip: bool
+    target: int | None
+    data: str
+    split: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _View:
+    """An execution with the lines of one view; `listed` (V,) are the neurons with slopes of their own."""
+
+    execution: Execution
+    lines: Lines
+    listed: Index
+
+
+def check(certificate: Path, model: Path, *, images: Images | None = None, progress: Callable[[], None] | None = None) -> Checked:
+    """Verifies every claim of the certificate against the ONNX file.
+
+    Args:
+        images: of the data set, to compare the certificate's own with; None: they are taken as they are.
+        progress: called after every group.
+
+    Raises: CheckFailedError that names group, combination and leaf where something does not hold; InputFileError where
+    a file cannot be read; UnsupportedNetworkError for a network that the checker does not read.
+    """
+    try:
+        digest = hashlib.sha256(model.read_bytes()).hexdigest()
+        archive = zipfile.ZipFile(certificate)
+    except OSError as error:
+        raise InputFileError(f"{error.filename}: cannot be read ({error.strerror}); name another file.") from None
+    except zipfile.BadZipFile:
+        raise InputFileError(f"{certificate}: is no certificate; `citrus certify-uap --certificate` writes one.") from None
+    with archive:
+        try:
+            return _Checker(archive, model, digest, images).run(progress)
+        except (KeyError, IndexError, TypeError, ValueError, zipfile.BadZipFile, EOFError) as error:
+            raise CheckFailedError(f"{certificate}: is damaged or not as it should be ({error!r}).") from None
+
+
+def digest_of(content: Any) -> str:
+    """sha256 of a JSON value."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def require(condition: bool, where: str, what: str) -> None:
+    """Raises CheckFailedError unless the condition holds."""
+    if not condition:
+        raise CheckFailedError(f"the certificate does not hold: {where}: {what}.")
+
+
+class _Checker:
+    def __init__(self, archive: zipfile.ZipFile, model: Path, digest: str, images: Images | None) -> None:
+        self.archive, self.images = archive, images
+        self.head = json.loads(archive.read("certificate.json"))
+        stated = self.head.pop("digest")
+        require(self.head["format"] == FORMAT, "certificate.json", f"format {self.head['format']} is not {FORMAT}")
+        require(stated == digest_of(self.head), "certificate.json", "was changed: its digest is another")
+        self.run_ = self.head["run"]
+        require(self.run_["model_sha256"] == digest, "the model", "is another one than the certificate is about")
+        self.eps = float.fromhex(self.run_["eps"])
+        require(0 <= self.eps <= 1, "certificate.json", f"eps {self.eps} is no radius")
+        contract = {name: self.run_[name] for name in ("mean", "std", "layout", "clip")}
+        self.graph: Graph = read_graph(model, self.run_["shape"], **contract)
+        target = self.run_["target"]
+        require(target is None or 0 <= target < self.graph.sizes[-1], "certificate.json", f"no class {target}")
+
+    def run(self, progress: Callable[[], None] | None) -> Checked:
+        inputs = certified = combinations = leaves = 0
+        seen: set[int] = set()
+        for number, entry in enumerate(self.head["groups"]):
+            content = self.archive.read(entry["file"])
+            where = f"group {number}"
+            require(hashlib.sha256(content).hexdigest() == entry["sha256"], where, "its file was changed")
+            with np.load(io.BytesIO(content), allow_pickle=False) as file:
+                group = _Group(self, {name: file[name] for name in file.files}, number, where)
+            indices = group.facts["indices"]
+            require(not seen.intersection(indices), where, "has inputs of an earlier group")
+            seen.update(indices)
+            found = group.certified()
+            require(entry["certified"] == found and entry["inputs"] == len(indices), where, "is summed up wrongly")
+            inputs, certified = inputs + len(indices), certified + found
+            combinations, leaves = combinations + len(group.facts["proofs"]), leaves + group.leaves
+            if progress is not None:
+                progress()
+        totals = (self.head["inputs"], self.head["certified"])
+        require(totals == (inputs, certified), "the totals", f"{totals} are not those of the groups {inputs, certified}")
+        return Checked(
+            inputs=inputs, certified=certified, groups=len(self.head["groups"]), combinations=combinations,
+            leaves=leaves, model_sha256=self.run_["model_sha256"], eps=self.eps, clip=self.run_["clip"],
+            target=self.run_["target"], data=self.head["data"], split=self.head["split"],
+        )  # fmt: skip
+
+
+class _Group:
+    """The proof of one group: `facts` (JSON) and `arrays`."""
+
+    def __init__(self, checker: _Checker, arrays: dict[str, NDArray[Any]], number: int, where: str) -> None:
+        self.arrays, self.where = arrays, where
+        self.facts = facts = json.loads(arrays["facts"].tobytes())
+        self.graph, self.target = checker.graph, checker.run_["target"]
+        self.radius = math.nextafter(checker.eps, math.inf) if checker.eps else 0.0
+        self.views: dict[int, _View] = {}  # by number
+        self.rows: dict[int, tuple[Rows, float]] = {}  # by position: margins and guard
+        self.leaves = 0
+        x, count = arrays["images"], len(facts["indices"])
+        require(facts["run"] == checker.run_ and facts["index"] == number, where, "belongs to another run or place")
+        require(x.dtype == np.float32 and bool(np.isfinite(x).all()), where, "its images are no float32 numbers")
+        self.x = x.astype(np.float64).reshape(count, self.graph.sizes[0])
+        lists = [facts[name] for name in ("labels", "rivals", "kinds", "excluded", "views")]
+        require({count} == {*map(len, lists)} and len(set(facts["indices"])) == count, where, "has odd lists")
+        if checker.images is not None:
+            pixels, labels = checker.images(facts["indices"])
+            same = bool(np.array_equal(pixels, x)) and list(labels) == facts["labels"]
+            require(same, where, "its images or labels are not those of the data set")
+
+    def certified(self) -> int:
+        """How many inputs the proof certifies, which must be what it claims."""
+        facts = self.facts
+        left = [self._individual(position) for position in range(len(facts["kinds"]))]
+        refuted = self._refuted()
+        held, claim = sum(labels is not None for labels in left), facts["fooled"]
+        require(type(claim) is int and 0 <= claim <= held, self.where, f"claims that {claim} of {held} can be fooled")
+        options = [[(place, label) for label in sorted(labels or ())] for place, labels in enumerate(left)]
+        require(not choosable(options, refuted, claim + 1), self.where,
+                f"its combinations do not exclude that more than the claimed {claim} inputs are fooled together")  # fmt: skip
+        require(facts["certified"] == held - claim, self.where, "its certified count does not follow")
+        return held - claim
+
+    def _individual(self, position: int) -> set[int] | None:
+        """The labels of an input that bounds over the whole box leave open; None for one that counts as lost."""
+        facts, where = self.facts, f"{self.where}, input {self.facts['indices'][position]}"
+        kind, rival, label = (facts[name][position] for name in ("kinds", "rivals", "labels"))
+        classes = range(self.graph.sizes[-1])
+        require(label in classes and rival in classes, where, "has no such class")
+        if kind == "lost":
+            return None
+        labels = set(classes) - {rival} if self.target is None else {self.target}
+        fits = rival == label if self.target is None else self.target not in (rival, label)
+        require(fits and kind in ("interval", "bounds"), where, "has another rival or kind than it can have")
+        listings = {view: self._listings(view) for view in facts["views"][position]}
+        every = [(number, entry) for pair in listings.values() for part in pair for number, entry in part.items()]
+        forced = {n: np.unique(np.concatenate([e for m, e in every if m == n])) for n in {n for n, _ in every}}
+        execution = Execution(self.graph, self.x[position], self.radius, None if kind == "interval" else forced)
+        guard = GUARD * float(np.abs(execution.logits).max())
+        least, excluded = execution.interval_margins(rival), set(facts["excluded"][position])
+        if kind == "bounds":
+            rows = execution.margins(rival)
+            least = np.maximum(least, execution.least(rows, execution.lines))
+            self.rows[position] = replace(rows, offset=rows.offset - guard), guard
+            for view, (base, final) in listings.items():
+                self.views[view] = self._view(execution, view, base, final)
+        for other in excluded:
+            proven = other in labels and bool(least[other] > guard)
+            require(proven, where, f"bounds over the whole box do not exclude label {other}")
+        return labels - excluded
+
+    def _listings(self, view: int) -> tuple[dict[int, Index], dict[int, Index]]:
+        """By ReLU, the entries with slopes of their own: before and after hidden bounds are improved."""
+        given = self.facts["listed"][view]
+        final = {number: self._entries(f"view{view}/final{number}") for number in given["final"]}
+        steps = {number: self._entries(f"view{view}/base{number}") for number in given["steps"]}
+        return {**final, **steps}, final
+
+    def _entries(self, name: str) -> Index:
+        entries = self.arrays[name].astype(np.int64)
+        require(entries.ndim == 1 and bool((np.diff(entries) > 0).all()), self.where, f"{name} is not in order")
+        return entries
+
+    def _view(self, execution: Execution, view: int, base: dict[int, Index], final: dict[int, Index]) -> _View:
+        """The view's lines: hidden bounds improved ReLU by ReLU with the slopes that are given."""
+        lines, stages = execution.lines, execution.stages
+        listed = np.zeros(0, dtype=np.int64)
+        for number, stage in stages.items():
+            part = slice(stage.start, stage.stop)
+            lower, upper, chord = lines.lower.copy(), lines.upper.copy(), lines.chord.copy()
+            if number in self.facts["listed"][view]["steps"]:
+                neurons = stage.start + np.searchsorted(stage.entry, base[number])
+                low = self._slopes(lines, execution, listed, self.arrays[f"view{view}/alpha{number}"], 2 * len(neurons))
+                lower, upper = execution.tightened(lines, number, neurons, low)
+            own = stage.start + np.searchsorted(stage.entry, final.get(number, np.zeros(0, dtype=np.int64)))
+            if len(own):  # without any, all are as in CROWN
+                chord[part] = False
+                chord[own] = True
+            lines = execution.lines_of(lower, upper, chord)
+            listed = np.concatenate([listed, own])
+        return _View(execution=execution, lines=lines, listed=listed)
+
+    def _slopes(self, lines: Lines, execution: Execution, listed: Index, alpha: NDArray[Any], count: int) -> Floats:
+        """(count, U) slopes of the lines below: those given (count, V) for the neurons `listed`, else CROWN's."""
+        require(alpha.dtype == np.uint8 and alpha.shape == (count, len(listed)), self.where, "has slopes that do not fit")
+        low = np.tile(lines.low, (count, 1))
+        low[:, listed] = np.maximum(alpha / GRID, execution.floor[listed])
+        return low
+
+    def _refuted(self) -> set[frozenset[Atom]]:
+        """The combinations, all of whose leaves are verified."""
+        together: dict[tuple[tuple[int, int], ...], list[int]] = {}
+        refuted = set()
+        for number, proof in enumerate(self.facts["proofs"]):
+            positions = [position for position, _ in proof["atoms"]]
+            fits = len(set(positions)) == len(positions) == len(proof["views"]) and all(
+                view in self.facts["views"][position] for position, view in zip(positions, proof["views"], strict=True)
+            )
+            require(fits, f"{self.where}, combination {number}", "its atoms and views do not fit")
+            together.setdefault(tuple(zip(positions, proof["views"], strict=True)), []).append(number)
+            refuted.add(frozenset((position, label) for position, label in proof["atoms"]))
+        for members, numbers in together.items():
+            proofs = [self._proof(number, sum(len(self.views[view].listed) for _, view in members)) for number in numbers]
+            whole = _Leaves.joined(proofs)
+            self.leaves += len(whole.owner)
+            for first in range(0, len(whole.owner), LEAVES):
+                some = whole.pick(first, first + LEAVES)
+                bound = self._bound(members, some)
+                for place in np.flatnonzero(~(bound > 0)):
+                    number = int(some.owner[place])
+                    leaf = first + int(place) - int(np.flatnonzero(whole.owner == number)[0])
+                    atoms = ", ".join(
+                        f"input {self.facts['indices'][p]} as {label}" for p, label in self.facts["proofs"][number]["atoms"]
+                    )
+                    require(False, f"{self.where}, combination {number} ({atoms}), leaf {leaf}", "is not above 0")
+        return refuted
+
+    def _proof(self, number: int, neurons: int) -> _Leaves:
+        """The leaves of a combination; raises unless their duals are feasible and they cover the box."""
+        where, atoms = f"{self.where}, combination {number}", self.facts["proofs"][number]["atoms"]
+        names = ("alpha", "share", "depth", "split", "side", "beta")
+        alpha, share, depth, split, side, beta = (self.arrays[f"proof{number}/{name}"] for name in names)
+        count, total = len(depth), int(depth.sum())
+        shapes = alpha.shape == (count, neurons) and share.shape == (count, len(atoms)) and bool((depth >= 0).all())
+        require(shapes and {len(split), len(side), len(beta)} == {total}, where, "its arrays do not fit")
+        feasible = bool((beta >= 0).all() and (share >= 0).all() and np.isfinite(beta).all() and np.isfinite(share).all())
+        require(feasible and count > 0, where, "a multiplier or share is no number >= 0")
+        require(bool((np.abs(side) == 1).all() and ((split >= 0) & (split < neurons)).all()), where, "a split is none")
+        ends = np.cumsum(depth)
+        paths = [
+            [(int(k), int(s)) for k, s in zip(split[end - d : end], side[end - d : end], strict=True)]
+            for d, end in zip(depth.tolist(), ends.tolist(), strict=True)
+        ]
+        require(covers(paths), where, "its leaves do not cover the box")
+        return _Leaves(
+            owner=np.full(count, number), label=np.tile([label for _, label in atoms], (count, 1)),
+            row=np.repeat(np.arange(count), depth), alpha=alpha, share=share.astype(np.float64),
+            split=split.astype(np.int64), side=side.astype(np.float64), beta=beta.astype(np.float64),
+        )  # fmt: skip
+
+    def _bound(self, members: Sequence[tuple[int, int]], leaves: _Leaves) -> Floats:
+        """Lower bounds of sum of share (margin - guard) on the leaves."""
+        total = size = np.zeros(1)
+        first = 0
+        for place, (position, number) in enumerate(members):
+            view, (rows, _) = self.views[number], self.rows[position]
+            last = first + len(view.listed)
+            low = self._slopes(view.lines, view.execution, view.listed, leaves.alpha[:, first:last], len(leaves.owner))
+            own = (leaves.split >= first) & (leaves.split < last)
+            signs = Signs(row=leaves.row[own], neuron=view.listed[leaves.split[own] - first],
+                          side=leaves.side[own], beta=leaves.beta[own])  # fmt: skip
+            some = rows.pick(leaves.label[:, place]).times(leaves.share[:, place])
+            a, offset = view.execution.plane(some, view.lines, low, signs)
+            whole = np.concatenate([a, offset[:, None]], axis=1)
+            total, size = total + whole, size + np.abs(whole)
+            first = last
+        error = gamma(len(members) + 64) * size.sum(1)
+        return lowest(total[:, :-1], total[:, -1] - error)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Leaves:
+    """L leaves: owner (L,) their combination; label, share (L, M); alpha (L, V); `row` (S,) the leaf of each split."""
+
+    owner: Index
+    label: Index
+    alpha: NDArray[np.uint8]
+    share: Floats
+    row: Index
+    split: Index
+    side: Floats
+    beta: Floats
+
+    @staticmethod
+    def joined(parts: Sequence[_Leaves]) -> _Leaves:
+        starts = np.cumsum([0, *(len(part.owner) for part in parts)])
+        names = ("owner", "label", "alpha", "share", "split", "side", "beta")
+        row = np.concatenate([part.row + start for part, start in zip(parts, starts[:-1], strict=True)])
+        return _Leaves(row=row, **{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
+
+    def pick(self, first: int, last: int) -> _Leaves:
+        here = slice(*np.searchsorted(self.row, (first, last)))
+        return _Leaves(
+            owner=self.owner[first:last], label=self.label[first:last], alpha=self.alpha[first:last],
+            share=self.share[first:last], row=self.row[here] - first, split=self.split[here], side=self.side[here],
+            beta=self.beta[here],
+        )  # fmt: skip
+
+
+def covers(paths: Sequence[Sequence[tuple[int, int]]], depth: int = 0) -> bool:
+    """Whether the parts of a box, each given by (neuron, sign) in the order of splits, are the leaves of one tree."""
+    if len(paths) == 1:
+        return len(paths[0]) == depth
+    if any(len(path) == depth for path in paths) or len({path[depth][0] for path in paths}) != 1:
+        return False
+    sides = [[path for path in paths if path[depth][1] == side] for side in (1, -1)]
+    return all(part and covers(part, depth + 1) for part in sides)
+
+
+def choosable(options: Sequence[Sequence[Atom]], refuted: Iterable[frozenset[Atom]], wanted: int) -> bool:
+    """Whether `wanted` atoms, at most one of each option, can be chosen so that they contain no refuted combination.
+
+    Raises CheckFailedError when that takes more than STEPS choices.
+    """
+    sets, steps = [set(old) for old in refuted], 0
+
+    def of(atom: Atom) -> list[frozenset[Atom]]:
+        return [frozenset(old - {atom}) for old in sets if atom in old]
+
+    containing = {atom: of(atom) for option in options for atom in option}
+
+    def freer(one: Atom, other: Atom) -> bool:
+        """Whether `one` can always take the place of `other`."""
+        return all(any(theirs <= mine for theirs in containing[other]) for mine in containing[one])
+
+    useful = []
+    for option in options:
+        kept: list[Atom] = []
+        for atom in option:
+            if not any(freer(old, atom) for old in kept):
+                kept = [old for old in kept if not freer(atom, old)] + [atom]
+        useful.append(kept)
+
+    def allowed(atom: Atom, chosen: frozenset[Atom]) -> bool:
+        return not any(rest <= chosen for rest in containing[atom])
+
+    def search(left: list[list[Atom]], chosen: frozenset[Atom]) -> bool:
+        nonlocal steps
+        steps += 1
+        require(steps <= STEPS, "the counting argument", f"takes more than {STEPS} steps")
+        left = [open_ for option in left if (open_ := [atom for atom in option if allowed(atom, chosen)])]
+        if len(chosen) >= wanted:
+            return True
+        if len(chosen) + len(left) < wanted:
+            return False
+        left.sort(key=len)
+        if any(search(left[1:], chosen | {atom}) for atom in left[0]):
+            return True
+        return search(left[1:], chosen)
+
+    return search(useful, frozenset())
