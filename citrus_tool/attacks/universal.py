@@ -15,13 +15,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from citrus_tool.attacks.pgd import ATTACKED
-from citrus_tool.network import Network, walk
+from citrus_tool.attacks.margin import float32_at_most, margins
+from citrus_tool.network import Network
 
 HINGE: Final = 0.1
 """An input stops pulling once its margin is this far below 0, in units of its clean margin."""
@@ -89,23 +88,6 @@ def attack_groups(
         # the count over all present inputs: one that resisted alone may still fall to a shared u
         attack.improve(best, every, present, best.u[every], present.double(), steps=0)
     return best.u, best.score.clamp_min(0).floor().long()
-
-
-def float32_at_most(value: float) -> float:
-    """The largest float32 that is not above `value`."""
-    single = np.float32(value)
-    return float(single if float(single) <= value else np.nextafter(single, np.float32(-np.inf)))
-
-
-def margins(
-    network: Network, x: Float[Tensor, "n C H W"], labels: Int[Tensor, " n"], target: int | None = None
-) -> Float[Tensor, " n"]:
-    """f_y(x) - max over c != y of f_c(x); for a target t: max over c != t of f_c(x) - f_t(x)."""
-    logits = walk(network, ATTACKED, x)
-    one = labels if target is None else torch.full_like(labels, target)
-    chosen = torch.nn.functional.one_hot(one, logits.shape[1]).bool()
-    margin = logits[chosen] - logits.masked_fill(chosen, -torch.inf).amax(dim=1)
-    return margin if target is None else -margin
 
 
 @dataclass(frozen=True, kw_only=True)

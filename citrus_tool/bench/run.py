@@ -53,7 +53,8 @@ class Bench:
     def run(self, job: Job, command: str) -> bool:
         """Does the job unless the journal has it; whether there was something to do. Raises as `trainer.fit`."""
         digest = certifier_digest(self.certifier)
-        if self._known((job.contest.name, job.method, job.digest, job.seed, digest)):
+        key = (job.contest.name, job.method, job.digest, job.seed, digest)
+        if any(entry.key == key for entry in journal.read(self.journal)):
             return False
         contest, recipe, folder = job.contest, job.recipe, self.runs / job.name
         train, validation, test = (data.load(contest.data, split=s, root=self.data_root) for s in data.SPLITS)
@@ -75,8 +76,8 @@ class Bench:
 
     def run_published(self, contest: Contest, published: Published, models: Path, command: str) -> bool:
         """Judges a file of the folder `models` unless the journal has it; raises InputFileError when it is absent."""
-        key = (contest.name, published.label, published.file, 0, certifier_digest(self.certifier))
-        if self._known(key):
+        wanted = (published.label, published.file, certifier_digest(self.certifier))
+        if any((e.method, e.recipe, e.certifier) == wanted for e in journal.read(self.journal)):
             return False
         test = data.load(contest.data, split="test", root=self.data_root)
         model = onnx_io.read(models / published.file, input_shape=test.shape, samples=test.take(16).pixels())
@@ -87,9 +88,6 @@ class Bench:
         )  # fmt: skip
         journal.append(self.journal, entry)
         return True
-
-    def _known(self, key: tuple[str, str, str, int, str]) -> bool:
-        return key in {entry.key for entry in journal.read(self.journal)}
 
     def _judged(
         self, model: OnnxModel, contest: Contest, test: Dataset, folder: Path, *, method: str, recipe: str, seed: int,

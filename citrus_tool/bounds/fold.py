@@ -1,7 +1,8 @@
 """A piecewise linear network over one box, with every decided neuron folded away.
 
-Over a box most ReLUs are decided: identity or zero (or nearly so). What is left is an affine map from the box's perturbation
-v = u / radius, |v| <= 1, and the outputs h of the few open neurons to the open neurons' inputs z and to the margins:
+Over a box most ReLUs are decided: identity or zero, or nearly so. What is left is an affine map from the box's
+perturbation v = u / radius, |v| <= 1, and the outputs h of the few open neurons to the open neurons' inputs z and to
+the margins:
 
     z = A v + B h + b (B strictly lower triangular by stages)    h = max(z, floor z)    margins = A' v + B' h + b'
 
@@ -82,7 +83,7 @@ class Settled:
         allowed = NEARLY * torch.maximum(upper.abs(), lower.abs()).amax()
         return Settled(
             open=OPEN[type(node.layer)](widen(box)) & ~(spread <= allowed),
-            slope=torch.where(positive, 1.0, floor).to(lower.dtype),
+            slope=torch.full_like(lower, floor).masked_fill(positive, 1.0),
             spread=widen(Box(centre=spread.clamp(min=0), radius=torch.zeros_like(spread))).upper,
         )
 

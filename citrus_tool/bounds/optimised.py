@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 
@@ -334,7 +334,8 @@ class _Work:
 
     def _shifted(self, duals: Duals, values: Tensor, rate: float, step: int) -> Duals:
         """One step of the shares, whose gradient is `values` (M, D)."""
-        assert duals.share is not None and self.share_moments is not None
+        assert duals.share is not None
+        assert self.share_moments is not None
         gradient = duals.share * (values - (duals.share * values).sum(0))
         moved = duals.share.log() + rate * _adam(gradient, self.share_moments, step)
         return replace(duals, share=moved.softmax(0).clamp(min=LEAST_SHARE))
@@ -392,6 +393,8 @@ class Instance:
         boxes, relaxations, errors: of a batch of 1.
         label: its true class.
         system: the folded system of these boxes.
+        signs: nonlinear node -> (neurons,) +1 where its input is known to be >= 0 on the part of the box that the
+            instance stands for, -1: <= 0, 0: not known. Boxes and bounds hold on that part only; empty: the whole box.
     """
 
     network: Network
@@ -400,6 +403,7 @@ class Instance:
     errors: Mapping[str, Tensor]
     label: int
     system: Fold
+    signs: Mapping[str, Tensor] = field(default_factory=dict)
 
     @staticmethod
     def of(
@@ -429,17 +433,51 @@ class Instance:
 
     def root(self, classes: Tensor, schedule: Schedule) -> tuple[Planes, Ascent]:
         """alpha-CROWN on the whole box: claimed planes of the margins over `classes`, and the ascent behind them."""
-        start = Duals.start(self.system, len(classes))
+        start = self.start(self.system, len(classes))
         found = ascend(self.system, Targets.of(self.system.margins, classes), start, schedule)
         return tuned_planes(self, self.system, *self.margins(classes), found.duals), found
 
-    def tightened(self, schedule: Schedule) -> Instance:
-        """The instance with the bounds of its open neurons optimised, from the first stage on.
+    def start(self, system: Fold, count: int) -> Duals:
+        """Where the ascent of `count` functionals starts: CROWN's slopes, the known signs with multipliers 0."""
+        duals = Duals.start(system, count)
+        split, side = [duals.split[:, 0]], [duals.side[:, 0]]
+        for stage in system.stages:
+            if stage.node in self.signs:
+                known = self.signs[stage.node][stage.entry]
+                here = known.nonzero().flatten()
+                split.append(here + stage.start)
+                side.append(known[here].to(duals.side.dtype))
+        given = torch.cat(split)[:, None].expand(-1, count)
+        return replace(
+            duals, split=given, side=torch.cat(side)[:, None].expand(-1, count), beta=duals.alpha.new_zeros(given.shape)
+        )
+
+    def split(self, neuron: int, schedule: Schedule) -> tuple[Instance, Instance]:
+        """The parts of the box where the input of open neuron `neuron` is >= 0 and <= 0.
+
+        The bounds of the open neurons in later stages are optimised on each.
+        """
+        stage = next(stage for stage in self.system.stages if stage.start <= neuron < stage.stop)
+        size = self.boxes[stage.source].centre.numel()
+        known = self.signs.get(stage.node, torch.zeros(size, device=stage.entry.device))
+        found = []
+        for side in (1.0, -1.0):
+            signs = known.clone()
+            signs[stage.entry[neuron - stage.start]] = side
+            part = replace(self, signs={**self.signs, stage.node: signs})
+            found.append(part.tightened(schedule, after=stage.node))
+        return found[0], found[1]
+
+    def tightened(self, schedule: Schedule, *, after: str | None = None) -> Instance:
+        """The instance with the bounds of its open neurons optimised, from the first stage on, or behind node `after`.
 
         A stage's neurons are bounded from both sides with slopes of their own on the boxes of the stages before.
         """
-        found = self
+        found, started = self, after is None
         for node in foldable_nodes(self.network):
+            if not started:
+                started = node.name == after
+                continue
             number = next((i for i, stage in enumerate(found.system.stages) if stage.node == node.name), None)
             if number:  # the inputs of the first stage are bounded exactly
                 found = found._tightened(node, number, schedule)
@@ -454,7 +492,7 @@ class Instance:
         lower = torch.empty_like(sign)
         for part in _parts(len(sign), COLUMNS):
             columns = targets.columns(part)
-            found = ascend(before, columns, Duals.start(before, len(columns.offset)), schedule)
+            found = ascend(before, columns, self.start(before, len(columns.offset)), schedule)
             reading = Reading(network=self.network, relaxations={}, errors={})
             start, rows = seed(reading, stage.source, torch.zeros_like(entry[part]), entry[part], sign[part])
             lower[part] = tuned_planes(self, before, start, rows, found.duals).lower

@@ -21,7 +21,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from citrus_tool.attacks.universal import attack_groups, float32_at_most
+from citrus_tool.attacks.margin import float32_at_most
+from citrus_tool.attacks.universal import attack_groups
 from citrus_tool.bounds.crown import LinearMargins, relax
 from citrus_tool.bounds.fold import foldable
 from citrus_tool.bounds.linear import Planes

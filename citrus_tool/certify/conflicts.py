@@ -50,6 +50,14 @@ class Conflicts:
         given = frozenset(combination)
         return any(old <= given for old in self.refuted)
 
+    def excluded(self) -> list[int]:
+        """The inputs of which every label is refuted by itself."""
+        return [
+            member
+            for member, labels in enumerate(self.labels)
+            if all(frozenset([(member, label)]) in self.refuted for label in labels)
+        ]
+
     def atoms(self, member: int) -> list[Atom]:
         """The input's atoms worth choosing: not refuted by themselves, and none that is never better than another."""
         free = [(member, label) for label in self.labels[member] if frozenset([(member, label)]) not in self.refuted]

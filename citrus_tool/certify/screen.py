@@ -84,11 +84,12 @@ class OpenInput:
 class Screened:
     """What IBP proves, what any stage proves, and the planes of the inputs that stay open (by position in the batch).
 
-    `planes` is empty when only IBP ran. `seconds`: by stage.
+    `planes` is empty when only IBP ran. `guard` (n,): what a margin must exceed. `seconds`: by stage.
     """
 
     ibp: Bool[Tensor, " n"]
     proven: Bool[Tensor, " n"]
+    guard: Float[Tensor, " n"]
     planes: dict[int, OpenInput]
     seconds: dict[str, float]
 
@@ -219,7 +220,7 @@ def screen(
                     coefficient=found.coefficient[row].cpu()[label].flatten(1).numpy(),
                     offset=offset[row, label].numpy(),
                 )
-    return Screened(ibp=ibp, proven=proven, planes=planes, seconds=seconds)
+    return Screened(ibp=ibp, proven=proven, guard=clean.guard, planes=planes, seconds=seconds)
 
 
 def interval_margins(

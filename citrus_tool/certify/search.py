@@ -43,6 +43,8 @@ CHILD: Final = Schedule(steps=10)
 """Adam's steps on a part of a box."""
 TRIAL: Final = Schedule(steps=0)
 """The same for a candidate."""
+LAST: Final = Schedule(steps=200)
+"""The same for a part on which no neuron that is left to split has a coefficient."""
 CANDIDATES: Final = 4
 """Neurons per part whose split is tried before one is chosen."""
 MINOR: Final = 1e-3
@@ -103,7 +105,7 @@ class MarginProblem(Problem):
         return replace(targets, at_input=targets.at_input - shift.T)
 
     def start(self, count: int) -> Duals:
-        return Duals.start(self.system, count)
+        return self.instance.start(self.system, count)
 
     def claim(self, index: Tensor, duals: Duals) -> Tensor:
         rows = self.instance.margins(self.classes[index])
@@ -117,8 +119,8 @@ class MarginProblem(Problem):
 class Part:
     """A part of the box that is open for one target.
 
-    alpha (U,) uint8 in units of 1 / GRID, split, side, beta (k,), share (M,) as in Duals; `candidates` (c,) the neurons that promise most,
-    none when there is nothing left to split, `weight` (c,) the coefficients of their outputs.
+    alpha (U,) uint8 in units of 1 / GRID, split, side, beta (k,), share (M,) as in Duals; `candidates` (c,) the neurons
+    that promise most, none when there is nothing left to split, `weight` (c,) the coefficients of their outputs.
     """
 
     target: int
@@ -183,9 +185,6 @@ class Search:
         self._dropped: set[int] = set()
         self.nodes = 0
 
-    def __bool__(self) -> bool:
-        return True
-
     @property
     def done(self) -> bool:
         """Nothing is left to split."""
@@ -198,6 +197,11 @@ class Search:
 
     def __len__(self) -> int:
         return len(self._heap) + len(self._stuck)
+
+    def splits(self) -> Tensor:
+        """The neurons that the open parts are split on, with repetition."""
+        parts = [part for _, _, part in self._heap] + self._stuck
+        return torch.cat([part.split for part in parts] or [torch.empty(0, dtype=torch.long)])
 
     def proven(self) -> list[int]:
         """The targets of which every part is closed; none before `plant`."""
@@ -289,8 +293,7 @@ class Search:
         bound = found.bound.double()
         ready = torch.nonzero(bound > self.goal).flatten()
         if len(ready):
-            duals = found.duals.columns(ready)
-            duals = replace(duals, alpha=(duals.alpha * GRID).round() / GRID)
+            duals = _on_grid(found.duals.columns(ready))
             bound[ready] = self.problem.claim(target[ready], duals)
             if self.leaves is not None:
                 self.leaves += self._leaves(bound[ready], duals, target[ready])
@@ -298,7 +301,9 @@ class Search:
         self._closed.scatter_reduce_(0, target[closed], bound[closed], "amin")
         left = torch.nonzero(~closed).flatten()
         if len(left):
-            self._keep(bound, found, target, left)
+            last = self._keep(bound, found, target, left)
+            if last is not None:
+                self._finish(target[last], found.duals.columns(last))
             if self._watch is not None:
                 self._watch(bound[left], found.point[:, left])
             if self._look is not None:
@@ -320,8 +325,22 @@ class Search:
             for column in torch.nonzero(bound > self.guard).flatten().tolist()
         ]
 
-    def _keep(self, bound: Tensor, found: Ascent, target: Tensor, left: Tensor) -> None:
-        """Puts the columns `left` on the heap, each with its candidates."""
+    def _finish(self, target: Tensor, duals: Duals) -> None:
+        """A long ascent for parts without candidates; then what moves the neurons that are split comes next."""
+        found = ascend(self.problem.system, self.problem.targets(target), duals, LAST, goal=self.goal)
+        duals = _on_grid(found.duals)
+        bound = self.problem.claim(target, duals)
+        closed = bound > self.guard
+        self._closed.scatter_reduce_(0, target[closed], bound[closed], "amin")
+        if self.leaves is not None:
+            self.leaves += self._leaves(bound, duals, target)
+        left = torch.nonzero(~closed).flatten()
+        if len(left):
+            self._keep(bound, found, target, left, last=True)
+
+    def _keep(self, bound: Tensor, found: Ascent, target: Tensor, left: Tensor, *, last: bool = False) -> Tensor | None:
+        """Puts the columns `left` on the heap, each with its candidates; returns those without, unless it is `last`."""
+        exhausted: list[int] = []
         duals, weight = found.duals.columns(left), found.weight[:, left]
         promise = self.problem.system.upper_offset * torch.where(weight < 0, -weight, MINOR * weight)
         absent = torch.zeros_like(promise[:1])
@@ -342,8 +361,39 @@ class Search:
                 candidates=best[promising, column],
                 weight=weight[promising, column],
             )
+            if not len(part.candidates) and not last:
+                exhausted.append(int(left[column]))
+                continue
+            if not len(part.candidates):
+                part = replace(
+                    part,
+                    candidates=(moving := self._moving(part.split)),
+                    weight=moving.new_zeros(len(moving)).to(part.weight),
+                )
             if not len(part.candidates):
                 self._stuck.append(part)
             elif number not in self._dropped:
                 self._pushed += 1
                 heapq.heappush(self._heap, (value, self._pushed, part))
+        return torch.tensor(exhausted, device=target.device) if exhausted else None
+
+    def _moving(self, split: Tensor) -> Tensor:
+        """The unsplit neurons whose relaxations leave the inputs of the neurons in `split` the most room.
+
+        On a part where every coefficient vanishes (all neurons of the last stage are off, say) the bound can only rise
+        by showing that the given signs contradict each other.
+        """
+        system = self.problem.system
+        pull = torch.zeros_like(system.upper_offset[:, 0])
+        for stage in system.stages:
+            here = split[(split >= stage.start) & (split < stage.stop)] - stage.start
+            pull[stage.earlier] += stage.inputs.at_hidden[here].abs().sum(0)
+        score = pull * system.upper_offset[:, 0]
+        score[split] = 0.0
+        best = score.topk(min(CANDIDATES, len(score)))
+        return best.indices[best.values > 0]
+
+
+def _on_grid(duals: Duals) -> Duals:
+    """The duals with slopes that a proof can store."""
+    return replace(duals, alpha=(duals.alpha * GRID).round() / GRID)

@@ -1,9 +1,9 @@
 """The counterexample-guided loop of one group: how many of its open inputs one perturbation can fool.
 
 The master (conflicts.py) proposes the largest set of inputs, each with a wrong label, that nothing speaks against. An
-attack tries to fool it; otherwise combinations inside it are bounded jointly (joint.py) with node budgets that grow from
-turn to turn, until one is refuted and joins the master's conflicts. The loop ends when the master's bound meets the
-best perturbation found, when the time is up, or when nothing is left to split.
+attack tries to fool it; otherwise combinations inside it are bounded jointly (joint.py) with node budgets that grow
+from turn to turn, until one is refuted and joins the master's conflicts. The loop ends when the master's bound meets
+the best perturbation found, when the time is up, or when nothing is left to split.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from citrus_tool.attacks.universal import attack_groups, float32_at_most
-from citrus_tool.bounds.optimised import COLUMNS, Ascent, ascend
-from citrus_tool.bounds.rounding import exact_products
+from citrus_tool.attacks.margin import float32_at_most
+from citrus_tool.attacks.universal import attack_groups
+from citrus_tool.bounds.crown import relax
+from citrus_tool.bounds.optimised import COLUMNS, ROOT, Ascent, Instance, ascend
+from citrus_tool.bounds.rounding import enclose, exact_products
 from citrus_tool.certify.conflicts import Atom, Combination, Conflicts
 from citrus_tool.certify.joint import JOINT_ROOT, JointProblem, Member
 from citrus_tool.certify.search import Leaf, Search
@@ -88,6 +90,7 @@ class _Arena:
     x: Tensor  # (n, C, H, W)
     truth: Tensor
     eps: float
+    target: int | None
     best: Tensor
     count: int = 0
     seen: set[frozenset[Atom]] = field(default_factory=set)
@@ -96,8 +99,11 @@ class _Arena:
         """Notes what each of the perturbations u (p, C, H, W) fools."""
         rows = (self.x[:, None] + u[None]).flatten(0, 1)
         logits = self.network(rows).reshape(len(self.x), len(u), -1)
-        lost = logits >= logits.gather(2, self.truth[:, None, None].expand(-1, len(u), 1))
-        lost.scatter_(2, self.truth[:, None, None].expand(-1, len(u), 1), value=False)
+        true = self.truth[:, None, None].expand(-1, len(u), 1)
+        lost = (logits >= logits.gather(2, true)).scatter_(2, true, value=False)
+        if self.target is not None:
+            wins = logits[..., self.target] >= logits.amax(2)
+            lost = torch.zeros_like(lost).index_copy_(2, self.truth.new_tensor([self.target]), wins[..., None])
         counts = lost.any(2).sum(0)
         for place in torch.nonzero(counts > 0).flatten().tolist():
             happening = frozenset((int(i), int(label)) for i, label in torch.nonzero(lost[:, place]).tolist())
@@ -112,7 +118,17 @@ class _Arena:
 
 
 class _Loop:
-    def __init__(self, inputs: Sequence[OpenInput], arena: _Arena, deadline: float, generator: torch.Generator, *, record: bool) -> None:
+    """The loop's state; the combinations' searches stay alive between their turns."""
+
+    def __init__(
+        self,
+        inputs: Sequence[OpenInput],
+        arena: _Arena,
+        deadline: float,
+        generator: torch.Generator,
+        *,
+        record: bool,
+    ) -> None:
         self.inputs, self.arena, self.deadline, self.generator, self.record = inputs, arena, deadline, generator, record
         self.conflicts = Conflicts(labels=[one.member.labels for one in inputs])
         self.tasks: dict[Combination, _Task] = {}
@@ -145,14 +161,14 @@ class _Loop:
         with torch.enable_grad():
             u, _ = attack_groups(
                 self.arena.network, x, truth, present, self.arena.eps, steps=30, restarts=1, generator=self.generator,
-                starts=self.arena.best[None, None],
+                starts=self.arena.best[None, None], target=self.arena.target,
             )  # fmt: skip
         self.arena.judge(u)
 
     def pick(self, choice: Combination) -> Combination | None:
         """The combination inside the choice that is to be worked on next."""
         enough = self.arena.count + 1  # to refute so many is all that is needed
-        widths = [width for width in range(1, min(enough, len(choice), WIDEST) + 1)]
+        widths = list(range(1, min(enough, len(choice), WIDEST) + 1))
         if len(choice) >= 2 and 2 not in widths:
             widths.append(2)
         if enough <= len(choice) and enough not in widths:
@@ -191,7 +207,9 @@ class _Loop:
         self.note(combination, task)
         kept = sum(len(other.search) for other in self.tasks.values() if other.search is not None)
         if kept > PARTS:
-            worst = max((t for t in self.tasks.values() if t.search is not None), key=lambda t: (t.gap < math.inf, t.gap))
+            worst = max(
+                (t for t in self.tasks.values() if t.search is not None), key=lambda t: (t.gap < math.inf, t.gap)
+            )
             worst.search = None
 
     def plant(self, owners: tuple[int, ...], wanted: Combination) -> None:
@@ -204,11 +222,15 @@ class _Loop:
         members = tuple(self.inputs[owner].member for owner in owners)
         problem = JointProblem(members=members, combinations=tuple(tuple(label for _, label in some) for some in todo))
         index = torch.arange(problem.count, device=self.arena.x.device)
-        found = ascend(problem.system, problem.targets(index), problem.start(problem.count), JOINT_ROOT, goal=problem.goal)
+        found = ascend(
+            problem.system, problem.targets(index), problem.start(problem.count), JOINT_ROOT, goal=problem.goal
+        )
         self.nodes += problem.count
         self.look(found.bound, found.point)
         for number, some in enumerate(todo):
-            search = Search(problem=problem.alone(number), guard=0.0, goal=problem.goal, watch=self.look, record=self.record)
+            search = Search(
+                problem=problem.alone(number), guard=0.0, goal=problem.goal, watch=self.look, record=self.record
+            )
             column = torch.tensor([number], device=index.device)
             search.plant(Ascent(bound=found.bound[column], duals=found.duals.columns(column),
                                 weight=found.weight[:, column], point=found.point[:, column]))  # fmt: skip
@@ -232,6 +254,25 @@ class _Loop:
         task.search = None
 
 
+def executions(
+    network: Network,
+    x: Tensor,
+    truth: Sequence[int],
+    labels: Sequence[tuple[int, ...]],
+    guard: Sequence[float],
+    eps: float,
+) -> list[OpenInput]:
+    """Open inputs x (n, C, H, W) float32 with their executions, hidden bounds optimised; `network` in float64."""
+    with torch.no_grad(), exact_products():
+        boxes, relaxations, errors = relax(network, enclose(x, eps))
+        found = []
+        for number, label in enumerate(truth):
+            instance = Instance.of(network, boxes, relaxations, errors, label, number).tightened(ROOT)
+            member = Member(instance=instance, labels=labels[number], guard=guard[number])
+            found.append(OpenInput(x=x[number].float(), member=member))
+    return found
+
+
 def settle(
     network: Network,
     inputs: Sequence[OpenInput],
@@ -240,6 +281,7 @@ def settle(
     *,
     seconds: float,
     generator: torch.Generator,
+    target: int | None = None,
     record: bool = False,
 ) -> Settlement:
     """Brackets how many of a group's open inputs one |u|_inf <= eps can fool.
@@ -249,15 +291,22 @@ def settle(
         inputs: at least one.
         u: (C, H, W) float32, the best perturbation known.
         seconds: after which the bracket is returned as it is.
+        target: as in threat.Threat; the inputs' only label then.
         record: keeps the evidence.
     """
     truth = torch.tensor([one.member.instance.label for one in inputs], device=u.device)
-    arena = _Arena(network=network, x=torch.stack([one.x for one in inputs]), truth=truth, eps=float32_at_most(eps), best=u)
+    x = torch.stack([one.x for one in inputs])
+    arena = _Arena(network=network, x=x, truth=truth, eps=float32_at_most(eps), target=target, best=u)
     loop = _Loop(inputs, arena, time.monotonic() + seconds, generator, record=record)
     with torch.no_grad(), exact_products():
         arena.judge(u[None])
         bound, complete = loop.run()
     evidence = tuple(loop.evidence[old] for old in loop.conflicts.refuted if old in loop.evidence)
     return Settlement(
-        fooled_upper=bound, u=arena.best, conflicts=loop.conflicts, evidence=evidence, nodes=loop.nodes, complete=complete
+        fooled_upper=bound,
+        u=arena.best,
+        conflicts=loop.conflicts,
+        evidence=evidence,
+        nodes=loop.nodes,
+        complete=complete,
     )

@@ -1,8 +1,9 @@
 """Certified worst-case UAP accuracy of a network on a data split (the `certify-uap` command).
 
 Per group of inputs that share one perturbation: clean -> IBP -> CROWN -> branch and bound on each input alone, an
-attack with a shared u on the inputs that stay open, the MILP over one shared u on their planes (master.py), and the
-replay of every witness on onnxruntime. Summed over groups this bounds the worst-case UAP accuracy from below and above
+attack with a shared u on the inputs that stay open, then how many of them one u can fool: with bounds `full` the
+counterexample-guided loop over joint proofs (settle.py), otherwise the MILP on their planes (master.py); and the replay
+of every witness on onnxruntime. Summed over groups this bounds the worst-case UAP accuracy from below and above
 (Theorem 3 of the paper).
 
 The MILP is skipped where it cannot help: with at most one open input its value is known, since an open input has a
@@ -27,11 +28,14 @@ from torch import Tensor
 from citrus_tool import __version__
 from citrus_tool.attacks.universal import attack_groups
 from citrus_tool.bounds.crown import Intermediate
+from citrus_tool.bounds.fold import foldable
 from citrus_tool.certify.branch import Budget
 from citrus_tool.certify.certificate import Certificate, GroupResult, Status
+from citrus_tool.certify.conflicts import Atom, Conflicts
 from citrus_tool.certify.journal import Journal, open_journal
 from citrus_tool.certify.master import Ending, MasterBound, Planes, Solver, SolverName, bound_fooled, named
 from citrus_tool.certify.screen import BoundsName, Clean, Screened, clean_stage, held, judged, screen
+from citrus_tool.certify.settle import executions, settle
 from citrus_tool.data import Dataset
 from citrus_tool.errors import DataError, InterruptedRunError, SoundnessError, UsageError
 from citrus_tool.network import Network
@@ -62,12 +66,14 @@ class CertifySettings:
         protocol: `all` inputs in order, misclassified ones count as lost; or `correct`: of the first 3 * limit inputs
             the misclassified ones are dropped and the first `limit` others kept (RaVeN, RACoon, RABBit).
         bounds: the strongest bounds in use; `ibp` stops after IBP, `crown` runs IBP, CROWN and the MILP, `alpha` puts
-            alpha-CROWN before the MILP, `full` alpha-CROWN and branch and bound.
+            alpha-CROWN before the MILP, `full` alpha-CROWN, branch and bound on each input, and the cross-execution
+            loop in place of the MILP (networks that branch and bound cannot split keep the MILP).
         branch_nodes: parts of the box that branch and bound may bound for one input; this budget is deterministic.
         branch_seconds: seconds that it may take for one input that CROWN leaves open, on average over a batch; a result
             that this limit cuts short depends on the machine.
         intermediate: bounds of hidden neurons, by CROWN intersected with IBP, or by CROWN alone (as published).
-        solver, time_limit, threads: of the MILP; seconds per group.
+        solver, threads: of the MILP.
+        time_limit: seconds a group that the MILP or the cross-execution loop may take.
         attack_steps, attack_restarts, seed: of the attack on the shared perturbation.
         limit: how many inputs are judged; None: all.
     """
@@ -289,6 +295,11 @@ class _Run:
     def eps(self) -> float:
         return self.threat.eps
 
+    @property
+    def joint(self) -> bool:
+        """Whether groups go through the cross-execution loop."""
+        return self.settings.bounds == "full" and foldable(self.bounded)
+
     def clean(self, progress: Progress) -> tuple[Tensor, Clean]:
         """Indices of the candidates and what they are without a perturbation."""
         limit, target = self.settings.limit, self.threat.target
@@ -340,6 +351,7 @@ class _Run:
             target=self.threat.target,
             budget=Budget(
                 nodes=settings.branch_nodes,
+                plane_nodes=0 if self.joint else Budget.plane_nodes,
                 seconds=settings.branch_seconds,
                 attack_steps=settings.attack_steps,
                 attack_restarts=min(INDIVIDUAL_RESTARTS, settings.attack_restarts),
@@ -391,12 +403,21 @@ class _Run:
         state = np.random.SeedSequence([self.settings.seed, stage, number]).generate_state(1, np.uint64)
         return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
 
-    def _replayed(self, group: _Open, screened: Screened, u: Tensor, x: Tensor, labels: Tensor) -> _Open:
+    def _replayed(
+        self,
+        group: _Open,
+        screened: Screened,
+        u: Tensor,
+        x: Tensor,
+        labels: Tensor,
+        conflicts: Conflicts | None = None,
+    ) -> _Open:
         """The group with `u` as its witness if it fools more inputs than the old one.
 
         An input is fooled if the file on onnxruntime (float32) and the float64 network at the exact x + u agree that it
         is. Every proof is held against the latter, for proofs are about real arithmetic and float32 may round a small
-        true margin away: a label at or above the true one must have been left open, and its plane must allow it at u.
+        true margin away: a label at or above the true one must have been left open, and its plane must allow it at u;
+        and what happens at u must not contain a combination that the cross-execution loop refuted.
         """
         if not bool(group.open.any()):
             return group
@@ -406,14 +427,23 @@ class _Run:
             exact = self.bounded((x[inputs].double() + u.double()).to(self.device)).cpu().numpy()
         lost = ~held(exact, truth, target)
         point = u.flatten().double().numpy()
+        happening: set[Atom] = set()
+        number_of = {int(position): number for number, position in enumerate(group.position[group.open].tolist())}
         for position, row, true in zip(inputs[lost].tolist(), exact[lost], truth[lost], strict=True):
             winners = np.flatnonzero(row >= row[true]) if target is None else np.array([target])
+            if position in number_of:
+                happening |= {(number_of[position], int(label)) for label in winners[winners != true]}
             if not self._allowed(screened, position, winners[winners != true], point):
                 raise SoundnessError(
                     f"group {group.index}: a perturbation within eps {self.eps:g} fools input"
                     f" {group.indices[position - int(group.position[0])]} although the {self.settings.bounds} stage"
                     " excludes it; the certificate is void, please report the network."
                 )
+        if conflicts is not None and conflicts.covers(happening):
+            raise SoundnessError(
+                f"group {group.index}: a perturbation within eps {self.eps:g} fools inputs together although the"
+                " cross-execution stage excludes it; the certificate is void, please report the network."
+            )
         seen = self.runner.logits(self.threat.inputs(x[inputs], u))
         fooled = int((lost & ~held(seen, truth, target)).sum())
         return replace(group, u=u, fooled=fooled) if fooled > group.fooled else group
@@ -428,12 +458,14 @@ class _Run:
         return bool(np.isin(labels, entry.label[entry.coefficient @ u + entry.offset <= 0]).all())
 
     def _finish(self, group: _Open, screened: Screened, x: Tensor, labels: Tensor) -> GroupResult:
-        """The group's bracket, by the MILP where it can help."""
+        """The group's bracket, by the cross-execution loop, or by the MILP where it can help."""
         count = int(group.open.sum())
         if count == 0:
             return group.result(0, Status.EXACT, "every correct input is proven by itself")
         if self.settings.bounds == "ibp":
             return group.result(count, Status.BOUNDED, "IBP only, no MILP")
+        if self.joint and group.fooled < count:
+            return self._settled(group, screened, x, labels)
         if count == 1:
             return group.result(count, Status.BOUNDED, "no MILP: with one open input it cannot help")
         if group.fooled == count:
@@ -447,6 +479,38 @@ class _Run:
                 group = self._replayed(group, screened, u, x, labels)
         status = {Ending.OPTIMAL: Status.BOUNDED, Ending.TIME_LIMIT: Status.TIMEOUT, Ending.NO_BOUND: Status.ERROR}
         return group.result(bound.fooled_upper, status[bound.ending], bound.words)
+
+    def _settled(self, group: _Open, screened: Screened, x: Tensor, labels: Tensor) -> GroupResult:
+        """The group's bracket by the cross-execution loop."""
+        with _timed(group.seconds, "joint"):
+            positions = group.position[group.open]
+            inputs = executions(
+                self.bounded,
+                x[positions].to(self.device),
+                labels[positions].tolist(),
+                [tuple(screened.planes[position].label.tolist()) for position in positions.tolist()],
+                [float(screened.guard[position]) for position in positions.tolist()],
+                self.eps,
+            )
+            found = settle(
+                self.attacked,
+                inputs,
+                group.u.to(self.device),
+                self.eps,
+                seconds=self.settings.time_limit,
+                generator=self._generator(1, group.index),
+                target=self.threat.target,
+            )
+        alone = found.conflicts.excluded()
+        proven = group.proven.clone()
+        proven[torch.nonzero(group.open).flatten()[list(alone)]] = True
+        with _timed(group.seconds, "replay"):
+            replayed = self._replayed(group, screened, found.u.cpu(), x, labels, found.conflicts)
+        status = Status.BOUNDED if found.complete else Status.TIMEOUT
+        detail = (
+            f"cross-execution search: {len(found.conflicts.refuted)} combinations refuted, {found.nodes} parts bounded"
+        )
+        return replace(replayed, proven=proven).result(found.fooled_upper, status, detail)
 
     def _master(self, group: _Open, screened: Screened) -> MasterBound:
         inputs = [screened.planes[int(position)] for position in group.position[group.open]]

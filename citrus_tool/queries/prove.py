@@ -7,9 +7,10 @@ certify/search.py proves these. Networks that it does not split are split at the
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
@@ -23,7 +24,7 @@ from citrus_tool.bounds.relaxation import Relaxation
 from citrus_tool.bounds.rounding import OUTWARD_INTERVAL, exact_products, outward_margins
 from citrus_tool.certify.branch import SLACK
 from citrus_tool.certify.screen import GUARD
-from citrus_tool.certify.search import Search
+from citrus_tool.certify.search import MarginProblem, Search
 from citrus_tool.network import Network, walk
 from citrus_tool.queries.formula import with_rows, with_targets
 from citrus_tool.queries.problem import Problem
@@ -37,12 +38,21 @@ SLICE: Final = 2048
 """Parts of the box that are bounded between two looks at the clock."""
 REPORT: Final = 10.0
 """Seconds between two progress lines."""
+TURN: Final = 2.0
+"""Seconds of one turn of either line of attack."""
+QUICK: Final = 1.0
+"""Seconds of the search before hidden bounds are optimised."""
+BRANCH_FACTOR: Final = 3.0
+"""Seconds of a branch's search, in units of the seconds that optimising its hidden bounds took."""
+SHORTEST: Final = 0.2
+"""The same at least, in seconds."""
 
 
 class Prover:
     """The proof of one problem, stage by stage.
 
     Attributes:
+        patience: seconds that the main search has for itself.
         guard: what a row must exceed to count as refuted.
         formula: what is left of the problem's formula.
         proven: no point of the box is unsafe.
@@ -50,13 +60,16 @@ class Prover:
         witness: `judge` has confirmed a point.
     """
 
-    def __init__(self, problem: Problem, judge: Judge, log: Log) -> None:
+    def __init__(self, problem: Problem, judge: Judge, log: Log, *, patience: float) -> None:
         self.problem, self.formula = problem, problem.formula
         self.proven = problem.empty or problem.formula.refuted
         self.stuck = not problem.formula.clauses
         self.witness = False
+        self.patience = patience
         self._judge, self._log = judge, log
-        self._search: Search | None = None
+        self._main: _Branch | None = None
+        self._branches: dict[int, list[_Branch]] = {}
+        self._seconds = [0.0, 0.0]  # spent on the main search, on branches
         self._instance: Instance | None = None
         self._classes = torch.empty(0, dtype=torch.long)
         self._tight = False
@@ -97,46 +110,126 @@ class Prover:
             self._instance = bounded.instance()
 
     def root(self) -> None:
-        """alpha-CROWN on the whole box; optimised hidden bounds the second time."""
+        """alpha-CROWN on the whole box, with CROWN's hidden bounds, then with optimised ones."""
         if self.done or self._instance is None:
             return
         with torch.no_grad(), exact_products():
-            if self._search is not None:
-                self._instance = self._instance.tightened(ROOT)
-                self._tight = True
-            planes, found = self._instance.root(self._classes, ROOT)
-            left = torch.nonzero(~(planes.lower > self.guard)).flatten()
-            self._log(
-                f"alpha-CROWN{', optimised hidden bounds' if self._tight else ''}: {len(left)} of {len(self._classes)} "
-                f"targets open, worst {float(planes.lower.min()):.4g}, {self._instance.system.neurons} open neurons"
-            )
-            if not len(left):
-                self.proven = True
-                return
-            if len(left) < len(self._classes):
-                self._classes = self._classes[left]
-                planes, found = self._instance.root(self._classes, ROOT)
-            size = float(1 + self._instance.system.margins.offset.abs().amax())
-            goal = self.guard + SLACK * size
-            self._search = Search(
-                instance=self._instance, classes=self._classes, guard=self.guard, goal=goal, look=self._look
-            )
-            self._search.plant(found)
+            self._main = self._planted(self._instance, self._classes, depth=0, seconds=0.0)
+            self._log(f"alpha-CROWN: {self._status()}")
 
     def grow(self, deadline: float) -> None:
-        """Branch and bound until `deadline`, or until it is settled."""
-        search = self._search
-        if self.done or search is None:
-            return
+        """Branch and bound until `deadline`, or until it is settled.
+
+        The main search splits the whole box and keeps its hidden bounds. From `patience` on, every target that it has
+        not settled has a second line of attack, which takes half of the time: branches, parts of the box with optimised
+        hidden bounds, each with a search of its own that makes way for two branches once it has taken a few times the
+        seconds that its hidden bounds took.
+        """
         with torch.no_grad(), exact_products():
-            while not search.done and not self.witness and time.monotonic() < deadline:
-                search.grow(search.nodes + SLICE, deadline)
-                if time.monotonic() > self._reported + REPORT:
-                    self._reported = time.monotonic()
-                    self._log(f"branch and bound: {search.nodes} parts, worst bound {-search.gap:.4g}")
-        if not self.witness and search.done:
-            self.proven = len(search.proven()) == len(self._classes)
-            self.stuck = not self.proven
+            while not self.done and time.monotonic() < deadline:
+                assert self._main is not None
+                start = time.monotonic()
+                until = min(deadline, start + TURN)
+                if not self._tight and self._seconds[0] >= QUICK:
+                    self._tighten(self._main)
+                elif self._main.search.done or self._seconds[0] > max(self.patience, self._seconds[1]):
+                    self._grow_branch(until)
+                    self._seconds[1] += time.monotonic() - start
+                else:
+                    self._main.search.grow(self._main.search.nodes + SLICE, until)
+                    self._seconds[0] += time.monotonic() - start
+                self._settle()
+                self._report()
+
+    def _settle(self) -> None:
+        """Notes which targets are proven, by either line."""
+        main = self._main
+        assert main is not None
+        settled = {number for number, branches in self._branches.items() if not branches}
+        settled.update(int(main.classes[number]) for number in main.search.proven())
+        for number in settled:
+            self._branches[number] = []
+        main.search.drop([place for place, number in enumerate(main.classes.tolist()) if number in settled])
+        self.proven = not self.witness and settled.issuperset(main.classes.tolist())
+
+    def _tighten(self, main: _Branch) -> None:
+        """Starts the main search again with optimised hidden bounds, for the targets that are open."""
+        self._tight = True
+        start = time.monotonic()
+        proven = set(main.search.proven())
+        left = [number for number in range(len(main.classes)) if number not in proven]
+        again = self._planted(main.instance.tightened(ROOT), main.classes[left], depth=0, seconds=0.0)
+        if again is None:
+            self.proven = True
+            return
+        self._main = replace(again, seconds=BRANCH_FACTOR * (time.monotonic() - start))
+        self._log(f"optimised hidden bounds: {self._status()}")
+
+    def _grow_branch(self, until: float) -> None:
+        """Works on the last branch of the first target that is open."""
+        main = self._main
+        assert main is not None
+        for number in main.classes.tolist():
+            branches = self._branches.setdefault(number, [replace(main, classes=torch.tensor([number]), seconds=0.0)])
+            if branches:
+                break
+        else:
+            return
+        branch = branches.pop()
+        start = time.monotonic()
+        if branch.search is not main.search:
+            branch.search.grow(branch.search.nodes + SLICE, min(until, start + branch.seconds))
+            branch = replace(branch, seconds=branch.seconds - (time.monotonic() - start))
+            if branch.search.proven():
+                return
+            if branch.seconds > 0 and not branch.search.done:
+                branches.append(branch)
+                return
+        neuron = branch.neuron()
+        if neuron is None:
+            self.stuck = self.stuck or branch.search.done
+            branches.append(replace(branch, seconds=math.inf))  # nothing to gain from new hidden bounds
+            return
+        start = time.monotonic()
+        parts = branch.instance.split(neuron, ROOT)
+        seconds = max(SHORTEST, BRANCH_FACTOR * (time.monotonic() - start) / 2)
+        found = [self._planted(part, branch.classes, depth=branch.depth + 1, seconds=seconds) for part in parts]
+        branches.extend(part for part in found if part is not None)
+
+    def _planted(self, instance: Instance, classes: Tensor, *, depth: int, seconds: float) -> _Branch | None:
+        """alpha-CROWN on a part of the box, and a search over the targets that it leaves open; None: there is none."""
+        planes, found = instance.root(classes, ROOT)
+        left = torch.nonzero(~(planes.lower > self.guard)).flatten()
+        if not len(left):
+            self.proven = self.proven or depth == 0
+            return None
+        if len(left) < len(classes):
+            classes = classes[left]
+            found = instance.root(classes, ROOT)[1]
+        size = float(1 + instance.system.margins.offset.abs().amax())
+        goal = self.guard + SLACK * size
+        margins = MarginProblem(instance=instance, classes=classes)
+        search = Search(problem=margins, guard=self.guard, goal=goal, look=self._look)
+        search.plant(found)
+        weight = (found.weight.abs() * instance.system.upper_offset).sum(1)
+        return _Branch(instance=instance, classes=classes, search=search, depth=depth, weight=weight, seconds=seconds)
+
+    def _status(self) -> str:
+        if self._main is None:
+            return "nothing open"
+        system = self._main.instance.system
+        return f"{len(self._main.classes)} targets open, {system.neurons} open neurons"
+
+    def _report(self) -> None:
+        if time.monotonic() < self._reported + REPORT or self._main is None:
+            return
+        self._reported = time.monotonic()
+        search = self._main.search
+        text = f"branch and bound: {search.nodes} parts, worst bound {-search.gap:.4g}"
+        stack = next((branches for branches in self._branches.values() if branches), [])
+        if stack:
+            text += f"; {len(stack)} branches open, the last at depth {stack[-1].depth}"
+        self._log(text)
 
     def _look(self, point: Tensor) -> list[int]:
         radius, centre = self.problem.box.radius, self.problem.box.centre
@@ -156,6 +249,38 @@ class Prover:
         interval = outward_margins(network, boxes, label)
         lower = margin_planes(reading, self.problem.box, label, interval).lower[0, 1:]
         return _Bounded(network=network, boxes=boxes, relaxations=relaxations, errors=errors, lower=lower)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Branch:
+    """A part of the box, the targets that are open on it, and the search over its parts.
+
+    `weight` (U,): what each neuron's relaxation costs at the root. `seconds`: what is left of the search's time.
+    """
+
+    instance: Instance
+    classes: Tensor
+    search: Search
+    depth: int
+    weight: Tensor
+    seconds: float
+
+    def neuron(self) -> int | None:
+        """The neuron to split the branch on: of those before the last stage the one that the search has split most.
+
+        Where it has split none, the one whose relaxation costs most; None where there is none left. Splitting the last
+        stage changes no hidden bound.
+        """
+        system = self.instance.system
+        before = system.stages[-1].start if system.stages else 0
+        given = self.instance.start(system, 1).split[:, 0]
+        weight = self.weight[:before].clone()
+        weight[given[given < before]] = 0.0
+        count = torch.bincount(self.search.splits(), minlength=system.neurons + 1)[:before]
+        count[given[given < before]] = 0
+        if before and int(count.max()):
+            return int(count.argmax())
+        return int(weight.argmax()) if before and float(weight.max()) > 0 else None
 
 
 @dataclass(frozen=True, kw_only=True)

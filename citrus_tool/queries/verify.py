@@ -35,6 +35,10 @@ STEPS = 100
 """Steps of every later round."""
 ATTACK_EVERY = 8.0
 """Branch and bound is interrupted for another round of the attack after about this many times that round's seconds."""
+PATIENCE = 60.0
+"""Seconds that the plain branch and bound has for itself, at most."""
+PATIENT_SHARE = 0.2
+"""The same as a share of the time."""
 
 
 class Verdict(Enum):
@@ -107,7 +111,8 @@ def verify(
     open_problems = 0
     reason = ""
     for number, problem in enumerate(problems(files)):
-        work = _Work(problem=problem, replay=replay, seed=seed + number, log=log)
+        patience = min(PATIENCE, PATIENT_SHARE * (deadline - time.monotonic()))
+        work = _Work(problem=problem, replay=replay, seed=seed + number, log=log, patience=patience)
         work.run(deadline)
         if work.witness is not None:
             return Answer(verdict=Verdict.SAT, witness=work.witness)
@@ -125,12 +130,12 @@ def verify(
 class _Work:
     """One problem: attack and proof in turns."""
 
-    def __init__(self, *, problem: Problem, replay: Replay, seed: int, log: Log) -> None:
+    def __init__(self, *, problem: Problem, replay: Replay, seed: int, log: Log, patience: float) -> None:
         self.problem, self.replay, self.log = problem, replay, log
         self.witness: Mapping[str, NDArray[np.float32]] | None = None
         self.reason = ""
         self.falsifier = Falsifier.of(problem, self.confirm, seed)
-        self.prover = Prover(problem, self.falsifier.judge, log)
+        self.prover = Prover(problem, self.falsifier.judge, log, patience=patience)
 
     def confirm(self, z: Tensor) -> bool:
         """Replays the files at z; keeps the witness where it holds."""
@@ -154,11 +159,7 @@ class _Work:
         seconds = self._attack(deadline)
         if self.witness is not None:
             return
-        if not prover.stuck:
-            prover.root()
-            prover.grow(min(deadline, time.monotonic() + seconds))
-            if not prover.done and time.monotonic() < deadline:
-                prover.root()
+        prover.root()
         while not prover.done and time.monotonic() < deadline:
             prover.grow(min(deadline, time.monotonic() + max(1.0, ATTACK_EVERY * seconds)))
             if not prover.done:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from citrus_tool.attacks import universal
-from citrus_tool.attacks.universal import attack_groups, float32_at_most, margins
+from citrus_tool.attacks.margin import float32_at_most, margins
+from citrus_tool.attacks.universal import attack_groups
 from citrus_tool.network import Network, Reshape, chain
 from tests.certify.oracle import fooled_at_most
 from tests.certify.toys import CLASSES, SHAPE, tiny_chain, tiny_residual

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from citrus_tool.bench import contests, journal, page
-from citrus_tool.bench.contests import CPU, GPU, PAPER, TABLES, Contest, Job, Published, jobs
+from citrus_tool.bench.contests import CPU, GPU, PAPER, SCALES, TABLES, Contest, Job, Published, jobs
 from citrus_tool.bench.journal import Entry
 from citrus_tool.bench.run import Bench, certifier_digest
 from citrus_tool.certify.uap import CertifySettings
@@ -60,16 +60,16 @@ def _entry(**changes: object) -> Entry:
 
 
 def test_every_job_has_a_recipe_and_a_folder_of_its_own() -> None:
-    every = [job for table in TABLES for contest in CPU for job in jobs(table, contest)]
+    every = [job for table in TABLES for contest in SCALES["cpu"].contests for job in jobs(table, contest)]
     assert all(job.method in METHODS and job.recipe.method == job.method for job in every)
     unique = {(job.contest.name, job.method, job.seed) for job in every}
     assert len({job.name for job in every}) == len(unique)
-    assert len(unique) == 4 * 6 + 2 * 2 * 2 + 3 + 1  # methods, further seeds, Table 2, Table 3
+    assert len(unique) == 4 * 6 + 2 * 2 * 2 + 3 + 1 + 2 * 2 * 3  # methods, further seeds, Table 2, Table 3, published
 
 
 def test_all_methods_of_a_contest_have_the_same_epochs_and_attack() -> None:
     for table in TABLES:
-        for contest in CPU:
+        for contest in SCALES["cpu"].contests:
             recipes = [job.recipe for job in jobs(table, contest)]
             assert len({(r.epochs, r.ramp_epochs, r.milestones, r.lr, r.pgd_steps, r.batch_size) for r in recipes}) <= 1
             assert all(r.eps == pytest.approx(eval_eps(contest.eps)) for r in recipes)
@@ -199,6 +199,8 @@ def test_published_networks_are_judged_alike(tmp_path: Path) -> None:
     bench = _bench(tmp_path)
     assert bench.run_published(DIGITS, DIGITS.published[0], MODELS, "citrus bench toy --models DIR")
     assert not bench.run_published(DIGITS, DIGITS.published[0], MODELS, "again")
+    longer = dataclasses.replace(DIGITS, name="toy-long")
+    assert not bench.run_published(longer, DIGITS.published[0], MODELS, "the same file")
     (entry,) = journal.read(bench.journal)
     assert (entry.method, entry.train_seconds) == ("shipped", 0.0)
     assert entry.standard == pytest.approx(96.66, abs=0.01)
@@ -209,7 +211,9 @@ def test_published_networks_are_judged_alike(tmp_path: Path) -> None:
 
 @pytest.fixture
 def toy_table(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Entry]:
-    monkeypatch.setattr(page, "TABLES", {"toy": contests.Table(title="Toy", methods=("sabr", "citrus"))})
+    monkeypatch.setattr(
+        page, "TABLES", {"toy": contests.Table(title="Toy", methods=("sabr", "citrus"), contests=("toy",))}
+    )
     monkeypatch.setattr(contests, "TABLES", page.TABLES)
     monkeypatch.setattr(page, "SCALES", {"cpu": contests.Scale(contests=(DIGITS,), certifier=contests.CERTIFIER)})
     monkeypatch.setattr(page, "PAPER", {("toy", "citrus"): (12.34, 5.6)})
@@ -219,7 +223,7 @@ def toy_table(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Entry]:
 
 def test_rows_have_mean_and_spread_and_tell_what_was_not_run(toy_table: Callable[..., Entry]) -> None:
     entries = [toy_table(), toy_table(seed=1, standard=92.0), toy_table(recipe="old"), toy_table(certifier="other")]
-    shipped = toy_table(method="shipped", recipe="digits_convtiny_citrus.onnx", train_seconds=0.0)
+    shipped = toy_table(method="shipped", recipe="digits_convtiny_citrus.onnx", train_seconds=0.0, contest="long")
     assert page.rows("toy", "cpu", DIGITS, [*entries, shipped]) == [
         ["sabr", "", "", "not run", "", "", "", "", "", "0"],
         ["citrus", "12.34", "5.60", "91.00 ± 1.41", "50.00 ± 0.00", "60.00 ± 0.00", "49.00 ± 0.00", "40.00 ± 0.00",

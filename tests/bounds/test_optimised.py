@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import linprog
-from torch import Tensor
+from torch import Tensor, nn
 
 from citrus_tool.bounds.crown import crown, relax
 from citrus_tool.bounds.fold import Fold, fold, foldable
@@ -23,7 +23,8 @@ from citrus_tool.bounds.optimised import (
     optimise_margins,
     tuned_planes,
 )
-from citrus_tool.network import INPUT
+from citrus_tool.bounds.rounding import enclose
+from citrus_tool.network import INPUT, chain
 from tests.bounds.networks import CLASSES, margins_at, random_box, random_network, samples, values_at
 
 LABELS = torch.tensor([0, 1, 3])
@@ -112,7 +113,8 @@ def margins_of(instance: Instance, points: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("seed", foldable_seeds())
-def test_the_folded_system_is_the_network(seed: int) -> None:
+def test_the_folded_system_is_the_network(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("citrus_tool.bounds.fold.NEARLY", 0.0)
     for instance in instances(seed):
         system, box = instance.system, instance.boxes[INPUT]
         points = samples(box, seed, count=20)[:, 0]
@@ -129,7 +131,8 @@ def test_the_folded_system_is_the_network(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", foldable_seeds())
-def test_without_steps_the_bounds_are_crowns(seed: int) -> None:
+def test_without_steps_the_bounds_are_crowns(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("citrus_tool.bounds.fold.NEARLY", 0.0)
     box = random_box(seed)
     known = crown(random_network(seed), box, LABELS, skip_decided=False)
     for number, instance in enumerate(instances(seed)):
@@ -192,7 +195,8 @@ def test_any_duals_give_bounds_that_hold_where_the_signs_do(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", foldable_seeds())
-def test_a_claim_equals_the_dual_bound_of_the_folded_system(seed: int) -> None:
+def test_a_claim_equals_the_dual_bound_of_the_folded_system(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("citrus_tool.bounds.fold.NEARLY", 0.0)
     for instance in instances(seed):
         others = torch.tensor([c for c in range(CLASSES) if c != instance.label])
         duals = random_duals(instance.system, len(others), seed + 1)
@@ -261,3 +265,35 @@ def test_a_goal_ends_the_ascent_early_and_the_result_is_never_worse_than_the_sta
         late = ascend(instance.system, targets, start, ROOT)
         assert torch.equal(early.bound, first.bound)
         assert (late.bound >= first.bound).all()
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.1])
+def test_nearly_decided_neurons_are_folded_at_a_price(slope: float) -> None:
+    generator = torch.Generator().manual_seed(3)
+    layer = nn.LeakyReLU(slope) if slope else nn.ReLU()
+    first, last = nn.Linear(6, 12), nn.Linear(12, 3)
+    with torch.no_grad():
+        first.weight.copy_(torch.randn(12, 6, generator=generator))
+        first.bias.copy_(torch.randn(12, generator=generator))
+        reach = 0.2 * first.weight.abs().sum(1)
+        # on the box around 0: four are positive but for 1e-5, four negative but for 1e-5, four open
+        first.bias[:4] = reach[:4] - 1e-5
+        first.bias[4:8] = -reach[4:8] + 1e-5
+        first.bias[8:] = 0.1
+    network = chain([first, layer, last], (6,)).frozen(dtype=torch.float64, device="cpu")
+    box = enclose(torch.zeros(1, 6), 0.2)
+    read = relax(network, box)
+    instance = Instance.of(network, *read, 0, 0)
+    assert instance.system.neurons == 4
+    planes, found = instance.root(torch.tensor([1, 2]), ROOT)
+    # exactly at the corner where a nearly decided neuron is on its wrong side, and at random points
+    corners = torch.cat([first.weight.sign(), -first.weight.sign(), torch.rand(4000, 6, generator=generator) * 2 - 1])
+    u = 0.2 * corners.double()
+    logits = network(u)
+    margins = logits[:, [0]] - logits[:, 1:]
+    value = u @ planes.coefficient.flatten(1).T + planes.offset
+    assert (margins >= value).all()
+    assert (margins >= planes.lower).all()
+    # the price is there, and it is small
+    assert (found.bound - planes.lower > 1e-7).all()
+    assert (found.bound - planes.lower < 1e-3).all()

@@ -9,7 +9,7 @@ import pytest
 from tests.cli.toys import Run
 
 
-@pytest.mark.parametrize(("table", "contests"), [("table1", 4), ("table2", 1), ("table3", 1)])
+@pytest.mark.parametrize(("table", "contests"), [("table1", 4), ("table2", 1), ("table3", 1), ("published", 2)])
 def test_list_runs_nothing(run: Run, table: str, contests: int) -> None:
     outcome = run("bench", table, "--list")
     assert outcome.code == 0

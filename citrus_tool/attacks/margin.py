@@ -1,0 +1,40 @@
+"""What attacks lower: the margin of an input, at or below 0 where it is fooled."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from citrus_tool.attacks.pgd import ATTACKED
+from citrus_tool.network import Network, walk
+
+
+def margins(
+    network: Network,
+    x: Float[Tensor, "n C H W"],
+    labels: Int[Tensor, " n"],
+    target: int | None = None,
+    *,
+    wrong: Int[Tensor, " n"] | None = None,
+) -> Float[Tensor, " n"]:
+    """f_y(x) - max over c != y of f_c(x), y the label; differentiable at x.
+
+    Args:
+        target: a class that is to win everywhere: max over c != t of f_c(x) - f_t(x) instead.
+        wrong: one class w for each input: f_y(x) - f_w(x) instead.
+    """
+    logits = walk(network, ATTACKED, x)
+    if wrong is not None:
+        return (logits.gather(1, labels[:, None]) - logits.gather(1, wrong[:, None]))[:, 0]
+    one = labels if target is None else torch.full_like(labels, target)
+    chosen = torch.nn.functional.one_hot(one, logits.shape[1]).bool()
+    margin = logits[chosen] - logits.masked_fill(chosen, -torch.inf).amax(dim=1)
+    return margin if target is None else -margin
+
+
+def float32_at_most(value: float) -> float:
+    """The largest float32 that is not above `value`."""
+    single = np.float32(value)
+    return float(single if float(single) <= value else np.nextafter(single, np.float32(-np.inf)))
