@@ -26,6 +26,7 @@ from torch.nn.functional import pad
 from citrus_tool.bounds.fold import Fold
 from citrus_tool.bounds.optimised import (
     COLUMNS,
+    GRID,
     Ascent,
     Duals,
     Instance,
@@ -49,8 +50,6 @@ CANDIDATES: Final = 4
 """Neurons per part whose split is tried before one is chosen."""
 MINOR: Final = 1e-3
 """What a neuron with a positive coefficient, whose line below is the loose one, counts for beside a negative one."""
-GRID: Final = 255
-"""Slopes of parts that are kept are multiples of 1 / GRID, those of proofs too."""
 BETTER_HALF: Final = 0.3
 """Weight of the better child's bound in a candidate's score; the worse child's has weight 1."""
 
@@ -293,7 +292,7 @@ class Search:
         bound = found.bound.double()
         ready = torch.nonzero(bound > self.goal).flatten()
         if len(ready):
-            duals = _on_grid(found.duals.columns(ready))
+            duals = found.duals.columns(ready).on_grid()
             bound[ready] = self.problem.claim(target[ready], duals)
             if self.leaves is not None:
                 self.leaves += self._leaves(bound[ready], duals, target[ready])
@@ -328,7 +327,7 @@ class Search:
     def _finish(self, target: Tensor, duals: Duals) -> None:
         """A long ascent for parts without candidates; then what moves the neurons that are split comes next."""
         found = ascend(self.problem.system, self.problem.targets(target), duals, LAST, goal=self.goal)
-        duals = _on_grid(found.duals)
+        duals = found.duals.on_grid()
         bound = self.problem.claim(target, duals)
         closed = bound > self.guard
         self._closed.scatter_reduce_(0, target[closed], bound[closed], "amin")
@@ -392,8 +391,3 @@ class Search:
         score[split] = 0.0
         best = score.topk(min(CANDIDATES, len(score)))
         return best.indices[best.values > 0]
-
-
-def _on_grid(duals: Duals) -> Duals:
-    """The duals with slopes that a proof can store."""
-    return replace(duals, alpha=(duals.alpha * GRID).round() / GRID)
