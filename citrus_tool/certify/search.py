@@ -296,7 +296,8 @@ class Search:
             bound[ready] = self.problem.claim(target[ready], duals)
             if self.leaves is not None:
                 self.leaves += self._leaves(bound[ready], duals, target[ready])
-        closed = bound > self.guard
+        closed = torch.zeros_like(bound, dtype=torch.bool)
+        closed[ready] = bound[ready] > self.guard  # nothing is closed by an ascent alone
         self._closed.scatter_reduce_(0, target[closed], bound[closed], "amin")
         left = torch.nonzero(~closed).flatten()
         if len(left):
