@@ -1,4 +1,4 @@
-"""`citrus check`: verifies a certificate of `citrus certify-uap`. Trusts numpy, scipy, onnx, and nothing else of citrus.
+"""`citrus check`: verifies a proof that `citrus certify-uap` wrote, with numpy, scipy and onnx alone.
 
 A certificate (docs/certificate.md) claims for each of its groups of inputs that every u with |u|_inf <= eps leaves at
 least `certified` of them correct. The proof of a group is a list of combinations, sets of atoms (input, wrong label)
@@ -19,7 +19,7 @@ import json
 import math
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -48,7 +48,7 @@ Images = Callable[[Sequence[int]], tuple[NDArray[np.float32], Sequence[int]]]
 
 @dataclass(frozen=True, kw_only=True)
 class Checked:
-    """What a certificate proves: of `inputs` in `groups` groups, `certified` stay correct; and how large the proof is."""
+    """What a proof shows: of `inputs` in `groups` groups, `certified` stay correct; and how large it is."""
 
     inputs: int
     certified: int
@@ -62,6 +62,10 @@ class Checked:
     data: str
     split: str
 
+    def to_json(self) -> dict[str, Any]:
+        """Every field, and that the proof holds."""
+        return {"holds": True, **asdict(self)}
+
 
 @dataclass(frozen=True, kw_only=True)
 class _View:
@@ -72,7 +76,9 @@ class _View:
     listed: Index
 
 
-def check(certificate: Path, model: Path, *, images: Images | None = None, progress: Callable[[], None] | None = None) -> Checked:
+def check(
+    certificate: Path, model: Path, *, images: Images | None = None, progress: Callable[[], None] | None = None
+) -> Checked:
     """Verifies every claim of the certificate against the ONNX file.
 
     Args:
@@ -88,7 +94,9 @@ def check(certificate: Path, model: Path, *, images: Images | None = None, progr
     except OSError as error:
         raise InputFileError(f"{error.filename}: cannot be read ({error.strerror}); name another file.") from None
     except zipfile.BadZipFile:
-        raise InputFileError(f"{certificate}: is no certificate; `citrus certify-uap --certificate` writes one.") from None
+        raise InputFileError(
+            f"{certificate}: is no certificate; `citrus certify-uap --certificate` writes one."
+        ) from None
     with archive:
         try:
             return _Checker(archive, model, digest, images).run(progress)
@@ -142,7 +150,9 @@ class _Checker:
             if progress is not None:
                 progress()
         totals = (self.head["inputs"], self.head["certified"])
-        require(totals == (inputs, certified), "the totals", f"{totals} are not those of the groups {inputs, certified}")
+        require(
+            totals == (inputs, certified), "the totals", f"{totals} are not those of the groups {inputs, certified}"
+        )
         return Checked(
             inputs=inputs, certified=certified, groups=len(self.head["groups"]), combinations=combinations,
             leaves=leaves, model_sha256=self.run_["model_sha256"], eps=self.eps, clip=self.run_["clip"],
@@ -181,9 +191,9 @@ class _Group:
         require(type(claim) is int and 0 <= claim <= held, self.where, f"claims that {claim} of {held} can be fooled")
         options = [[(place, label) for label in sorted(labels or ())] for place, labels in enumerate(left)]
         require(not choosable(options, refuted, claim + 1), self.where,
-                f"its combinations do not exclude that more than the claimed {claim} inputs are fooled together")  # fmt: skip
+                f"its combinations allow that more than the claimed {claim} inputs are fooled together")  # fmt: skip
         require(facts["certified"] == held - claim, self.where, "its certified count does not follow")
-        return held - claim
+        return held - int(claim)
 
     def _individual(self, position: int) -> set[int] | None:
         """The labels of an input that bounds over the whole box leave open; None for one that counts as lost."""
@@ -246,7 +256,9 @@ class _Group:
 
     def _slopes(self, lines: Lines, execution: Execution, listed: Index, alpha: NDArray[Any], count: int) -> Floats:
         """(count, U) slopes of the lines below: those given (count, V) for the neurons `listed`, else CROWN's."""
-        require(alpha.dtype == np.uint8 and alpha.shape == (count, len(listed)), self.where, "has slopes that do not fit")
+        require(
+            alpha.dtype == np.uint8 and alpha.shape == (count, len(listed)), self.where, "has slopes that do not fit"
+        )
         low = np.tile(lines.low, (count, 1))
         low[:, listed] = np.maximum(alpha / GRID, execution.floor[listed])
         return low
@@ -264,7 +276,9 @@ class _Group:
             together.setdefault(tuple(zip(positions, proof["views"], strict=True)), []).append(number)
             refuted.add(frozenset((position, label) for position, label in proof["atoms"]))
         for members, numbers in together.items():
-            proofs = [self._proof(number, sum(len(self.views[view].listed) for _, view in members)) for number in numbers]
+            proofs = [
+                self._proof(number, sum(len(self.views[view].listed) for _, view in members)) for number in numbers
+            ]
             whole = _Leaves.joined(proofs)
             self.leaves += len(whole.owner)
             for first in range(0, len(whole.owner), LEAVES):
@@ -274,7 +288,8 @@ class _Group:
                     number = int(some.owner[place])
                     leaf = first + int(place) - int(np.flatnonzero(whole.owner == number)[0])
                     atoms = ", ".join(
-                        f"input {self.facts['indices'][p]} as {label}" for p, label in self.facts["proofs"][number]["atoms"]
+                        f"input {self.facts['indices'][p]} as {label}"
+                        for p, label in self.facts["proofs"][number]["atoms"]
                     )
                     require(False, f"{self.where}, combination {number} ({atoms}), leaf {leaf}", "is not above 0")
         return refuted
@@ -287,7 +302,9 @@ class _Group:
         count, total = len(depth), int(depth.sum())
         shapes = alpha.shape == (count, neurons) and share.shape == (count, len(atoms)) and bool((depth >= 0).all())
         require(shapes and {len(split), len(side), len(beta)} == {total}, where, "its arrays do not fit")
-        feasible = bool((beta >= 0).all() and (share >= 0).all() and np.isfinite(beta).all() and np.isfinite(share).all())
+        feasible = bool(
+            (beta >= 0).all() and (share >= 0).all() and np.isfinite(beta).all() and np.isfinite(share).all()
+        )
         require(feasible and count > 0, where, "a multiplier or share is no number >= 0")
         require(bool((np.abs(side) == 1).all() and ((split >= 0) & (split < neurons)).all()), where, "a split is none")
         ends = np.cumsum(depth)

@@ -41,9 +41,7 @@ class Rows:
 
     def pick(self, index: Index | NDArray[np.bool_]) -> Rows:
         """Some of the functionals."""
-        return Rows(
-            at_v=self.at_v[index], at_h=self.at_h[index], offset=self.offset[index], slack=self.slack[index]
-        )
+        return Rows(at_v=self.at_v[index], at_h=self.at_h[index], offset=self.offset[index], slack=self.slack[index])
 
     def times(self, factor: Floats) -> Rows:
         """Every functional times a number of its own (roundings are paid by `Execution.plane`)."""
@@ -121,7 +119,9 @@ class Execution:
                 values.append(np.where(z > 0, z, layer.floor * z))
                 self._relu(node, layer, forced)
             else:
-                values.append(sum((m @ values[s] for m, s in zip(layer.matrices, layer.sources, strict=True)), layer.bias))
+                values.append(
+                    sum((m @ values[s] for m, s in zip(layer.matrices, layer.sources, strict=True)), layer.bias)
+                )
                 self._affine(layer)
         self.logits = values[-1]
         self.lines = self._crown()
@@ -251,16 +251,19 @@ class Execution:
         least, slack = np.zeros(len(coefficient)), np.zeros(len(coefficient))
         while isinstance(last, Affine) and len(last.sources) == 1:
             slack += np.abs(coefficient) @ self.noise[node]
-            least = least + coefficient @ last.bias
+            least += coefficient @ last.bias
             coefficient, node = _dense(coefficient @ last.matrices[0]), last.sources[0]
             if node == 0 or not isinstance(self.graph.layers[node - 1], Affine):
                 break
             last = self.graph.layers[node - 1]
         positive, negative = np.maximum(coefficient, 0), np.minimum(coefficient, 0)
         slack += gamma(coefficient.shape[1] + 64) * (np.abs(coefficient) @ self.size(node))
-        return least + positive @ self.lower[node] + negative @ self.upper[node] - slack
+        least += positive @ self.lower[node] + negative @ self.upper[node] - slack
+        return least
 
-    def plane(self, rows: Rows, lines: Lines, low: Floats | None = None, signs: Signs | None = None) -> tuple[Floats, Floats]:
+    def plane(
+        self, rows: Rows, lines: Lines, low: Floats | None = None, signs: Signs | None = None
+    ) -> tuple[Floats, Floats]:
         """(a (R, d), o (R,)) with functional >= a v + o, on the part of the box where the signs hold.
 
         low: (R, U) slopes below, in [floor, 1]; None: those of the lines.
@@ -316,7 +319,7 @@ class Execution:
 
 def lowest(a: Floats, offset: Floats) -> Floats:
     """The least value of a v + offset over |v| <= 1, outward."""
-    reach = np.abs(a).sum(1)
+    reach: Floats = np.abs(a).sum(1)
     return offset - reach - gamma(a.shape[1] + 64) * (reach + np.abs(offset))
 
 

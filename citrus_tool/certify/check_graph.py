@@ -187,13 +187,13 @@ class _Reader:
             return self.affine(a.index.shape, [(a, one), (b, one if kind == "Add" else -one)], 0.0)
         if isinstance(a, _Value):
             c = np.asarray(b, dtype=np.float64)
-            scale, shift = {"Add": (1.0, c), "Sub": (1.0, -c), "Mul": (c, 0.0), "Div": (1 / c, 0.0)}[kind]
-            return self.scaled(a, scale, shift)
+            if kind in ("Add", "Sub"):
+                return self.scaled(a, 1.0, c if kind == "Add" else -c)
+            return self.scaled(a, c if kind == "Mul" else 1 / c, 0.0)
         c = np.asarray(a, dtype=np.float64)
         if kind == "Div":
             raise UnsupportedNetworkError("a quotient by a computed value is not read by the checker.")
-        scale, shift = {"Add": (1.0, c), "Sub": (-1.0, c), "Mul": (c, 0.0)}[kind]
-        return self.scaled(b, scale, shift)
+        return self.scaled(b, c, 0.0) if kind == "Mul" else self.scaled(b, 1.0 if kind == "Add" else -1.0, c)
 
     def joined(self, kind: str, operands: list[Any], given: dict[str, Any]) -> _Value:
         if not all(isinstance(value, _Value) for value in operands):
@@ -301,7 +301,7 @@ def read_graph(
     if any(mean) or any(s != 1 for s in std):
         place = (-1, *[1] * (len(shape) - 1))
         scale, shift = 1 / np.asarray(std, dtype=np.float64), -np.asarray(mean) / np.asarray(std)
-        x = reader.scaled(x, scale.astype(np.float32).reshape(place), shift.astype(np.float32).reshape(place))
+        x = reader.scaled(x, _rounded(scale).reshape(place), _rounded(shift).reshape(place))
     wanted = next(value for value in proto.input if value.name not in reader.constants)
     sizes = [int(axis.dim_value) for axis in wanted.type.tensor_type.shape.dim][1:]
     index = x.index.transpose(0, 2, 3, 1) if layout == "nhwc" else x.index
@@ -312,3 +312,8 @@ def read_graph(
     count = logits.index.size
     reader.affine((count,), [(logits, sparse.eye_array(count, format="csr"))], 0.0)
     return Graph(layers=tuple(reader.layers), sizes=tuple(reader.sizes))
+
+
+def _rounded(values: Floats) -> Floats:
+    """The nearest float32 numbers."""
+    return values.astype(np.float32).astype(np.float64)

@@ -163,9 +163,7 @@ class Recorder:
             "fooled": group.fooled,
             "certified": group.certified,
         }
-        content = io.BytesIO()
-        np.savez_compressed(content, **packed(facts, store.arrays))
-        write_bytes(self._part(group.index), content.getvalue())
+        write_bytes(self._part(group.index), packed(facts, store.arrays))
 
     def pack(self, groups: int, about: Mapping[str, Any]) -> None:
         """Makes the certificate of the parts of all groups, and removes the parts.
@@ -195,9 +193,17 @@ class Recorder:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def packed(facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """The arrays of a group's part, `facts` as bytes of JSON among them."""
-    return {"facts": np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8), **arrays}
+def packed(facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> bytes:
+    """A group's part: an .npz file of its arrays, `facts` as bytes of JSON among them."""
+    content = io.BytesIO()
+    text = np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8)
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, array in {**arrays, "facts": text}.items():
+            buffer = io.BytesIO()
+            np.lib.format.write_array(buffer, np.ascontiguousarray(array), allow_pickle=False)
+            entry = zipfile.ZipInfo(f"{name}.npy")  # without a date: the same proof is the same file
+            archive.writestr(entry, buffer.getvalue(), zipfile.ZIP_DEFLATED)
+    return content.getvalue()
 
 
 def front_page(run: Mapping[str, Any], entries: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> str:

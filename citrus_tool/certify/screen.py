@@ -232,7 +232,9 @@ def screen(
                     coefficient=found.coefficient[row].cpu()[label].flatten(1).numpy(),
                     offset=offset[row, label].numpy(),
                 )
-    return Screened(ibp=ibp, proven=proven, guard=clean.guard, planes=planes, excluded=excluded, proofs=proofs, seconds=seconds)
+    return Screened(
+        ibp=ibp, proven=proven, guard=clean.guard, planes=planes, excluded=excluded, proofs=proofs, seconds=seconds
+    )
 
 
 def interval_margins(

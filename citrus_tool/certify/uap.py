@@ -233,11 +233,19 @@ def _recorder(
             "a proof is written for --bounds full with --intermediate intersect, and for networks whose nonlinear"
             " layers are ReLU and LeakyReLU; leave --certificate out."
         )
-    contract = model.contract
-    form = {"mean": list(contract.mean), "std": list(contract.std), "layout": contract.layout, "clip": threat.clip}
-    read_graph(model.path, contract.pixel_shape, **form)
-    run = {"model_sha256": model.sha256, "eps": threat.eps.hex(), "target": threat.target, **form}
-    return Recorder(path, {**run, "shape": list(contract.pixel_shape)}, resume=resume)
+    form = model.contract
+    read_graph(model.path, form.pixel_shape, mean=form.mean, std=form.std, layout=form.layout, clip=threat.clip)
+    run = {
+        "model_sha256": model.sha256,
+        "eps": float(threat.eps).hex(),
+        "clip": threat.clip,
+        "target": threat.target,
+        "shape": list(form.pixel_shape),
+        "mean": list(form.mean),
+        "std": list(form.std),
+        "layout": form.layout,
+    }
+    return Recorder(path, run, resume=resume)
 
 
 def _note(results: Mapping[int, GroupResult]) -> str:

@@ -14,7 +14,7 @@ import click
 
 from citrus_tool import __version__
 from citrus_tool.cli.bench import bench
-from citrus_tool.cli.certify import attack_uap, certify_uap, evaluate
+from citrus_tool.cli.certify import attack_uap, certify_uap, check, evaluate
 from citrus_tool.cli.data import data
 from citrus_tool.cli.demo import demo
 from citrus_tool.cli.inspect import inspect
@@ -53,7 +53,7 @@ def citrus() -> None:
     """
 
 
-for _command in (demo, inspect, harden, certify_uap, attack_uap, evaluate, verify, supports, train, bench, data):
+for _command in (demo, inspect, harden, certify_uap, check, attack_uap, evaluate, verify, supports, train, bench, data):
     citrus.add_command(_command)
 
 

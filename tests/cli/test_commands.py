@@ -43,6 +43,7 @@ def test_version_and_help(run: Run) -> None:
         "inspect",
         "harden",
         "certify-uap",
+        "check",
         "attack-uap",
         "evaluate",
         "verify",
