@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from citrus_tool.attacks.margin import float32_at_most
-from citrus_tool.attacks.universal import attack_groups
+from citrus_tool.attacks.sets import attack_set
 from citrus_tool.bounds.crown import relax
 from citrus_tool.bounds.optimised import COLUMNS, ROOT, Ascent, Instance, ascend
 from citrus_tool.bounds.rounding import enclose, exact_products
@@ -134,6 +134,7 @@ class _Loop:
         self.tasks: dict[Combination, _Task] = {}
         self.evidence: dict[frozenset[Atom], Evidence] = {}
         self.nodes = 0
+        self.point: Tensor | None = None  # a minimising point of the part that was worst last
 
     def run(self) -> tuple[int, bool]:
         """The bound, and whether the loop ended by itself."""
@@ -147,23 +148,32 @@ class _Loop:
             owners = frozenset(member for member, _ in largest.choice)
             if owners not in attacked:
                 attacked.add(owners)
-                self.attack(sorted(owners))
+                self.attack(largest.choice, self.arena.best, labelled=False)
                 continue
             todo = self.pick(largest.choice)
             if todo is None:
                 return largest.bound, True
             self.work(todo)
+            task = self.tasks[todo]
+            if task.search is not None and task.turn > 1 and self.point is not None:
+                self.attack(largest.choice, self.point, labelled=False)
+                self.attack(todo, self.point, labelled=True)
 
-    def attack(self, owners: list[int]) -> None:
-        """Tries to fool these inputs together."""
-        x, truth = self.arena.x[owners][None], self.arena.truth[owners][None]
-        present = torch.ones(1, len(owners), dtype=torch.bool, device=x.device)
+    def attack(self, combination: Combination, start: Tensor, *, labelled: bool) -> None:
+        """Tries to fool these inputs together, with these labels or with any."""
+        owners = [member for member, _ in combination]
         with torch.enable_grad():
-            u, _ = attack_groups(
-                self.arena.network, x, truth, present, self.arena.eps, steps=30, restarts=1, generator=self.generator,
-                starts=self.arena.best[None, None], target=self.arena.target,
-            )  # fmt: skip
-        self.arena.judge(u)
+            u, _ = attack_set(
+                self.arena.network,
+                self.arena.x[owners],
+                self.arena.truth[owners],
+                self.arena.eps,
+                start=start,
+                targets=self.arena.truth.new_tensor([label for _, label in combination]) if labelled else None,
+                target=self.arena.target,
+                generator=self.generator,
+            )
+        self.arena.judge(u[None])
 
     def pick(self, choice: Combination) -> Combination | None:
         """The combination inside the choice that is to be worked on next."""
@@ -242,6 +252,7 @@ class _Loop:
         """Tries the minimising points (d, D) of the parts with the worst bounds as perturbations."""
         worst = bound.topk(min(POINTS, len(bound)), largest=False).indices
         u = point[:, worst].T.reshape(-1, *self.arena.x.shape[1:]).float() * self.arena.eps
+        self.point = u[0]
         self.arena.judge(u)
 
     def note(self, combination: Combination, task: _Task) -> None:
