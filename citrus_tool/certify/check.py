@@ -18,15 +18,16 @@ import io
 import json
 import math
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from citrus_tool.certify.check_bounds import Execution, Lines, Rows, Signs, gamma, lowest
+from citrus_tool.certify.check_bounds import Execution, Intervals, Lines, Rows, Signs, gamma, lowest
 from citrus_tool.certify.check_graph import Floats, Graph, Index, read_graph
 from citrus_tool.errors import CheckFailedError, InputFileError
 
@@ -37,6 +38,8 @@ GRID: Final = 255
 """Slopes are stored as multiples of 1 / GRID."""
 LEAVES: Final = 256
 """Leaves that are bounded together."""
+INPUTS: Final = 64
+"""Inputs whose intervals are computed together."""
 STEPS: Final = 10_000_000
 """Choices that the counting argument may try."""
 
@@ -134,21 +137,19 @@ class _Checker:
     def run(self, progress: Callable[[], None] | None) -> Checked:
         inputs = certified = combinations = leaves = 0
         seen: set[int] = set()
-        for number, entry in enumerate(self.head["groups"]):
-            content = self.archive.read(entry["file"])
-            where = f"group {number}"
-            require(hashlib.sha256(content).hexdigest() == entry["sha256"], where, "its file was changed")
-            with np.load(io.BytesIO(content), allow_pickle=False) as file:
-                group = _Group(self, {name: file[name] for name in file.files}, number, where)
-            indices = group.facts["indices"]
-            require(not seen.intersection(indices), where, "has inputs of an earlier group")
-            seen.update(indices)
-            found = group.certified()
-            require(entry["certified"] == found and entry["inputs"] == len(indices), where, "is summed up wrongly")
-            inputs, certified = inputs + len(indices), certified + found
-            combinations, leaves = combinations + len(group.facts["proofs"]), leaves + group.leaves
-            if progress is not None:
-                progress()
+        groups = enumerate(self.head["groups"])
+        while batch := [self._group(number, entry) for number, entry in islice(groups, self._together)]:
+            self._intervals(batch)
+            for entry, group in batch:
+                indices, found = group.facts["indices"], group.certified()
+                require(not seen.intersection(indices), group.where, "has inputs of an earlier group")
+                seen.update(indices)
+                stated = (entry["inputs"], entry["certified"])
+                require(stated == (len(indices), found), group.where, "is summed up wrongly")
+                inputs, certified = inputs + len(indices), certified + found
+                combinations, leaves = combinations + len(group.facts["proofs"]), leaves + group.leaves
+                if progress is not None:
+                    progress()
         totals = (self.head["inputs"], self.head["certified"])
         require(
             totals == (inputs, certified), "the totals", f"{totals} are not those of the groups {inputs, certified}"
@@ -159,17 +160,45 @@ class _Checker:
             target=self.run_["target"], data=self.head["data"], split=self.head["split"],
         )  # fmt: skip
 
+    @property
+    def _together(self) -> int:
+        """Groups that are read together."""
+        first = self.head["groups"][0]["inputs"] if self.head["groups"] else 1
+        return max(1, INPUTS // max(1, int(first)))
+
+    def _group(self, number: int, entry: Mapping[str, Any]) -> tuple[Mapping[str, Any], _Group]:
+        content = self.archive.read(entry["file"])
+        require(hashlib.sha256(content).hexdigest() == entry["sha256"], f"group {number}", "its file was changed")
+        return entry, _Group(self, np.load(io.BytesIO(content), allow_pickle=False), number)
+
+    def _intervals(self, batch: Sequence[tuple[Mapping[str, Any], _Group]]) -> None:
+        """Computes what intervals say about the inputs that need nothing else."""
+        wanted = [(g, p) for _, g in batch for p, kind in enumerate(g.facts["kinds"]) if kind == "interval"]
+        if not wanted:
+            return
+        found = Intervals(self.graph, np.stack([g.x[p] for g, p in wanted], axis=1), batch[0][1].radius)
+        rivals = np.array([group.facts["rivals"][position] for group, position in wanted])
+        for rival in np.unique(rivals):
+            least = found.interval_margins(int(rival))
+            for column in np.flatnonzero(rivals == rival):
+                group, position = wanted[column]
+                group.intervals[position] = least[:, column], found.values[-1][:, column]
+
 
 class _Group:
-    """The proof of one group: `facts` (JSON) and `arrays`."""
+    """The proof of one group: `facts` (JSON) and `arrays`.
 
-    def __init__(self, checker: _Checker, arrays: dict[str, NDArray[Any]], number: int, where: str) -> None:
-        self.arrays, self.where = arrays, where
+    `intervals`: by position, margins over the box by intervals, and clean logits.
+    """
+
+    def __init__(self, checker: _Checker, arrays: Mapping[str, NDArray[Any]], number: int) -> None:
+        self.arrays, self.where = arrays, (where := f"group {number}")
+        self.intervals: dict[int, tuple[Floats, Floats]] = {}
         self.facts = facts = json.loads(arrays["facts"].tobytes())
         self.graph, self.target = checker.graph, checker.run_["target"]
         self.radius = math.nextafter(checker.eps, math.inf) if checker.eps else 0.0
         self.views: dict[int, _View] = {}  # by number
-        self.rows: dict[int, tuple[Rows, float]] = {}  # by position: margins and guard
+        self.rows: dict[int, Rows] = {}  # by position: margins less the guard
         self.leaves = 0
         x, count = arrays["images"], len(facts["indices"])
         require(facts["run"] == checker.run_ and facts["index"] == number, where, "belongs to another run or place")
@@ -206,22 +235,30 @@ class _Group:
         labels = set(classes) - {rival} if self.target is None else {self.target}
         fits = rival == label if self.target is None else self.target not in (rival, label)
         require(fits and kind in ("interval", "bounds"), where, "has another rival or kind than it can have")
-        listings = {view: self._listings(view) for view in facts["views"][position]}
-        every = [(number, entry) for pair in listings.values() for part in pair for number, entry in part.items()]
-        forced = {n: np.unique(np.concatenate([e for m, e in every if m == n])) for n in {n for n, _ in every}}
-        execution = Execution(self.graph, self.x[position], self.radius, None if kind == "interval" else forced)
-        guard = GUARD * float(np.abs(execution.logits).max())
-        least, excluded = execution.interval_margins(rival), set(facts["excluded"][position])
-        if kind == "bounds":
-            rows = execution.margins(rival)
-            least = np.maximum(least, execution.least(rows, execution.lines))
-            self.rows[position] = replace(rows, offset=rows.offset - guard), guard
-            for view, (base, final) in listings.items():
-                self.views[view] = self._view(execution, view, base, final)
+        excluded = set(facts["excluded"][position])
+        if kind == "interval":
+            least, logits = self.intervals[position]
+            guard = GUARD * float(np.abs(logits).max())
+        else:
+            least, guard = self._bounds(position, rival)
         for other in excluded:
             proven = other in labels and bool(least[other] > guard)
             require(proven, where, f"bounds over the whole box do not exclude label {other}")
         return labels - excluded
+
+    def _bounds(self, position: int, rival: int) -> tuple[Floats, float]:
+        """The input's margins over the box, and its guard; prepares the views of its execution."""
+        listings = {view: self._listings(view) for view in self.facts["views"][position]}
+        every = [(number, entry) for pair in listings.values() for part in pair for number, entry in part.items()]
+        forced = {n: np.unique(np.concatenate([e for m, e in every if m == n])) for n in {n for n, _ in every}}
+        execution = Execution(self.graph, self.x[position], self.radius, forced)
+        guard = GUARD * float(np.abs(execution.values[-1]).max())
+        rows = execution.margins(rival)
+        self.rows[position] = replace(rows, offset=rows.offset - guard)
+        for view, (base, final) in listings.items():
+            self.views[view] = self._view(execution, view, base, final)
+        least = np.maximum(execution.interval_margins(rival)[:, 0], execution.least(rows, execution.lines))
+        return least, guard
 
     def _listings(self, view: int) -> tuple[dict[int, Index], dict[int, Index]]:
         """By ReLU, the entries with slopes of their own: before and after hidden bounds are improved."""
@@ -324,7 +361,7 @@ class _Group:
         total = size = np.zeros(1)
         first = 0
         for place, (position, number) in enumerate(members):
-            view, (rows, _) = self.views[number], self.rows[position]
+            view, rows = self.views[number], self.rows[position]
             last = first + len(view.listed)
             low = self._slopes(view.lines, view.execution, view.listed, leaves.alpha[:, first:last], len(leaves.owner))
             own = (leaves.split >= first) & (leaves.split < last)

@@ -90,70 +90,98 @@ def gamma(terms: int) -> float:
     return terms * 2.0**-52
 
 
-class Execution:
-    """The network over one box.
+class Intervals:
+    """Interval bounds of n boxes.
 
     Attributes:
-        stages: by the ReLU's number in the file.
-        logits: the clean ones.
-        lines: CROWN's, of bounds that are the better of interval and CROWN bounds.
+        lower, upper, values: by node, (entries, n): bounds over the boxes, and the values at their centres.
+        noise: by node, (entries, n): the rounding error of one step back through it, per unit of coefficient.
     """
 
-    def __init__(self, graph: Graph, x: Floats, radius: float, forced: Mapping[int, Index] | None) -> None:
-        """`x` (d,) pixels; `forced`: by ReLU, entries that are neurons whatever their bounds say.
-
-        None: interval bounds only, no neurons.
-        """
-        self.graph, self.x, self.radius = graph, x, radius
+    def __init__(self, graph: Graph, x: Floats, radius: float) -> None:
+        """`x` (d, n): the centres."""
+        self.graph, self.radius, self.values = graph, radius, [x]
         self.lower = [np.nextafter(x - radius, -np.inf)]
         self.upper = [np.nextafter(x + radius, np.inf)]
-        self.noise: list[Floats] = [np.zeros(0)]  # by node: rounding error of one step back, per unit of coefficient
-        self.stages: dict[int, Stage] = {}
-        self._number: dict[int, int] = {}  # of a node, the number of its ReLU
-        self._slope: dict[int, Floats] = {}
-        self.floor = self.known_lower = self.known_upper = self._cost = np.zeros(0)  # of the neurons
-        values = [x]
+        self.noise: list[Floats] = [np.zeros((0, x.shape[1]))]
         for node, layer in enumerate(graph.layers, start=1):
             if isinstance(layer, Relu):
-                z = values[layer.source]
-                values.append(np.where(z > 0, z, layer.floor * z))
-                self._relu(node, layer, forced)
+                self._relu(node, layer)
             else:
-                values.append(
-                    sum((m @ values[s] for m, s in zip(layer.matrices, layer.sources, strict=True)), layer.bias)
-                )
                 self._affine(layer)
-        self.logits = values[-1]
-        self.lines = self._crown()
 
     def size(self, node: int) -> Floats:
-        """The largest |value| of the node's entries in the box."""
+        """The largest |value| of the node's entries in the boxes."""
         return np.maximum(np.abs(self.lower[node]), np.abs(self.upper[node]))
 
     def _affine(self, layer: Affine) -> None:
-        lower, upper, noise = layer.bias, layer.bias, np.abs(layer.bias)
+        value = middle = layer.bias[:, None]
+        wide, noise = np.zeros((1, 1)), np.abs(value)
         for matrix, size, source in zip(layer.matrices, layer.sizes, layer.sources, strict=True):
             centre = (self.upper[source] + self.lower[source]) / 2
             reach = np.maximum(self.upper[source] - centre, centre - self.lower[source]) * (1 + WIDER)
-            middle, wide = matrix @ centre, size @ reach
-            noise = noise + size @ self.size(source)
-            lower, upper = lower + (middle - wide), upper + (middle + wide)
+            at = matrix @ np.concatenate([centre, self.values[source]], axis=1)
+            of = size @ np.concatenate([reach, self.size(source)], axis=1)
+            n = centre.shape[1]
+            middle, value, wide, noise = middle + at[:, :n], value + at[:, n:], wide + of[:, :n], noise + of[:, n:]
         unit = gamma(sum(self.graph.sizes) + 64)  # no sum here or in a step back has more terms
-        self.lower.append(lower - 4 * unit * noise - TINY)
-        self.upper.append(upper + 4 * unit * noise + TINY)
+        error = 4 * unit * noise + TINY
+        self.values.append(value)
+        self.lower.append(middle - wide - error)
+        self.upper.append(middle + wide + error)
         self.noise.append(unit * (noise + self.size(-1)) + TINY)
 
-    def _relu(self, node: int, layer: Relu, forced: Mapping[int, Index] | None) -> None:
-        source, number = layer.source, len(self._number)
-        self._number[node] = number
-        lower, upper = self.lower[source].copy(), self.upper[source].copy()
-        if forced is not None:
-            given = forced.get(number, np.zeros(0, dtype=np.int64))
-            self._slope[node] = self._neurons(number, layer, lower, upper, given)
-            self.lower[source], self.upper[source] = lower, upper
-        self.lower.append(np.where(lower > 0, lower, np.nextafter(layer.floor * lower, -np.inf)))
-        self.upper.append(np.where(upper > 0, upper, np.nextafter(layer.floor * upper, np.inf)))
+    def _relu(self, node: int, layer: Relu) -> None:
+        source, floor = layer.source, layer.floor
+        self.lower[source], self.upper[source] = self._refined(node, layer)
+        z, lower, upper = self.values[source], self.lower[source], self.upper[source]
+        self.values.append(np.where(z > 0, z, floor * z))
+        self.lower.append(np.where(lower > 0, lower, np.nextafter(floor * lower, -np.inf)))
+        self.upper.append(np.where(upper > 0, upper, np.nextafter(floor * upper, np.inf)))
         self.noise.append(gamma(8) * self.size(source) + TINY)
+
+    def _refined(self, node: int, layer: Relu) -> tuple[Floats, Floats]:
+        """The bounds of the layer's input."""
+        return self.lower[layer.source], self.upper[layer.source]
+
+    def interval_margins(self, rival: int) -> Floats:
+        """Lower bounds (classes, n) of logit[rival] - logit[c], by the values before the last affine layers."""
+        node, coefficient = len(self.graph.layers), _against(rival, self.graph.sizes[-1])
+        least = np.zeros((len(coefficient), 1))
+        while node and isinstance(layer := self.graph.layers[node - 1], Affine) and len(layer.sources) == 1:
+            least = least + (coefficient @ layer.bias)[:, None] - np.abs(coefficient) @ self.noise[node]
+            coefficient, node = _dense(coefficient @ layer.matrices[0]), layer.sources[0]
+        positive, negative = np.maximum(coefficient, 0), np.minimum(coefficient, 0)
+        slack = gamma(coefficient.shape[1] + 64) * (np.abs(coefficient) @ self.size(node))
+        worst: Floats = positive @ self.lower[node] + negative @ self.upper[node]
+        return least + worst - slack
+
+
+class Execution(Intervals):
+    """The network over one box (n = 1), with CROWN's bounds of hidden values.
+
+    Attributes:
+        stages: by the ReLU's number in the file.
+        floor, known_lower, known_upper: (U,) of the neurons.
+        lines: CROWN's.
+    """
+
+    def __init__(self, graph: Graph, x: Floats, radius: float, forced: Mapping[int, Index]) -> None:
+        """`x` (d,) pixels; `forced`: by ReLU, entries that are neurons whatever their bounds say."""
+        self.x, self.forced = x, forced
+        self.stages: dict[int, Stage] = {}
+        self._number: dict[int, int] = {}  # of a node, the number of its ReLU
+        self._slope: dict[int, Floats] = {}
+        self.floor = self.known_lower = self.known_upper = self._cost = np.zeros(0)
+        super().__init__(graph, x[:, None], radius)
+        self.lines = self._crown()
+
+    def _refined(self, node: int, layer: Relu) -> tuple[Floats, Floats]:
+        number = self._number[node] = len(self._number)
+        lower, upper = self.lower[layer.source][:, 0].copy(), self.upper[layer.source][:, 0].copy()
+        given = self.forced.get(number, np.zeros(0, dtype=np.int64))
+        self._slope[node] = self._neurons(number, layer, lower, upper, given)
+        return lower[:, None], upper[:, None]
 
     def _neurons(self, number: int, layer: Relu, lower: Floats, upper: Floats, given: Index) -> Floats:
         """Makes neurons of the entries that CROWN's bounds leave open; the slopes of the others, 0 at neurons.
@@ -222,7 +250,7 @@ class Execution:
             if number not in pending:
                 continue
             a, layer = pending.pop(number), self.graph.layers[number - 1]
-            slack += abs(a) @ self.noise[number]
+            slack += abs(a) @ self.noise[number][:, 0]
             if isinstance(layer, Relu):
                 stage = self.stages.get(self._number[number])
                 if stage is not None:
@@ -238,28 +266,7 @@ class Execution:
 
     def margins(self, rival: int) -> Rows:
         """logit[rival] - logit[c] for every class c."""
-        count = self.graph.sizes[-1]
-        coefficient = -np.eye(count)
-        coefficient[:, rival] += 1
-        return self._fold(len(self.graph.layers), coefficient)
-
-    def interval_margins(self, rival: int) -> Floats:
-        """Lower bounds of the same, by intervals of the values before the last affine layers."""
-        last = self.graph.layers[-1]
-        node, coefficient = len(self.graph.layers), -np.eye(self.graph.sizes[-1])
-        coefficient[:, rival] += 1
-        least, slack = np.zeros(len(coefficient)), np.zeros(len(coefficient))
-        while isinstance(last, Affine) and len(last.sources) == 1:
-            slack += np.abs(coefficient) @ self.noise[node]
-            least += coefficient @ last.bias
-            coefficient, node = _dense(coefficient @ last.matrices[0]), last.sources[0]
-            if node == 0 or not isinstance(self.graph.layers[node - 1], Affine):
-                break
-            last = self.graph.layers[node - 1]
-        positive, negative = np.maximum(coefficient, 0), np.minimum(coefficient, 0)
-        slack += gamma(coefficient.shape[1] + 64) * (np.abs(coefficient) @ self.size(node))
-        least += positive @ self.lower[node] + negative @ self.upper[node] - slack
-        return least
+        return self._fold(len(self.graph.layers), _against(rival, self.graph.sizes[-1]))
 
     def plane(
         self, rows: Rows, lines: Lines, low: Floats | None = None, signs: Signs | None = None
@@ -321,6 +328,13 @@ def lowest(a: Floats, offset: Floats) -> Floats:
     """The least value of a v + offset over |v| <= 1, outward."""
     reach: Floats = np.abs(a).sum(1)
     return offset - reach - gamma(a.shape[1] + 64) * (reach + np.abs(offset))
+
+
+def _against(rival: int, classes: int) -> Floats:
+    """Rows of unit[rival] - unit[c]."""
+    coefficient = -np.eye(classes)
+    coefficient[:, rival] += 1
+    return coefficient
 
 
 def _units(entry: Index, size: int) -> Matrix:
