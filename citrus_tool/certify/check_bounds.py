@@ -121,9 +121,9 @@ class Intervals:
             centre = (self.upper[source] + self.lower[source]) / 2
             reach = np.maximum(self.upper[source] - centre, centre - self.lower[source]) * (1 + WIDER)
             at = matrix @ np.concatenate([centre, self.values[source]], axis=1)
-            of = size @ np.concatenate([reach, self.size(source)], axis=1)
             n = centre.shape[1]
-            middle, value, wide, noise = middle + at[:, :n], value + at[:, n:], wide + of[:, :n], noise + of[:, n:]
+            middle, value, wide = middle + at[:, :n], value + at[:, n:], wide + size @ reach
+            noise = noise + size.sum(axis=1)[:, None] * self.size(source).max(axis=0)
         unit = gamma(sum(self.graph.sizes) + 64)  # no sum here or in a step back has more terms
         error = 4 * unit * noise + TINY
         self.values.append(value)
