@@ -197,7 +197,7 @@ class _Group:
         self.facts = facts = json.loads(arrays["facts"].tobytes())
         self.graph, self.target = checker.graph, checker.run_["target"]
         self.radius = math.nextafter(checker.eps, math.inf) if checker.eps else 0.0
-        self.views: dict[int, _View] = {}  # by number
+        self.views: dict[tuple[int, int], _View] = {}  # by position and number
         self.rows: dict[int, Rows] = {}  # by position: margins less the guard
         self.leaves = 0
         x, count = arrays["images"], len(facts["indices"])
@@ -256,7 +256,7 @@ class _Group:
         rows = execution.margins(rival)
         self.rows[position] = replace(rows, offset=rows.offset - guard)
         for view, (base, final) in listings.items():
-            self.views[view] = self._view(execution, view, base, final)
+            self.views[position, view] = self._view(execution, view, base, final)
         least = np.maximum(execution.interval_margins(rival)[:, 0], execution.least(rows, execution.lines))
         return least, guard
 
@@ -314,7 +314,7 @@ class _Group:
             refuted.add(frozenset((position, label) for position, label in proof["atoms"]))
         for members, numbers in together.items():
             proofs = [
-                self._proof(number, sum(len(self.views[view].listed) for _, view in members)) for number in numbers
+                self._proof(number, sum(len(self.views[member].listed) for member in members)) for number in numbers
             ]
             whole = _Leaves.joined(proofs)
             self.leaves += len(whole.owner)
@@ -361,7 +361,7 @@ class _Group:
         total = size = np.zeros(1)
         first = 0
         for place, (position, number) in enumerate(members):
-            view, rows = self.views[number], self.rows[position]
+            view, rows = self.views[position, number], self.rows[position]
             last = first + len(view.listed)
             low = self._slopes(view.lines, view.execution, view.listed, leaves.alpha[:, first:last], len(leaves.owner))
             own = (leaves.split >= first) & (leaves.split < last)

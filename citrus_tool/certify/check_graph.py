@@ -153,6 +153,8 @@ class _Reader:
             return self.joined(kind, operands, given)
         if not isinstance(x, _Value) or len(rest) + 1 != len(operands):
             raise UnsupportedNetworkError(f"{kind} of computed weights is not read by the checker.")
+        if kind == "Dropout" and len(names) > 2 and bool(np.any(rest[1])):
+            raise UnsupportedNetworkError("a Dropout in training mode is not read by the checker.")
         if kind in MOVES:
             fixed = {name: self.constants[name] for name in names[1:]}
             moved = self.evaluated(node, {names[0]: x.index, **fixed})[0]
@@ -168,7 +170,7 @@ class _Reader:
         if kind in ("AveragePool", "GlobalAveragePool"):
             return self.average(x, given, whole=kind == "GlobalAveragePool")
         if kind == "Pad" and given.get("mode", b"constant") == b"constant":
-            return self.pad(x, rest, given)
+            return self.pad(node, x, rest, given)
         if kind == "BatchNormalization" and not given.get("training_mode", 0):
             gamma, beta, mean, var = (c.reshape(-1, *[1] * (x.index.ndim - 2)) for c in rest)
             scale = gamma / np.sqrt(var + given.get("epsilon", 1e-5))
@@ -262,12 +264,12 @@ class _Reader:
         matrix = sparse.csr_array((share[inside], (rows[inside], places[inside])), shape=shape)
         return self.affine((1, channels, *maps), [(x, matrix)], 0.0)
 
-    def pad(self, x: _Value, rest: list[Floats], given: dict[str, Any]) -> _Value:
+    def pad(self, node: onnx.NodeProto, x: _Value, rest: list[Floats], given: dict[str, Any]) -> _Value:
         pads = [int(p) for p in (rest[0] if rest else given["pads"])]
-        constant = float(rest[1].item()) if len(rest) > 1 else float(given.get("value", 0.0))
         half = len(pads) // 2
-        if half != x.index.ndim or min(pads) < 0:
+        if half != x.index.ndim or min(pads) < 0 or len(node.input) > 3:
             raise UnsupportedNetworkError("a Pad that crops, or of some axes only, is not read by the checker.")
+        constant = float(rest[1].item()) if len(rest) > 1 else float(given.get("value", 0.0))
         place = np.pad(
             np.arange(x.index.size).reshape(x.index.shape),
             list(zip(pads[:half], pads[half:], strict=True)),
@@ -291,8 +293,13 @@ def read_graph(
 
     Raises UnsupportedNetworkError for anything that is not affine or a ReLU.
     """
-    proto = onnx.load(path).graph
-    reader = _Reader(int(np.prod(shape)), onnx.load(path, load_external_data=False).opset_import)
+    model = onnx.load(path, load_external_data=False)
+    proto = model.graph
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in proto.initializer):
+        raise UnsupportedNetworkError(
+            f"{path}: weights lie in other files, which no digest covers; save them in the file."
+        )
+    reader = _Reader(int(np.prod(shape)), model.opset_import)
     reader.constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.initializer}
     x = _Value(node=0, index=np.arange(reader.sizes[0]).reshape(1, *shape))
     if clip:

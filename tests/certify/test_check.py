@@ -292,10 +292,15 @@ def test_the_reader_agrees_with_onnxruntime_on_published_networks(name: str, sha
         (helper.make_node("Gemm", ["x", "c"], ["y"], transA=1), "transposed input"),
         (helper.make_node("Conv", ["x", "c"], ["y"], auto_pad="SAME_UPPER"), "automatic padding"),
         (helper.make_node("Pad", ["x", "p"], ["y"]), "crops"),
+        (helper.make_node("Pad", ["x", "q", "", "a"], ["y"]), "some axes only"),
+        (helper.make_node("Dropout", ["x", "r", "t"], ["y"]), "training mode"),
     ],
 )
 def test_operators_that_are_not_read(operator: onnx.NodeProto, words: str, tmp_path: Path) -> None:
-    constants = {"c": np.ones((1, 1, 2, 2), dtype=np.float32), "p": np.array([0, 0, 0, 0, 0, 0, 0, -1])}
+    constants = {
+        "c": np.ones((1, 1, 2, 2), dtype=np.float32), "p": np.array([0, 0, 0, 0, 0, 0, 0, -1]), "t": np.array(True),
+        "q": np.array([0, 1, 2, 3, 0, 1, 2, 3]), "a": np.array([0, 1, 2, 3]), "r": np.array(0.5, dtype=np.float32),
+    }  # fmt: skip
     path = graph_file([operator], constants, tmp_path, [1, 2, 2])
     with pytest.raises(UnsupportedNetworkError, match=words):
         read_graph(path, (1, 2, 2), mean=(0.0,), std=(1.0,), layout="nchw", clip=False)
@@ -610,6 +615,24 @@ def test_a_hundred_single_corruptions_are_rejected(proven: Proven, tmp_path: Pat
             continue
         pytest.fail(f"corruption {number} of {what} was accepted")
     assert kinds >= {"share", "depth", "split", "side", "beta", "atom", "image", "fooled", "certified", "excluded"}
+
+
+def test_views_belong_to_one_input(proven: Proven, tmp_path: Path) -> None:
+    content = Content.of(proven.path)
+    group, number = widest(content)
+    (first, _), (second, _) = group.facts["proofs"][number]["atoms"][:2]
+    views = group.facts["proofs"][number]["views"]
+    group.facts["views"][first].append(views[1])
+    views[0] = views[1]
+    assert first != second
+    rejected(proven, content.write(tmp_path / "c"))
+
+
+def test_weights_in_other_files(proven: Proven, tmp_path: Path) -> None:
+    model = onnx.load(proven.model.path)
+    onnx.save(model, tmp_path / "out.onnx", save_as_external_data=True, size_threshold=0)
+    with pytest.raises(UnsupportedNetworkError, match="which no digest covers"):
+        read_graph(tmp_path / "out.onnx", SHAPE, mean=(0.0,), std=(1.0,), layout="nchw", clip=False)
 
 
 def test_damaged_and_missing_files(proven: Proven, tmp_path: Path) -> None:
