@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from citrus_tool import __version__, architectures, data, onnx_io
+from citrus_tool.attacks.dataset import attack_dataset
 from citrus_tool.attacks.pgd import pgd
 from citrus_tool.attacks.universal import attack_groups
 from citrus_tool.certify.certificate import Certificate
@@ -30,6 +31,7 @@ from citrus_tool.data import Dataset, Split
 from citrus_tool.errors import DataError, InputFileError, UsageError
 from citrus_tool.files import require_writable_file, require_writable_folder, write_bytes, write_text
 from citrus_tool.harden import checkpoint, recipes, trainer
+from citrus_tool.harden.batch_norm import insert_batch_norm, restore_layers
 from citrus_tool.harden.recipes import Recipe
 from citrus_tool.network import Network
 from citrus_tool.onnx_io import Inspection, OnnxModel, OnnxRunner
@@ -38,6 +40,10 @@ from citrus_tool.threat import Threat
 
 BATCH = 256
 """Inputs in one forward pass of a figure that needs no gradients."""
+NORM_SAMPLES = 5120
+"""Training inputs whose statistics a batch norm starts with that `harden` puts in; a multiple of BATCH."""
+GROWN = 512
+"""Inputs of one perturbation up to which it is grown input by input; above, it is descended on minibatches."""
 PARITY_SAMPLES = 16
 """Real inputs on which an imported file is compared with onnxruntime."""
 
@@ -299,13 +305,15 @@ def harden_file(
     device: Literal["auto", "cpu", "cuda"] = "auto",
     resume: bool = False,
     keep_checkpoints: bool = True,
+    batch_norm: bool = False,
     settings: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> HardenReport:
     """Trains the file's network by `recipe` and writes it to `out` with only its weights changed.
 
     The epoch is chosen on the validation split. Before and after are judged on the test split: standard accuracy on
-    all of it, the rest by `certify` at the recipe's eps. `run_dir` receives `settings`, the journals of both
+    all of it, the rest by `certify` at the recipe's eps. `batch_norm` puts batch norm in for training, as the identity
+    at first, and folds it back into the file's weights. `run_dir` receives `settings`, the journals of both
     certifications, the report and, unless `keep_checkpoints` is off, the checkpoints that `resume` needs.
 
     Raises:
@@ -322,8 +330,11 @@ def harden_file(
     threat = Threat(eps=recipe.eps)
     _save_settings(run_dir, settings)
     before = _figures(model, test, threat, certify, where, progress, run_dir / "before.jsonl", resume)
+    network = (
+        insert_batch_norm(model.network, torch.split(train.take(NORM_SAMPLES).pixels(), BATCH)) if batch_norm else None
+    )
     result = trainer.fit(
-        model.network,
+        network or model.network,
         train,
         validation,
         recipe,
@@ -332,9 +343,10 @@ def harden_file(
         device=where,
         progress=progress,
     )
-    hardened = onnx_io.write(
-        dataclasses.replace(model, network=result.network), out, metadata=_metadata(recipe, choice)
-    )
+    trained = result.network
+    if batch_norm:
+        trained = restore_layers(onnx_io.fold_batch_norm(trained), model.network)
+    hardened = onnx_io.write(dataclasses.replace(model, network=trained), out, metadata=_metadata(recipe, choice))
     after = _figures(hardened, test, threat, certify, where, progress, run_dir / "after.jsonl", resume)
     progress.finish()
     report = HardenReport(
@@ -510,6 +522,8 @@ def attack_file(
 
     Args:
         group_size: inputs that share one perturbation, consecutive ones; None lets all inputs share one.
+        steps, restarts: as attacks.universal.attack_groups takes them, or for more than GROWN inputs in a group,
+            attacks.dataset.attack_dataset.
         save: writes the perturbations (g, C, H, W) float32 to this .npy file.
 
     With a target class, inputs that have it as label are left out.
@@ -534,18 +548,19 @@ def attack_file(
     batch = max(1, BATCH // k)
     for start in range(0, groups, batch):
         part = slice(start, min(start + batch, groups))
-        u, _ = attack_groups(
-            network,
-            images[part].to(where),
-            dataset.labels[index[part]].to(where),
-            present[part].to(where),
-            threat.eps,
-            steps=steps,
-            restarts=restarts,
-            generator=generator,
-            target=threat.target,
-        )
-        found.append(u.cpu())
+        if k > GROWN:
+            members = index[start][present[start]]
+            u, _ = attack_dataset(
+                network, dataset.pixels(members), dataset.labels[members], threat.eps,
+                steps=steps, restarts=restarts, generator=generator, target=threat.target,
+            )  # fmt: skip
+            found.append(u[None])
+        else:
+            several, _ = attack_groups(
+                network, images[part].to(where), dataset.labels[index[part]].to(where), present[part].to(where),
+                threat.eps, steps=steps, restarts=restarts, generator=generator, target=threat.target,
+            )  # fmt: skip
+            found.append(several.cpu())
         progress.advance(part.stop - part.start)
     perturbations = torch.cat(found)
     runner = OnnxRunner(model)

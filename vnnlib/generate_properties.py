@@ -1,4 +1,4 @@
-"""Writes local-robustness queries (VNN-LIB 1.0) for the shipped digits networks, and instances.csv.
+"""Writes local-robustness and UAP queries for the shipped digits networks, and instances.csv.
 
     python vnnlib/generate_properties.py SEED [FOLDER]
 
@@ -6,24 +6,33 @@ As VNN-COMP asks: the seed draws the inputs (test images that every network clas
 state the UNSAFE set, and instances.csv holds `onnx,vnnlib,timeout` relative to itself. A query is sat when
 some z with |z - x|_inf <= eps (not clipped to [0, 1]) gets another class's logit at least as high as the
 true one's. Bounds are exact decimals: pixels are sixteenths, eps is a decimal.
+
+UAP queries ask for one u with |u|_inf <= eps that fools the first k of the inputs together: as VNN-LIB 2.0 with
+equal-to copies (all k are fooled), and as a product network over u with a VNN-LIB 1.0 property (at least half are).
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import sys
 from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from citrus_tool import data
-from citrus_tool.onnx_io import OnnxRunner, read
+from citrus_tool.onnx_io import OnnxModel, OnnxRunner, export, read
+from citrus_tool.queries import text1, text2
+from citrus_tool.queries.export import fooled_property, joint_query, product_network
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
 NETWORKS = ("digits_convtiny.onnx", "digits_convtiny_citrus.onnx")
 RADII = (Decimal("0.02"), Decimal("0.05"), Decimal("0.1"))
 INPUTS = 4
+GROUPS = (2, 4)
 TIMEOUT = 60
 
 
@@ -39,6 +48,22 @@ def query(pixels: list[Decimal], label: int, classes: int, eps: Decimal, title: 
     lines += ["", "; unsafe: another class reaches the true one", "(assert (or"]
     lines += [f"    (and (>= Y_{j} Y_{label}))" for j in others]
     return "\n".join([*lines, "))", ""])
+
+
+def uap_queries(model: OnnxModel, images: Tensor, labels: list[int], folder: Path) -> list[tuple[str, str]]:
+    """Writes one group's queries, and its product network; returns the first two fields of their instances."""
+    k = len(labels)
+    stem = f"{model.path.stem}_uap_{k}"
+    export(product_network(model.network, images, labels), folder / f"{stem}_product.onnx", metadata={"inputs": str(k)})
+    fields = []
+    for eps in RADII:
+        joint, half = f"{stem}_eps_{eps}.vnnlib", f"{stem}_product_eps_{eps}_{(k + 1) // 2}.vnnlib"
+        (folder / joint).write_text(text2(joint_query(model, images, labels, float(eps))), encoding="utf-8")
+        spec = fooled_property(images[0].numel(), k, (k + 1) // 2, float(eps))
+        (folder / half).write_text(text1(spec), encoding="utf-8")
+        fields.append((str([("f1", os.path.relpath(model.path, folder))]), joint))
+        fields.append((f"{stem}_product.onnx", half))
+    return fields
 
 
 def generate(seed: int, folder: Path) -> list[str]:
@@ -59,6 +84,14 @@ def generate(seed: int, folder: Path) -> list[str]:
             text = query(pixels, int(test.labels[index]), test.num_classes, eps, title)
             (folder / file).write_text(text, encoding="utf-8")
             rows += [f"{os.path.relpath(MODELS / name, folder)},{file},{TIMEOUT}" for name in NETWORKS]
+    images, labels = test.pixels()[chosen], test.labels[chosen].tolist()
+    table = io.StringIO()
+    for name in NETWORKS:
+        model = read(MODELS / name, input_shape=test.shape)
+        for k in GROUPS:
+            for fields in uap_queries(model, images[:k], labels[:k], folder):
+                csv.writer(table, lineterminator="\n").writerow([*fields, TIMEOUT])
+    rows += table.getvalue().splitlines()
     (folder / "instances.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
     return rows
 

@@ -34,6 +34,27 @@ def margins(
     return margin if target is None else -margin
 
 
+def reach(
+    network: Network,
+    x: Float[Tensor, "n C H W"],
+    labels: Int[Tensor, " n"],
+    radius: float,
+    target: int | None = None,
+    *,
+    wrong: Int[Tensor, " n"] | None = None,
+) -> Float[Tensor, " n"]:
+    """The unit in which attacks compare margins: |margin at x| + radius ||its gradient||_1, (n,), above 0.
+
+    The second term is what a linear network could change, so an input with a tiny clean margin does not outweigh the
+    others; the first is there for flat networks.
+    """
+    at = x.detach().requires_grad_(True)
+    with torch.enable_grad():
+        margin = margins(network, at, labels, target, wrong=wrong)
+        (gradient,) = torch.autograd.grad(margin.sum(), at)
+    return (margin.detach().abs() + radius * gradient.abs().flatten(1).sum(dim=1)).clamp_min(1e-6)
+
+
 def float32_at_most(value: float) -> float:
     """The largest float32 that is not above `value`."""
     single = np.float32(value)

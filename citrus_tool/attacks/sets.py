@@ -1,10 +1,10 @@
 """One perturbation that fools every input of a set at once: signed steps on a soft maximum of the margins.
 
 After Madry et al. (ICLR 2018) for the signed steps, Dong et al. (CVPR 2018) for their momentum and Wang et al.,
-"Adversarial attack generation empowered by min-max optimization" (NeurIPS 2021), for the aim: the largest margin of the
-set is lowered. Differs from the latter in: (1) the weights are the softmax of the margins themselves, without a step of
-their own; (2) margins are in units of each input's clean margin; (3) the iterate with the lowest largest margin is kept,
-and a set stops once that is clearly below 0.
+"Adversarial attack generation empowered by min-max optimization" (NeurIPS 2021), for the aim: the largest margin
+of the set is lowered. Differs from the latter in: (1) the weights are the softmax of the margins themselves, without a
+step of their own; (2) margins are in units of each input's clean margin; (3) the iterate with the lowest largest margin
+is kept, and a set stops once that is clearly below 0.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from citrus_tool.attacks.margin import float32_at_most, margins
+from citrus_tool.attacks.margin import float32_at_most, margins, reach
 from citrus_tool.network import Network
 
 SHARPNESS: Final = 10.0
@@ -104,6 +104,7 @@ def attack_sets(
     target: int | None = None,
     wrong: Int[Tensor, " n"] | None = None,
     unit: Float[Tensor, " n"] | None = None,
+    momentum: float = MOMENTUM,
 ) -> tuple[Float[Tensor, "b C H W"], Float[Tensor, " n"]]:
     """Attacks b sets of any sizes side by side; row i of the images belongs to set `of_set[i]`.
 
@@ -115,9 +116,7 @@ def attack_sets(
     """
     count = len(start)
     if unit is None:
-        with torch.no_grad():
-            unit = margins(network, images, labels, target, wrong=wrong)
-    unit = unit.abs().clamp_min(1e-6)
+        unit = reach(network, images, labels, radius, target, wrong=wrong)
     best, kept = start.clamp(-radius, radius), torch.full_like(unit, torch.inf)
     lowest = torch.full((count,), torch.inf, dtype=unit.dtype, device=unit.device)
     live, rows = torch.arange(count, device=start.device), torch.arange(len(images), device=start.device)
@@ -143,7 +142,7 @@ def attack_sets(
             break
         (gradient,) = torch.autograd.grad((relative * torch.exp(SHARPNESS * (value - worst[place]))).sum(), u)
         length = gradient.abs().mean(dim=(1, 2, 3), keepdim=True).clamp_min(torch.finfo(u.dtype).tiny)
-        trend = MOMENTUM * trend + gradient / length
+        trend = momentum * trend + gradient / length
         u = (u.detach() - radius * (1 - step / steps) * trend.sign()).clamp(-radius, radius)
         if step % LOOK == LOOK - 1:
             going = lowest[live] > -ENOUGH

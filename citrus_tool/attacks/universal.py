@@ -1,33 +1,35 @@
-"""Strong attack with one shared perturbation per group: signed-gradient descent on hinged margins, many restarts.
+"""Strong attack with one shared perturbation per group.
 
-After Moosavi-Dezfooli et al., "Universal adversarial perturbations" (CVPR 2017) for the aim, Madry et al. (ICLR 2018)
-for the signed steps and Dong et al. (CVPR 2018) for their momentum. Differs from them in:
-  1. every input is first attacked alone; an input that resists on its own cannot be fooled by a shared u either, so
-     the shared steps pull on the others only and start from their individual perturbations;
-  2. the loss is the sum over those inputs of max(margin / clean margin, -HINGE): an input that is fooled already no
-     longer pulls, and inputs with large logits do not dominate;
-  3. restarts differ in start (given points, individual perturbations, zero, random corners), weights and momentum;
-  4. what is kept is the best COUNT over all steps and restarts, not the last iterate.
+After Moosavi-Dezfooli et al., "Universal adversarial perturbations" (CVPR 2017) for the aim. Differs from it in:
+  1. the COUNT of fooled inputs is what is maximised, and the best one over everything tried is kept;
+  2. every input is first attacked alone, towards one wrong label after the other; an input that resists on its own
+     cannot be fooled by a shared u either;
+  3. sets of the others are grown one input at a time (growth.py), each attacked on its largest margin (sets.py): a loss
+     summed over all foolable inputs fools fewer, for most of them cannot be fooled together;
+  4. the sum of hinged margins is descended too, from each input's own u, from random corners of the box and from given
+     starts (the certifier's proposals); it is cheap, and gives the growth sets to begin with.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from citrus_tool.attacks.margin import float32_at_most, margins
+from citrus_tool.attacks.growth import DECISIVE, Found, Growth, grow
+from citrus_tool.attacks.margin import float32_at_most, margins, reach
+from citrus_tool.attacks.sets import MOMENTUM, attack_sets
 from citrus_tool.network import Network
 
 HINGE: Final = 0.1
 """An input stops pulling once its margin is this far below 0, in units of its clean margin."""
-DECISIVE: Final = 1e-4
-"""Among equal counts, inputs fooled by more than this (same units) are preferred: they survive a float32 replay."""
-MOMENTUM: Final = 0.75
-"""Weight of the past gradient, in every second restart."""
+WITHIN_REACH: Final = 0.5
+"""An input whose own attacks leave it above this (same units) is not attacked again."""
+SETS: Final = 20
+"""Default of `sets`."""
 ROWS: Final = 1024
 """Images in one forward pass."""
 
@@ -44,49 +46,50 @@ def attack_groups(
     generator: torch.Generator,
     starts: Float[Tensor, "s g C H W"] | None = None,
     target: int | None = None,
+    sets: int = SETS,
 ) -> tuple[Float[Tensor, "g C H W"], Int[Tensor, " g"]]:
     """The perturbation found that fools most of each group's `present` inputs.
 
     Args:
         network: of the images' dtype and device; read in evaluation mode with constant weights.
-        images: pixel space; x + u is not clipped.
+        images: pixel space; x + u is not clipped (`threat.clipped` does that).
         present: inputs that count; the others are neither attacked nor counted.
         eps: |u|_inf bound in pixel space.
-        steps: gradient steps per restart; 0 only judges the starts.
-        restarts: own starts, of each input alone and then of each group; 0 attacks from `starts` only.
+        steps: gradient steps per attack; 0 only judges the starts.
+        restarts: the effort: attacks on each input alone, and descents for each group; 0 attacks from `starts` only.
         generator: CPU generator; the result is a function of its state.
         starts: further starting points for every group, clamped to eps.
         target: an input counts as fooled where this class wins; None: where any class but its label does.
+        sets: sets of a group's inputs that are attacked for each restart, at most.
 
     Returns: u with |u| <= eps, also after a cast to float32, and how many present inputs each fools by the network's
     own arithmetic (margin <= 0; ties count as fooled). A group without present inputs gets u = 0 and count 0.
     """
+    radius = float32_at_most(eps)
+    unit = torch.ones(labels.shape, dtype=images.dtype, device=images.device)
+    for group, member in _cells(present):
+        unit[group, member] = reach(network, images[group, member], labels[group, member], radius, target)
     attack = _Attack(
-        network=network, images=images, labels=labels, radius=float32_at_most(eps), steps=steps, target=target
+        network=network,
+        images=images,
+        labels=labels,
+        present=present,
+        unit=unit,
+        radius=radius,
+        steps=steps,
+        target=target,
     )
     best = _Best(u=torch.zeros_like(images[:, 0]), score=torch.full((len(images),), -1.0, dtype=torch.float64))
-    total = present.sum(dim=1).cpu()
-    every = torch.nonzero(total > 0).flatten()
-    attack.improve(best, every, present, best.u[every], present.double(), steps=0)
+    every = torch.nonzero(present.any(dim=1).cpu()).flatten()
+    attack.improve(best, every, best.u[every], steps=0)
     for start in starts if starts is not None else []:
-        attack.improve(best, every, present, start[every], present.double())
-    if restarts > 0:
-        alone, foolable = attack.individually(present, restarts, generator)
-        for r in range(int(foolable.sum(dim=1).amax())) if len(every) else []:
-            attack.improve(best, every, present, _choose(alone, foolable, r)[every], present.double(), steps=0)
-        for r in range(restarts):
-            # done: nobody left to fool, all fooled decisively, or only one input can be fooled at all
-            left = torch.nonzero((foolable.sum(dim=1).cpu() > 1) & (best.score < foolable.sum(dim=1).cpu())).flatten()
-            start, weight = best.u[left], foolable.double()
-            if r % 3 == 0:
-                start = _choose(alone, foolable, r // 3)[left]
-            elif r % 3 == 1:
-                start = attack.corners(start, generator)
-            if r >= 3:
-                weight = weight * torch.rand(weight.shape, generator=generator).to(weight)
-            attack.improve(best, left, foolable, start, weight, momentum=MOMENTUM * (r % 2))
-        # the count over all present inputs: one that resisted alone may still fall to a shared u
-        attack.improve(best, every, present, best.u[every], present.double(), steps=0)
+        attack.improve(best, every, start[every], steps=steps)
+    if restarts and steps:
+        alone, lowest = attack.individually(restarts, generator)
+        easiest = lowest.argmin(dim=1)
+        attack.improve(best, every, alone[torch.arange(len(alone), device=alone.device), easiest][every], steps=0)
+        attack.summed(best, alone, lowest <= 0, restarts, generator)
+        attack.jointly(best, alone, lowest, sets * restarts, generator)
     return best.u, best.score.clamp_min(0).floor().long()
 
 
@@ -98,94 +101,127 @@ class _Best:
     score: Tensor
 
 
-def _choose(alone: Tensor, foolable: Tensor, r: int) -> Tensor:
-    """The individual perturbation (g, C, H, W) of each group's r-th foolable input, counted round."""
-    order = foolable.to(torch.int8).argsort(dim=1, descending=True, stable=True)
-    column = r % foolable.sum(dim=1).clamp_min(1)
-    return alone[torch.arange(len(alone)), order[torch.arange(len(alone)), column]]
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Attack:
     network: Network
     images: Tensor
     labels: Tensor
+    present: Tensor
+    unit: Tensor  # (g, k) |clean margin|
     radius: float
     steps: int
     target: int | None
+
+    def individually(self, restarts: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Each present input attacked alone: perturbations (g, k, C, H, W) and their margins (g, k), absent ones +inf.
+
+        First from 0, then from a random corner of the box, towards any label. Inputs that came close go on from other
+        corners with twice the steps, towards one label after the other, the likely ones first, and then towards any.
+        """
+        alone, lowest = torch.zeros_like(self.images), torch.full_like(self.unit, torch.inf)
+        ranked = torch.zeros(*self.labels.shape, 0, dtype=torch.int64, device=self.labels.device)
+        if self.target is None and bool(self.present.any()):
+            with torch.no_grad():
+                logits = [self.network(self.images[group, member]) for group, member in _cells(self.present)]
+            own = torch.cat(logits).scatter(1, self.labels[self.present][:, None], -torch.inf)
+            ranked = torch.zeros(*self.labels.shape, own.shape[1] - 1, dtype=torch.int64, device=self.labels.device)
+            ranked[self.present] = own.argsort(dim=1, descending=True)[:, :-1]
+        for r in range(restarts):
+            promising = (lowest < WITHIN_REACH) | (lowest >= 1)  # at 1 no step had any effect: another start may
+            left = self.present & (lowest > -DECISIVE) & (promising | (r < 2))
+            for group, member in _cells(left):
+                x, y = self.images[group, member], self.labels[group, member]
+                labelled = 2 <= r < 2 + ranked.shape[2]
+                u, margin = attack_sets(
+                    self.network,
+                    x,
+                    y,
+                    torch.arange(len(x), device=x.device),
+                    torch.zeros_like(x) if r == 0 else self.corners(x, generator),
+                    self.radius,
+                    steps=self.steps if r < 2 else 2 * self.steps,
+                    target=self.target,
+                    wrong=ranked[group, member, r - 2] if labelled else None,
+                    unit=self.unit[group, member],
+                    momentum=MOMENTUM * ((r + 1) % 2),
+                )
+                better = margin < lowest[group, member]
+                alone[group[better], member[better]] = u[better]
+                lowest[group[better], member[better]] = margin[better]
+        return alone, lowest
+
+    def summed(self, best: _Best, alone: Tensor, foolable: Tensor, restarts: int, generator: torch.Generator) -> None:
+        """Descends the sum of hinged margins over the inputs that fall alone, from their own u and random corners."""
+        alike = replace(self, present=foolable)
+        order = foolable.to(torch.int8).argsort(dim=1, descending=True, stable=True)
+        count = foolable.sum(dim=1)
+        for r in range(restarts):
+            left = torch.nonzero((count > 1).cpu() & (best.score < count.cpu())).flatten().to(order.device)
+            turn = order[left, (r // 2) % count[left].clamp_min(1)]
+            start = alone[left, turn] if r % 2 == 0 else self.corners(best.u[left], generator)
+            alike.improve(best, left, start, steps=self.steps)
+
+    def jointly(self, best: _Best, alone: Tensor, lowest: Tensor, budget: int, generator: torch.Generator) -> None:
+        """Grows sets of inputs that fall together, from each input alone and from the best u so far."""
+        falls = lowest <= -DECISIVE
+        groups = torch.nonzero(falls.sum(dim=1) > 1).flatten()
+        if not len(groups):
+            return
+        searches = []
+        for group in groups.tolist():
+            members = torch.nonzero(falls[group]).flatten()
+            with torch.no_grad():
+                margin = margins(
+                    self.network, self.images[group, members] + best.u[group], self.labels[group, members], self.target
+                )
+            at = margin / self.unit[group, members]
+            found = {i: Found(u=alone[group, i], worst=float(lowest[group, i])) for i in members.tolist()}
+            search = Growth(alone=found, budget=budget)
+            together = at <= -DECISIVE
+            if int(together.sum()) > 1:
+                search.note(
+                    frozenset(members[together].tolist()), Found(u=best.u[group], worst=float(at[together].max()))
+                )
+            searches.append(search)
+        grow(
+            self.network,
+            self.images[groups],
+            self.labels[groups],
+            self.unit[groups],
+            searches,
+            self.radius,
+            steps=self.steps,
+            target=self.target,
+            generator=generator,
+        )
+        self.improve(best, groups, torch.stack([search.found[search.best].u for search in searches]), steps=0)
 
     def corners(self, like: Tensor, generator: torch.Generator) -> Tensor:
         """Random corners of the box."""
         return (torch.randint(0, 2, like.shape, generator=generator).to(like) * 2 - 1) * self.radius
 
-    def individually(self, present: Tensor, restarts: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Each present input attacked alone: perturbations (g, k, C, H, W) and which inputs fell (g, k)."""
-        x, y = self.images[present], self.labels[present]
-        single = _Attack(
-            network=self.network,
-            images=x[:, None],
-            labels=y[:, None],
-            radius=self.radius,
-            steps=self.steps,
-            target=self.target,
-        )
-        best = _Best(u=torch.zeros_like(x), score=torch.full((len(x),), -1.0, dtype=torch.float64))
-        one = torch.ones_like(y[:, None], dtype=torch.bool)
-        for r in range(restarts):
-            left = torch.nonzero(best.score < 1).flatten()
-            start = torch.zeros_like(x[left]) if r == 0 else self.corners(x[left], generator)
-            single.improve(best, left, one, start, one.double(), momentum=MOMENTUM * (r % 2))
-        alone = torch.zeros_like(self.images)
-        foolable = torch.zeros_like(present)
-        alone[present] = best.u
-        foolable[present] = (best.score >= 1).to(present.device)
-        return alone, foolable
-
-    def improve(
-        self,
-        best: _Best,
-        groups: Tensor,
-        present: Tensor,
-        start: Tensor,
-        weight: Tensor,
-        *,
-        momentum: float = 0.0,
-        steps: int | None = None,
-    ) -> None:
-        """One restart of `groups` from `start` (len(groups), C, H, W); `best` keeps what got better.
-
-        present, weight (g, k): the inputs that count, and their weights in the loss.
-        """
+    def improve(self, best: _Best, groups: Tensor, start: Tensor, *, steps: int) -> None:
+        """One run for `groups` from `start` (len(groups), C, H, W); `best` keeps what got better."""
         position = 0
-        for batch in _batches(groups, present):
-            u, score = self.descend(
-                batch,
-                present[batch],
-                start[position : position + len(batch)],
-                weight[batch],
-                momentum=momentum,
-                steps=self.steps if steps is None else steps,
-            )
+        for batch in _batches(groups, self.present):
+            u, score = self.descend(batch, start[position : position + len(batch)], steps)
             position += len(batch)
             better = score > best.score[batch]
             best.score[batch[better]] = score[better]
             best.u[batch[better]] = u[better.to(u.device)]
 
-    def descend(
-        self, batch: Tensor, present: Tensor, start: Tensor, weight: Tensor, *, momentum: float, steps: int
-    ) -> tuple[Tensor, Tensor]:
+    def descend(self, batch: Tensor, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         """Best u (g, C, H, W) seen, and its score: count fooled, plus 0.5 times the share of it fooled decisively."""
+        present = self.present[batch]
         of_group = torch.nonzero(present)[:, 0]
-        x, y = self.images[batch][present], self.labels[batch][present]
-        pull = weight[present].to(x)
-        with torch.no_grad():
-            unit = margins(self.network, x, y, self.target).clamp_min(1e-6)
+        x, y, unit = self.images[batch][present], self.labels[batch][present], self.unit[batch][present]
         count = torch.zeros(len(batch), dtype=torch.float64, device=x.device)
-        u, trend = start.clamp(-self.radius, self.radius), torch.zeros_like(start)
+        u = start.clamp(-self.radius, self.radius)
         best, best_score = u, count - 1
         for step in range(steps + 1):
             u = u.detach().requires_grad_(step < steps)
-            relative = margins(self.network, x + u[of_group], y, self.target) / unit
+            with torch.set_grad_enabled(step < steps):
+                relative = margins(self.network, x + u[of_group], y, self.target) / unit
             fooled = count.index_add(0, of_group, (relative <= 0).double())
             decisive = count.index_add(0, of_group, (relative <= -DECISIVE).double())
             score = fooled + 0.5 * decisive / fooled.clamp_min(1)
@@ -194,11 +230,14 @@ class _Attack:
             best = torch.where(better[:, None, None, None], u.detach(), best)
             if step == steps:
                 break
-            (gradient,) = torch.autograd.grad((pull * relative.clamp_min(-HINGE)).sum(), u)
-            length = gradient.abs().mean(dim=(1, 2, 3), keepdim=True).clamp_min(torch.finfo(u.dtype).tiny)
-            trend = momentum * trend + gradient / length
-            u = (u.detach() - self.radius * (1 - step / steps) * trend.sign()).clamp(-self.radius, self.radius)
+            (gradient,) = torch.autograd.grad(relative.clamp_min(-HINGE).sum(), u)
+            u = (u.detach() - self.radius * (1 - step / steps) * gradient.sign()).clamp(-self.radius, self.radius)
         return best, best_score.cpu()
+
+
+def _cells(flags: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """(groups, members) of the true entries of (g, k) flags, at most ROWS of them together."""
+    return [(part[:, 0], part[:, 1]) for part in torch.split(torch.nonzero(flags), ROWS) if len(part)]
 
 
 def _batches(groups: Tensor, present: Tensor) -> list[Tensor]:

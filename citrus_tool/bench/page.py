@@ -4,10 +4,26 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+from citrus_tool.bench.claims import CLAIM_HEADER, CLAIMS
 from citrus_tool.bench.contests import PAPER, SCALES, TABLES, Contest, jobs
 from citrus_tool.bench.journal import Entry
 from citrus_tool.bench.run import certifier_digest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """Rows under one heading; `contest` is the one whose setting stands there."""
+
+    contest: Contest
+    rows: list[list[str]]
+
+    @property
+    def measured(self) -> bool:
+        """Whether any row has a run."""
+        return any(row[-1] != "0" for row in self.rows)
+
 
 HEADER = ["method", "paper std", "paper ucert", "std", "ucert", "attacked", "alone", "IBP", "train", "seeds"]
 
@@ -49,32 +65,42 @@ def _spread(values: Sequence[float]) -> str:
     return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
 
 
+def sections(name: str, scale: str, contests: Sequence[Contest], entries: Sequence[Entry]) -> list[Section]:
+    """A table as it is shown: one section for each contest, or one for all of a sweep, named by contest."""
+    if not TABLES[name].sweep:
+        return [Section(contest=contest, rows=rows(name, scale, contest, entries)) for contest in contests]
+    every = [[contest.name, *row[1:]] for contest in contests for row in rows(name, scale, contest, entries)]
+    return [Section(contest=contests[0], rows=every)] if contests else []
+
+
 def page(entries: Sequence[Entry]) -> str:
-    """docs/results.md."""
+    """docs/results.md: every table that has runs."""
     parts = [_INTRODUCTION]
     for scale, entry in SCALES.items():
         for name, table in TABLES.items():
-            sections = [_section(name, scale, c, entries) for c in entry.contests if _has_runs(name, scale, c, entries)]
-            parts += [f"## {table.title}, scale {scale}\n", *sections] if sections else []
+            about = [contest for contest in entry.contests if jobs(name, contest)]
+            shown = [section for section in sections(name, scale, about, entries) if section.measured]
+            parts += [f"## {table.title}, scale {scale}\n"] if shown else []
+            parts += [_markdown(name, scale, section) for section in shown]
+    parts.append(f"## Orderings, scale cpu\n\n{_table(CLAIM_HEADER, [claim.row(entries) for claim in CLAIMS])}\n")
     return "\n".join(part.rstrip("\n") + "\n" for part in parts)
 
 
-def _has_runs(name: str, scale: str, contest: Contest, entries: Sequence[Entry]) -> bool:
-    return any(row[-1] != "0" for row in rows(name, scale, contest, entries)) if jobs(name, contest) else False
-
-
-def _section(name: str, scale: str, contest: Contest, entries: Sequence[Entry]) -> str:
-    recipe = contest.recipe
+def _markdown(name: str, scale: str, section: Section) -> str:
+    contest, recipe = section.contest, section.contest.recipe
     command = f"citrus bench {name} --scale {scale} --data {contest.data} --eps {contest.eps}"
     lines = [
         f"### {contest.data} at eps {contest.eps}\n",
         f"{contest.architecture}, {recipe.epochs} epochs ({recipe.warmup_epochs} warm-up, {recipe.ramp_epochs} ramp),"
         f" {recipe.pgd_steps} PGD steps. `{command}`\n",
-        "| " + " | ".join(HEADER) + " |",
-        "|" + "---|" * len(HEADER),
-        *("| " + " | ".join(row) + " |" for row in rows(name, scale, contest, entries)),
+        _table(HEADER, section.rows),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(row)} |" for row in (header, *body)]
+    return "\n".join([lines[0], "|" + "---|" * len(header), *lines[1:]])
 
 
 _INTRODUCTION = """# Results

@@ -50,6 +50,8 @@ CANDIDATES: Final = 4
 """Neurons per part whose split is tried before one is chosen."""
 MINOR: Final = 1e-3
 """What a neuron with a positive coefficient, whose line below is the loose one, counts for beside a negative one."""
+CLOSED_ELSEWHERE: Final = 1e300
+"""Stands for the bound of parts that were closed before a search was resumed."""
 BETTER_HALF: Final = 0.3
 """Weight of the better child's bound in a candidate's score; the worse child's has weight 1."""
 
@@ -234,6 +236,22 @@ class Search:
     def plant(self, found: Ascent) -> None:
         """Starts from bounds of all targets on the whole box."""
         self._sort_out(found, torch.arange(self.problem.count, device=self._device))
+
+    def open(self) -> Duals | None:
+        """The duals of the open parts (one target's), None where there are none."""
+        parts = [part for _, _, part in self._heap] + self._stuck
+        return self._stacked(parts) if parts else None
+
+    def resume(self, duals: Duals) -> None:
+        """Starts from parts, all of target 0, that together with what is closed elsewhere cover the box."""
+        count = duals.alpha.shape[1]
+        self._closed[0] = min(float(self._closed[0]), CLOSED_ELSEWHERE)
+        for some in torch.split(torch.arange(count, device=self._device), COLUMNS):
+            target = torch.zeros_like(some)
+            start = duals.columns(some)
+            found = ascend(self.problem.system, self.problem.targets(target), start, CHILD, goal=self.goal)
+            self.nodes += len(some)
+            self._sort_out(found, target)
 
     def grow(self, nodes: int, deadline: float = math.inf) -> None:
         """Splits the worst parts until `nodes` have been bounded in all, or nothing is left."""

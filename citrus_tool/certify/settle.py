@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Final
 
@@ -21,12 +21,13 @@ from torch import Tensor
 from citrus_tool.attacks.margin import float32_at_most
 from citrus_tool.attacks.sets import attack_set
 from citrus_tool.bounds.crown import relax
-from citrus_tool.bounds.optimised import COLUMNS, ROOT, Ascent, Instance, ascend
+from citrus_tool.bounds.optimised import ROOT, Instance, ascend, tuned_planes
 from citrus_tool.bounds.rounding import enclose, exact_products
 from citrus_tool.certify.conflicts import Atom, Combination, Conflicts
+from citrus_tool.certify.front import Front, joined, multiply, trimmed
 from citrus_tool.certify.joint import JOINT_ROOT, JointProblem, Member
 from citrus_tool.certify.search import Leaf, Search
-from citrus_tool.network import Network
+from citrus_tool.network import INPUT, Network
 
 TURNS: Final = tuple(64 * 4**turn for turn in range(9))
 """Nodes that a combination may have spent at the end of each of its turns, after the whole box."""
@@ -34,6 +35,10 @@ WIDEST: Final = 4
 """Combinations of more inputs than this are bounded only if nothing smaller is left."""
 POINTS: Final = 4
 """Minimising points of a batch of parts that are tried as perturbations."""
+FRONT_NODES: Final = (16, 64)
+"""Parts of the box that an atom's search has bounded when its open parts become a factor of wide products, of pairs."""
+PRODUCTS: Final = 2048
+"""Open products that a joint search may start from."""
 PARTS: Final = 60_000
 """Open parts kept in memory."""
 
@@ -134,6 +139,7 @@ class _Loop:
         self.tasks: dict[Combination, _Task] = {}
         self.evidence: dict[frozenset[Atom], Evidence] = {}
         self.nodes = 0
+        self.fronts: dict[Atom, tuple[Front, ...]] = {}
         self.point: Tensor | None = None  # a minimising point of the part that was worst last
 
     def run(self) -> tuple[int, bool]:
@@ -177,12 +183,9 @@ class _Loop:
 
     def pick(self, choice: Combination) -> Combination | None:
         """The combination inside the choice that is to be worked on next."""
-        enough = self.arena.count + 1  # to refute so many is all that is needed
-        widths = list(range(1, min(enough, len(choice), WIDEST) + 1))
-        if len(choice) >= 2 and 2 not in widths:
-            widths.append(2)
-        if enough <= len(choice) and enough not in widths:
-            widths.append(enough)
+        enough = self.arena.count + 1
+        # refuting a pair or so many that the attack is met helps most, the whole choice is the easiest
+        widths = sorted({*range(1, min(enough, len(choice), WIDEST) + 1), min(2, len(choice)), enough, len(choice)})
         best: tuple[tuple[float, float], Combination] | None = None
         for width in widths:
             for some in combinations(choice, width):
@@ -207,14 +210,11 @@ class _Loop:
         """One turn of a combination, or its first bound together with those of the same inputs' other labels."""
         task = self.tasks.get(combination)
         if task is None:
-            self.plant(tuple(member for member, _ in combination), combination)
+            self.plant(combination)
             return
         assert task.search is not None
-        before = task.search.nodes
-        task.search.grow(TURNS[task.turn - 1], self.deadline)
-        self.nodes += task.search.nodes - before
-        task.turn, task.gap = task.turn + 1, task.search.gap
-        self.note(combination, task)
+        self.grow(combination, task, task.search.nodes + TURNS[task.turn - 1])
+        task.turn += 1
         kept = sum(len(other.search) for other in self.tasks.values() if other.search is not None)
         if kept > PARTS:
             worst = max(
@@ -222,31 +222,70 @@ class _Loop:
             )
             worst.search = None
 
-    def plant(self, owners: tuple[int, ...], wanted: Combination) -> None:
-        labels: list[Combination] = [()]
-        for owner in owners:
-            labels = [(*head, atom) for head in labels for atom in self.conflicts.atoms(owner)]
-        todo = [some for some in labels if some not in self.tasks and not self.conflicts.covers(some)]
-        if wanted not in todo or len(todo) > COLUMNS:
-            todo = [wanted]
-        members = tuple(self.inputs[owner].member for owner in owners)
-        problem = JointProblem(members=members, combinations=tuple(tuple(label for _, label in some) for some in todo))
-        index = torch.arange(problem.count, device=self.arena.x.device)
-        found = ascend(
-            problem.system, problem.targets(index), problem.start(problem.count), JOINT_ROOT, goal=problem.goal
-        )
-        self.nodes += problem.count
-        self.look(found.bound, found.point)
-        for number, some in enumerate(todo):
-            search = Search(
-                problem=problem.alone(number), guard=0.0, goal=problem.goal, watch=self.look, record=self.record
-            )
-            column = torch.tensor([number], device=index.device)
-            search.plant(Ascent(bound=found.bound[column], duals=found.duals.columns(column),
-                                weight=found.weight[:, column], point=found.point[:, column]))  # fmt: skip
-            task = _Task(search=search, gap=search.gap, turn=1)
-            self.tasks[some] = task
-            self.note(some, task)
+    def plant(self, combination: Combination) -> None:
+        """A combination's first bound: an atom's on the whole box, others' on the product of their atoms' fronts."""
+        members = tuple(self.inputs[owner].member for owner, _ in combination)
+        problem = JointProblem(members=members, combinations=(tuple(label for _, label in combination),))
+        search = Search(problem=problem, guard=0.0, goal=problem.goal, watch=self.look, record=self.record)
+        task = _Task(search=search, gap=math.inf, turn=1)
+        self.tasks[combination] = task
+        fronts: list[Front] = []
+        for atom in combination if len(combination) > 1 else ():
+            front = self.front(atom, wide=len(combination) > 2)
+            if front is None:  # refuted on the way
+                return
+            fronts.append(front)
+        box = members[0].instance.boxes[INPUT]
+        product = multiply(fronts, box, limit=PRODUCTS) if fronts else None
+        if product is None:
+            index = torch.zeros(1, dtype=torch.long, device=self.arena.x.device)
+            start = problem.start(1)
+            search.plant(ascend(problem.system, problem.targets(index), start, JOINT_ROOT, goal=problem.goal))
+            self.nodes += 1
+        else:
+            search.resume(trimmed(joined(fronts, product.open)))
+            self.nodes += search.nodes
+        task.gap = search.gap
+        self.note(combination, task)
+
+    def front(self, atom: Atom, *, wide: bool) -> Front | None:
+        """The atom's front for wide products or for pairs; None once it is refuted."""
+        if atom not in self.fronts:
+            if (atom,) not in self.tasks:
+                self.plant((atom,))
+            task = self.tasks[(atom,)]
+            found = []
+            for nodes in FRONT_NODES:
+                if task.search is not None:
+                    self.grow((atom,), task, nodes)
+                front = None if task.search is None else self.snapshot(atom, task.search)
+                if front is None:
+                    return None
+                found.append(front)
+            self.fronts[atom] = tuple(found)
+        return self.fronts[atom][0 if wide else 1]
+
+    def snapshot(self, atom: Atom, search: Search) -> Front | None:
+        """The open parts of an atom's search, with claimed planes; None where there are none."""
+        duals = search.open()
+        if duals is None:
+            return None
+        owner, label = atom
+        member = self.inputs[owner].member
+        plain = replace(trimmed(duals), share=None)
+        rows = member.instance.margins(torch.full((plain.alpha.shape[1],), label, device=plain.alpha.device))
+        planes = tuned_planes(member.instance, member.instance.system, *rows, plain)
+        planes = replace(planes, offset=planes.offset - member.guard * (1 + 2**-40))
+        return Front(duals=plain, planes=planes)
+
+    def grow(self, combination: Combination, task: _Task, nodes: int) -> None:
+        """Searches until the combination has spent `nodes`, and takes over a proof."""
+        assert task.search is not None
+        before = task.search.nodes
+        task.search.grow(nodes, self.deadline)
+        self.nodes += task.search.nodes - before
+        task.gap = task.search.gap
+        self.note(combination, task)
 
     def look(self, bound: Tensor, point: Tensor) -> None:
         """Tries the minimising points (d, D) of the parts with the worst bounds as perturbations."""

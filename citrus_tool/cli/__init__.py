@@ -17,9 +17,11 @@ from citrus_tool.cli.bench import bench
 from citrus_tool.cli.certify import attack_uap, certify_uap, check, evaluate
 from citrus_tool.cli.data import data
 from citrus_tool.cli.demo import demo
+from citrus_tool.cli.export import export_query
 from citrus_tool.cli.inspect import inspect
 from citrus_tool.cli.train import harden, train
 from citrus_tool.cli.verify import supports, verify
+from citrus_tool.cli.vnncomp import vnncomp
 from citrus_tool.errors import CitrusError, InputFileError, InterruptedRunError, UsageError
 
 
@@ -53,7 +55,22 @@ def citrus() -> None:
     """
 
 
-for _command in (demo, inspect, harden, certify_uap, check, attack_uap, evaluate, verify, supports, train, bench, data):
+for _command in (
+    demo,
+    inspect,
+    harden,
+    certify_uap,
+    check,
+    attack_uap,
+    evaluate,
+    verify,
+    supports,
+    vnncomp,
+    export_query,
+    train,
+    bench,
+    data,
+):
     citrus.add_command(_command)
 
 

@@ -87,9 +87,9 @@ def _table(name: str, about: str) -> click.Command:
                     if job.method in wanted and job.seed < (seeds or job.seed + 1):
                         bench.run(job, f"{base} --methods {job.method} --seeds {job.seed + 1}")
         entries = read(journal)
-        for contest in chosen:
-            click.echo(f"{contest.data}, eps {contest.eps}, {contest.architecture}")
-            terminal.table(page.HEADER, page.rows(name, scale, contest, entries))
+        for section in page.sections(name, scale, chosen, entries):
+            click.echo(f"{section.contest.data}, eps {section.contest.eps}, {section.contest.architecture}")
+            terminal.table(page.HEADER, section.rows)
 
     command.__doc__ = f"""{about}
 
@@ -130,6 +130,7 @@ for _name, _about in (
     ("table1", "Certified training methods on MNIST and CIFAR-10."),
     ("table2", "Adversarial training against universal perturbations, beside CITRUS."),
     ("table3", "CITRUS with and without boxes around an input's own perturbation."),
+    ("fig5", "CITRUS for several box sizes and group sizes."),
     ("published", "CITRUS and citrus-plus, 45 minutes each, beside the paper group's own networks."),
 ):
     bench.add_command(_table(_name, _about))

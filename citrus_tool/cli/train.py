@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 @click.option("--tau-ratio", type=float, help="Radius of the training boxes over eps [default: the recipe's].")
 @click.option("--pgd-steps", type=int, help="Steps of the training attack [default: the recipe's].")
 @click.option("--same-input", is_flag=True, help="Also train on each input's own perturbation (CITRUS + SI).")
+@click.option(
+    "--batch-norm", is_flag=True, help="Train with batch norm, put in as the identity; the file's graph stays as it is."
+)
 @options.group_size_option
 @options.limit_option(1000)
 @options.certify_options
@@ -59,6 +62,7 @@ def harden(
     tau_ratio: float | None,
     pgd_steps: int | None,
     same_input: bool,
+    batch_norm: bool,
     group_size: int,
     limit: int,
     bounds: Literal["ibp", "crown", "alpha", "full"],
@@ -105,6 +109,7 @@ def harden(
         ),
         device=device,
         resume=resume,
+        batch_norm=batch_norm,
         settings=options.effective(ctx),
         progress=terminal.progress(quiet),
     )
@@ -168,7 +173,7 @@ def train(
     quiet: bool,
     config: Path | None,
 ) -> None:
-    """Trains a named architecture (mlp, convsmall, cnn7, convtiny) from scratch and exports it as ONNX.
+    """Trains a named architecture (mlp, convtiny, convsmall, cnn7, resnet) from scratch and exports it as ONNX.
 
     \b
     Example:

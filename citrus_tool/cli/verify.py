@@ -23,6 +23,9 @@ STARTED: Final = time.monotonic()
 SPARE: Final = 2.0
 """Seconds before --timeout at which the answer is out, at most a quarter of it."""
 
+BLIND: Final = 5.0
+"""Seconds of the search for a witness where a network is not supported."""
+
 OPERATORS: Final = (
     "Add", "AveragePool", "BatchNormalization", "Cast", "Concat", "Constant", "Conv", "Div", "Dropout", "Flatten",
     "Gemm", "GlobalAveragePool", "GlobalMaxPool", "Identity", "LeakyRelu", "MatMul", "MaxPool", "Mul", "Neg", "Pad",
@@ -47,29 +50,36 @@ CAPABILITIES: Final = {
 """Capability -> the lines of its answer (VNN-LIB standard, section 5.4)."""
 
 
-class _Stdout:
-    """Where the answer goes, once: the watchdog or the verifier, whoever comes first."""
+class Answers:
+    """Where the answer goes, once: the verifier's, or timed-out when it is late, whatever the main thread is busy with.
 
-    def __init__(self) -> None:
+    Args:
+        seconds: when it is late; None: never.
+    """
+
+    def __init__(self, seconds: float | None) -> None:
         self._lock = threading.Lock()
+        self._timer = None if seconds is None else threading.Timer(seconds, self._late)
 
-    def answer(self, text: str) -> None:
-        """Prints `text`; never returns where another answer is out already."""
+    def __enter__(self) -> Answers:
+        if self._timer is not None:
+            self._timer.daemon = True
+            self._timer.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def give(self, text: str) -> None:
+        """Prints `text`, unless another answer is on its way out: then the process ends here."""
         self._lock.acquire()  # never released: the first answer is the only one
         sys.stdout.write(text)
         sys.stdout.flush()
 
-
-def _watch(stdout: _Stdout, seconds: float) -> None:
-    """Answers timed-out after `seconds`, whatever the main thread is busy with."""
-
-    def stop() -> None:
-        stdout.answer("timed-out\n")
+    def _late(self) -> None:
+        self.give("timed-out\n")
         os._exit(0)
-
-    timer = threading.Timer(seconds, stop)
-    timer.daemon = True
-    timer.start()
 
 
 @click.command("verify")
@@ -101,41 +111,50 @@ def verify(
     Example:
       citrus verify Q.vnnlib --network N=M.onnx --timeout 300
     """
-    stdout = _Stdout()
     end = None if timeout is None else STARTED + timeout - min(SPARE, timeout / 4)
-    if end is not None:
-        _watch(stdout, max(0.0, end - time.monotonic()))
-    from citrus_tool import queries
-    from citrus_tool.queries.verify import Verdict, read_models
-    from citrus_tool.queries.verify import verify as decide
+    with Answers(None if end is None else max(0.0, end - time.monotonic())) as answers:
+        from citrus_tool import queries
+        from citrus_tool.queries.blind import sample
+        from citrus_tool.queries.verify import Verdict, read_models
+        from citrus_tool.queries.verify import verify as decide
 
-    def log(text: str) -> None:
-        if not quiet:
-            click.echo(f"{time.monotonic() - STARTED:8.1f} s  {text}", err=True)
+        def log(text: str) -> None:
+            if not quiet:
+                click.echo(f"{time.monotonic() - STARTED:8.1f} s  {text}", err=True)
 
-    options.use_threads(threads)
-    spec = queries.read(query)
-    paths = _paths(spec, networks)
-    try:
-        models = read_models(spec, paths)
-        seconds = float("inf") if end is None else end - time.monotonic()
-        answer = decide(spec, models, seconds=seconds, seed=seed, log=log)
-    except UnsupportedNetworkError as error:
-        log(str(error))
-        stdout.answer("unknown\n")
-        return
-    if answer.reason:
-        log(answer.reason)
-    text = f"{answer.verdict.value}\n"
-    if answer.verdict is Verdict.SAT and answer.witness is not None:
-        text += queries.format_witness(spec, answer.witness)
-    stdout.answer(text)
+        options.use_threads(threads)
+        spec = queries.read(query)
+        paths = _paths(spec, networks)
+        try:
+            models = read_models(spec, paths)
+            seconds = float("inf") if end is None else end - time.monotonic()
+            answer = decide(spec, models, seconds=seconds, seed=seed, log=log)
+        except UnsupportedNetworkError as error:
+            log(str(error))
+            late = time.monotonic() + BLIND if end is None else min(end, time.monotonic() + BLIND)
+            witness = sample(spec, paths, deadline=late, seed=seed)
+            answers.give("unknown\n" if witness is None else f"sat\n{queries.format_witness(spec, witness)}")
+            return
+        if answer.reason:
+            log(answer.reason)
+        text = f"{answer.verdict.value}\n"
+        if answer.verdict is Verdict.SAT and answer.witness is not None:
+            text += queries.format_witness(spec, answer.witness)
+        answers.give(text)
 
 
 def _paths(spec: Spec, networks: tuple[str, ...]) -> dict[str, Path]:
-    """Network name -> file. A bare file, or any name, will do for a 1.0 query, which does not name its network."""
+    """Network name -> file. A bare file, or any name, will do for a 1.0 query, which does not name its network.
+
+    A list of pairs, as VNN-COMP's instances.csv has it, stands for several networks.
+    """
     found: dict[str, Path] = {}
-    for text in networks:
+    from citrus_tool.queries.benchmark import network_pairs
+
+    listed = [
+        f"{name}={path}" for text in networks if text.startswith("[") for name, path in network_pairs(text).items()
+    ]
+    for text in [*(text for text in networks if not text.startswith("[")), *listed]:
         name, equals, path = text.partition("=")
         if spec.version == "1.0":
             name, path = spec.networks[0].name, path if equals else text

@@ -163,21 +163,23 @@ def with_targets(network: Network, formula: Formula) -> Network:
     used = sorted({row for clause in formula.clauses for part in clause for row in part})
     place = {row: number for number, row in enumerate(used)}
     if cases is not None:
-        targets = [_extremum("max", [place[row] for row in case]) for case in cases]
+        targets = [extremum("max", [place[row] for row in case]) for case in cases]
     else:
         clauses = [
-            _extremum("min", [_extremum("max", [place[row] for row in part]) for part in clause])
+            extremum("min", [extremum("max", [place[row] for row in part]) for part in clause])
             for clause in formula.clauses
         ]
-        targets = [_extremum("max", clauses)]
+        targets = [extremum("max", clauses)]
     return _behind(network, formula, used, targets)
 
 
-def _extremum(kind: Kind, parts: Sequence[Expression]) -> Expression:
+def extremum(kind: Kind, parts: Sequence[Expression]) -> Expression:
+    """The max or min of `parts`, of which there is at least one."""
     return parts[0] if len(parts) == 1 else Extremum(kind=kind, parts=tuple(parts))
 
 
-def _linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
+def linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
+    """A float64 layer with constant weights."""
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, dtype=torch.float64)
     layer.weight = nn.Parameter(weight, requires_grad=False)
     if bias is not None:
@@ -191,24 +193,33 @@ def _behind(network: Network, formula: Formula, numbers: Sequence[int], targets:
     names = {INPUT: INPUT}
     for node in network.nodes:
         names[node.name] = builder.add(node.layer, *(names[i] for i in node.inputs))
-    last = builder.add(_linear(formula.outputs[index], -formula.bound[index]), names[network.output_name], name="rows")
+    last = builder.add(linear(formula.outputs[index], -formula.bound[index]), names[network.output_name], name="rows")
     if bool(formula.inputs[index].any()):
         flat = INPUT if len(network.input_shape) == 1 else builder.add(Reshape((size(network.input_shape),)), INPUT)
-        last = builder.add(Add(), last, builder.add(_linear(formula.inputs[index]), flat, name="inputs"), name="both")
-    width = len(numbers)
+        last = builder.add(Add(), last, builder.add(linear(formula.inputs[index]), flat, name="inputs"), name="both")
+    last, chosen = evaluated(builder, last, len(numbers), targets)
+    final = torch.cat([torch.zeros_like(chosen[:1]), -chosen])
+    builder.add(linear(final), last, name="unsafe")
+    return builder.build()
+
+
+def evaluated(builder: GraphBuilder, last: str, width: int, targets: Sequence[Expression]) -> tuple[str, Tensor]:
+    """Layers that compute `targets` from the vector at node `last`, float64, with ReLU.
+
+    Returns: the node whose entries hold them, and the 0/1 matrix (targets, entries) that picks them.
+    """
     while any(isinstance(target, Extremum) for target in targets):
         level = _Level(width=width)
         targets = [level.reduced(target) for target in targets]
         difference, combined = level.matrices()
-        relu = builder.add(nn.ReLU(), builder.add(_linear(difference), last))
-        last = builder.add(_linear(combined), builder.add(Concat(0), relu, last))
+        relu = builder.add(nn.ReLU(), builder.add(linear(difference), last))
+        last = builder.add(linear(combined), builder.add(Concat(0), relu, last))
         width = len(combined)
-    final = torch.zeros(len(targets) + 1, width, dtype=torch.float64)
+    chosen = torch.zeros(len(targets), width, dtype=torch.float64)
     for number, target in enumerate(targets):
         assert isinstance(target, int)
-        final[number + 1, target] = -1.0
-    builder.add(_linear(final), last, name="unsafe")
-    return builder.build()
+        chosen[number, target] = 1.0
+    return last, chosen
 
 
 class _Level:
@@ -231,7 +242,7 @@ class _Level:
             parts.append(self._entry((expression.kind, first, second)))
         if len(plain) % 2:
             parts.append(self._entry(plain[-1]))
-        return _extremum(expression.kind, parts)
+        return extremum(expression.kind, parts)
 
     def matrices(self) -> tuple[Tensor, Tensor]:
         """Differences p - q of the pairs, and the next vector from (ReLU of these, this vector)."""

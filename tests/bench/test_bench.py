@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from citrus_tool.bench import contests, journal, page
+from citrus_tool.bench.claims import CLAIMS
 from citrus_tool.bench.contests import CPU, GPU, PAPER, SCALES, TABLES, Contest, Job, Published, jobs
 from citrus_tool.bench.journal import Entry
 from citrus_tool.bench.run import Bench, certifier_digest
@@ -64,7 +65,9 @@ def test_every_job_has_a_recipe_and_a_folder_of_its_own() -> None:
     assert all(job.method in METHODS and job.recipe.method == job.method for job in every)
     unique = {(job.contest.name, job.method, job.seed) for job in every}
     assert len({job.name for job in every}) == len(unique)
-    assert len(unique) == 4 * 6 + 2 * 2 * 2 + 3 + 1 + 2 * 2 * 3  # methods, further seeds, Table 2, Table 3, published
+    assert (
+        len(unique) == 4 * 6 + 2 * 2 * 2 + 3 + 1 + 2 * 2 * 3 + 7
+    )  # methods, further seeds, Tables 2 and 3, published, Fig. 5
 
 
 def test_all_methods_of_a_contest_have_the_same_epochs_and_attack() -> None:
@@ -188,7 +191,8 @@ def test_a_run_stops_resumes_and_is_never_done_again(tmp_path: Path, after: int)
     assert parts.run(job, "citrus bench toy")
     (one,), (two,) = journal.read(whole.journal), journal.read(parts.journal)
     # the file's metadata is the same too, so its digest tells whether the weights are
-    assert one == dataclasses.replace(two, train_seconds=one.train_seconds, certify_seconds=one.certify_seconds)
+    elsewhere = {name: getattr(one, name) for name in ("train_seconds", "certify_seconds", "commit")}
+    assert one == dataclasses.replace(two, **elsewhere)
     assert one.ibp <= one.individually <= one.certified <= one.attacked
     assert (one.inputs, one.recipe, one.seed, one.command) == (20, job.digest, 1, "citrus bench toy")
     assert not whole.run(job, "citrus bench toy")
@@ -235,6 +239,59 @@ def test_rows_have_mean_and_spread_and_tell_what_was_not_run(toy_table: Callable
 def test_a_contest_without_runs_is_not_on_the_page(toy_table: Callable[..., Entry]) -> None:
     assert "Toy" not in page.page([])
     assert "Toy" not in page.page([toy_table(recipe="old")])
+
+
+def test_a_sweep_is_one_table(toy_table: Callable[..., Entry], monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = contests.Table(title="Sweep", methods=("citrus",), contests=("toy", "toy-2"), sweep=True)
+    monkeypatch.setitem(page.TABLES, "toy", sweep)  # type: ignore[arg-type]
+    points = tuple(dataclasses.replace(DIGITS, name=name, published=()) for name in ("toy", "toy-2"))
+    (section,) = page.sections("toy", "cpu", points, [toy_table(contest="toy-2")])
+    assert [(row[0], row[-1]) for row in section.rows] == [("toy", "0"), ("toy-2", "1")]
+
+
+def test_fig5_changes_one_number_at_a_time() -> None:
+    base = next(contest for contest in contests.FIG5 if contest.name == "fig5-tau-0.7").recipe
+    for contest in contests.FIG5:
+        changed = {f for f, v in contest.recipe.to_json().items() if v != base.to_json()[f]}
+        assert changed in (set(), {"tau_ratio"}, {"group_size", "groups_per_batch"})
+        assert 120 <= contest.recipe.batch_size <= 125
+
+
+def test_every_claim_is_about_runs_that_some_table_makes() -> None:
+    every = {(job.contest.name, job.method) for t in TABLES for c in SCALES["cpu"].contests for job in jobs(t, c)}
+    for claim in CLAIMS:
+        named_runs = [claim.of, *([claim.against] if isinstance(claim.against, tuple) else [])]
+        assert all(run in every or run[1].endswith("(published)") for run in named_runs), claim
+        assert claim.row([])[-1] == "not yet measured"
+
+
+def test_claims_compare_means_over_seeds() -> None:
+    contest, certifier = CPU[0], certifier_digest(contests.CERTIFIER)
+
+    def run(method: str, standard: float, seed: int = 0) -> Entry:
+        digest = Job(contest=contest, method=method, seed=0).digest
+        return _entry(
+            contest=contest.name, method=method, recipe=digest, certifier=certifier, seed=seed, standard=standard
+        )
+
+    claim = next(c for c in CLAIMS if c.of == ("mnist-0.1", "citrus") and c.against == ("mnist-0.1", "sabr"))
+    entries = [run("citrus", 98.0), run("citrus", 99.0, seed=1), run("sabr", 98.4)]
+    text = "standard: citrus above sabr (mnist-0.1)"
+    assert claim.row(entries) == [text, "Table 1", "98.50", "98.40", "holds"]
+    assert claim.row([*entries, run("sabr", 98.8, seed=1)])[-1] == "does not hold"
+    assert claim.row(entries[:2])[-1] == "not yet measured"
+    zero = next(c for c in CLAIMS if c.against == 5.0)
+    assert zero.row([])[0] == "certified: pgd below 5 (cifar10-8)"
+    trend = next(c for c in CLAIMS if c.of[0] == "fig5-tau-0.9")
+    assert trend.row([])[0] == "standard: fig5-tau-0.9 below fig5-tau-0.3"
+    published = next(c for c in CLAIMS if c.against == ("mnist-0.1-long", "citrus (published)"))
+    file = _entry(
+        method="citrus (published)", recipe="citrus_convsmall_1.onnx", certifier=certifier, contest="mnist-0.1"
+    )
+    long = next(c for c in SCALES["cpu"].contests if c.name == "mnist-0.1-long")
+    mine = Job(contest=long, method="citrus-plus", seed=0)
+    own = _entry(contest=long.name, method="citrus-plus", recipe=mine.digest, certifier=certifier, standard=91.0)
+    assert published.row([file, own])[2:] == ["91.00", "90.00", "holds"]
 
 
 def test_page(toy_table: Callable[..., Entry]) -> None:

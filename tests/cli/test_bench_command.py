@@ -9,7 +9,9 @@ import pytest
 from tests.cli.toys import Run
 
 
-@pytest.mark.parametrize(("table", "contests"), [("table1", 4), ("table2", 1), ("table3", 1), ("published", 2)])
+@pytest.mark.parametrize(
+    ("table", "contests"), [("table1", 4), ("table2", 1), ("table3", 1), ("published", 2), ("fig5", 1)]
+)
 def test_list_runs_nothing(run: Run, table: str, contests: int) -> None:
     outcome = run("bench", table, "--list")
     assert outcome.code == 0

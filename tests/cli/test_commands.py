@@ -311,3 +311,13 @@ def test_demo(run: Run) -> None:
     assert after["certified_uap_accuracy"] > 70
     assert before["standard_accuracy"] - after["standard_accuracy"] <= 5
     assert run("demo", "--help").code == 0
+
+
+def test_harden_with_batch_norm_keeps_the_files_graph(run: Run, network: Path) -> None:
+    outcome = run("harden", network, "--eps", 0.05, "--batch-norm", "--out", "h.onnx", "--limit", 5, *TRAINING)
+    assert outcome.code == 0, outcome.err
+    before, after = onnx.load(network).graph, onnx.load("h.onnx").graph
+    assert [node.op_type for node in after.node] == [node.op_type for node in before.node]
+    weights = [{tensor.name: tensor.raw_data for tensor in graph.initializer} for graph in (before, after)]
+    assert weights[0].keys() == weights[1].keys()
+    assert weights[0]["w1"] != weights[1]["w1"]

@@ -1,0 +1,104 @@
+"""Which of the paper's orderings the journal's figures show, and which they do not, at scale cpu."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from citrus_tool.bench.contests import SCALES, Job
+from citrus_tool.bench.journal import Entry
+from citrus_tool.bench.run import certifier_digest
+
+NEAR_ZERO = 5.0
+"""Percent: what counts as near zero in the paper's Table 2 (its largest figure is 1.51)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """`figure` of one run compares with that of another one, or with a number.
+
+    Attributes:
+        of, against: (contest, method), or a number to compare with.
+        figure: `standard` or `certified`, percent.
+        above: whether the first should lie above the second, or below.
+        source: where the ordering stands.
+    """
+
+    of: tuple[str, str]
+    against: tuple[str, str] | float
+    figure: str
+    above: bool
+    source: str
+
+    def row(self, entries: Sequence[Entry]) -> list[str]:
+        """The claim in words, its two figures, and whether it holds in means over seeds."""
+        sign = "above" if self.above else "below"
+        left, (place, method) = _mean(entries, self.of, self.figure), self.of
+        if isinstance(self.against, tuple):
+            right, (other_place, other) = _mean(entries, self.against, self.figure), self.against
+        else:
+            right, other_place, other = self.against, place, f"{self.against:g}"
+        text = f"{self.figure}: {method} {sign} {other} ({place})"
+        if place != other_place:
+            text = f"{self.figure}: {place} {sign} {other_place}"
+        if left is None or right is None:
+            return [text, self.source, "", "", "not yet measured"]
+        holds = left > right if self.above else left < right
+        return [text, self.source, f"{left:.2f}", f"{right:.2f}", "holds" if holds else "does not hold"]
+
+
+def _mean(entries: Sequence[Entry], of: tuple[str, str], figure: str) -> float | None:
+    """Mean of a figure over the seeds of the current recipe; None without a run."""
+    contest = next(contest for contest in SCALES["cpu"].contests if contest.name == of[0])
+    files = {network.label: network.file for network in contest.published}
+    certifier = certifier_digest(SCALES["cpu"].certifier)
+    if of[1] in files:
+        wanted = [e for e in entries if (e.method, e.recipe, e.certifier) == (of[1], files[of[1]], certifier)]
+    else:
+        digest = Job(contest=contest, method=of[1], seed=0).digest
+        wanted = [e for e in entries if (e.contest, e.method, e.recipe, e.certifier) == (*of, digest, certifier)]
+    return statistics.mean(getattr(e, figure) for e in wanted) if wanted else None
+
+
+_SETTINGS = ("mnist-0.1", "mnist-0.3", "cifar10-2", "cifar10-8")
+_AT_8 = "cifar10-8"
+
+CLAIMS: tuple[Claim, ...] = (
+    *(
+        Claim(of=(place, "citrus"), against=(place, m), figure="standard", above=True, source="Table 1")
+        for place in _SETTINGS
+        for m in ("ibp", "sabr", "taps")
+    ),
+    *(
+        Claim(of=(_AT_8, m), against=NEAR_ZERO, figure="certified", above=False, source="Table 2")
+        for m in ("pgd", "uat", "cw-uat")
+    ),
+    Claim(
+        of=(_AT_8, "citrus-si"), against=(_AT_8, "citrus"), figure="standard", above=False, source="Table 3"
+    ),
+    Claim(
+        of=(_AT_8, "citrus-si"), against=(_AT_8, "citrus"), figure="certified", above=True, source="Table 3"
+    ),
+    *(
+        Claim(of=(a, "citrus"), against=(b, "citrus"), figure=figure, above=above, source="Fig. 5")
+        for a, b in (("fig5-tau-0.9", "fig5-tau-0.3"), ("fig5-group-10", "fig5-group-2"))
+        for figure, above in (("standard", False), ("certified", True))
+    ),
+    *(
+        Claim(of=(place, "citrus-plus"), against=(place, "citrus"), figure=figure, above=True, source="our aim")
+        for place in _SETTINGS
+        for figure in ("standard", "certified")
+    ),
+    *(
+        Claim(
+            of=(place, method), against=(place, "citrus (published)"), figure=figure, above=True,
+            source="our aim",
+        )
+        for place in ("mnist-0.1-long", "cifar10-2-long")
+        for method in ("citrus-plus", "citrus")
+        for figure in ("standard", "certified")
+    ),
+)  # fmt: skip
+"""The paper's orderings that scale cpu can show, and what this project wants of its own runs."""
+CLAIM_HEADER = ["ordering", "source", "left", "right", "here"]

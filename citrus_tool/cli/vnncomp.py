@@ -1,0 +1,87 @@
+"""`citrus vnncomp`: a benchmark folder of VNN-COMP, run and scored here."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+
+import click
+
+from citrus_tool.cli import options, terminal
+from citrus_tool.errors import CheckFailedError, UsageError
+from citrus_tool.files import require_writable_folder
+
+
+@click.command("vnncomp")
+@click.argument("instances", type=options.PATH)
+@click.option("--run-dir", type=options.PATH, metavar="DIR", help="Results and witnesses [default: runs/FOLDER].")
+@click.option("--resume", is_flag=True, help="Keep the results that --run-dir holds and run the others.")
+@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Instances at a time.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads of each [default: cores / workers].")
+@click.option(
+    "--time-limit",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="Caps every instance's timeout.",
+)
+@click.option("--answers", type=options.PATH, metavar="FILE.csv", help="Known answers: onnx,vnnlib,verdict.")
+@options.output_options
+def vnncomp(
+    instances: Path,
+    run_dir: Path | None,
+    resume: bool,
+    workers: int,
+    threads: int | None,
+    time_limit: float | None,
+    answers: Path | None,
+    json_path: Path | None,
+    quiet: bool,
+    config: Path | None,
+) -> None:
+    """Runs the instances of a VNN-COMP benchmark with citrus verify; checks every witness and scores.
+
+    \b
+    Example:
+      citrus vnncomp vnnlib/instances.csv --workers 2
+    """
+    terminal.require_output(json_path)
+    from citrus_tool.queries import benchmark
+
+    listed = benchmark.read_instances(instances)
+    known = benchmark.read_answers(answers) if answers is not None else {}
+    folder = run_dir or Path("runs") / f"vnncomp_{instances.resolve().parent.name}"
+    require_writable_folder(folder)
+    if not resume and (folder / benchmark.RECORDS).exists():
+        raise UsageError(f"{folder} holds the results of another run; add --resume or name another --run-dir.")
+    records = list(
+        benchmark.run(
+            listed,
+            folder,
+            workers=workers,
+            threads=threads or max(1, (os.cpu_count() or 1) // workers),
+            limit=time_limit,
+            progress=terminal.progress(quiet),
+        )
+    )
+    score = sum(benchmark.points(record, known.get((record.onnx, record.vnnlib))) for record in records)
+    counts = Counter(record.verdict for record in records)
+    wrong = [r for r in records if benchmark.points(r, known.get((r.onnx, r.vnnlib))) < 0]
+    result = {
+        "instances": len(records),
+        "verdicts": dict(counts),
+        "seconds": round(sum(record.seconds for record in records), 3),
+        "score": score,
+        "wrong": [{"onnx": r.onnx, "vnnlib": r.vnnlib, "verdict": r.verdict, "note": r.note} for r in wrong],
+        "run_dir": str(folder),
+    }
+    rows = [
+        [Path(r.onnx).name, Path(r.vnnlib).name, r.verdict, f"{r.seconds:.1f}", r.note if r.verdict == "error" else ""]
+        for r in records
+    ]
+    terminal.show(result, json_path, ["network", "query", "verdict", "seconds", "note"], rows)
+    if not terminal.is_stdout(json_path):
+        decided = counts["sat"] + counts["unsat"]
+        click.echo(f"\n{decided} of {len(records)} decided, {counts['error']} errors, score {score}; {folder}")
+    if wrong:
+        raise CheckFailedError(f"{wrong[0].vnnlib}: the answer {wrong[0].verdict} is wrong ({wrong[0].note}).")
