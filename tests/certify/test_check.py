@@ -21,11 +21,15 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
+from citrus_tool.bounds.crown import relax
+from citrus_tool.bounds.optimised import ROOT, Instance
+from citrus_tool.bounds.rounding import enclose
 from citrus_tool.certify.certificate import Certificate
 from citrus_tool.certify.check import Checked, check, choosable, covers
 from citrus_tool.certify.check_bounds import Execution, Signs, lowest
 from citrus_tool.certify.check_graph import Affine, Graph, read_graph
 from citrus_tool.certify.proof import front_page, packed
+from citrus_tool.certify.search import MarginProblem, Search
 from citrus_tool.certify.uap import CertifySettings, certify_uap
 from citrus_tool.data import Dataset, load
 from citrus_tool.errors import (
@@ -649,6 +653,25 @@ def test_damaged_and_missing_files(proven: Proven, tmp_path: Path) -> None:
 
 
 # --- the writer
+
+
+def test_nothing_is_closed_by_an_ascent_alone() -> None:
+    """Between guard and goal the ascent's float32 bound is no claim."""
+    network = deep_chain(0).frozen(dtype=torch.float64, device="cpu")
+    x = torch.full((1, *SHAPE), 0.5)
+    with torch.no_grad():
+        boxes, relaxations, errors = relax(network, enclose(x, 0.1))
+        instance = Instance.of(network, boxes, relaxations, errors, 0, 0)
+        problem = MarginProblem(instance=instance, classes=torch.tensor([1, 2]))
+        found = instance.root(problem.classes, ROOT)[1]
+        search = Search(problem=problem, guard=-1e9, goal=1e9, record=True)
+        search.plant(found)
+        assert search.proven() == []
+        assert search.leaves == []
+        search = Search(problem=problem, guard=-1e9, goal=-1e9, record=True)
+        search.plant(found)
+        assert search.proven() == [0, 1]
+        assert [leaf.target for leaf in search.leaves or ()] == [0, 1]
 
 
 def test_bounds_without_a_proof(tmp_path: Path) -> None:
