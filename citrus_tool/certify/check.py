@@ -45,6 +45,8 @@ STEPS: Final = 10_000_000
 
 Atom = tuple[int, int]
 """(position of the input in its group, wrong label)."""
+Splits = tuple[tuple[int, int], ...]
+"""The splits of a part of the box: (neuron, sign), in the order in which they were made."""
 Images = Callable[[Sequence[int]], tuple[NDArray[np.float32], Sequence[int]]]
 """Pixels (n, *shape) and labels of inputs of the data set, to compare with."""
 
@@ -199,6 +201,7 @@ class _Group:
         self.radius = math.nextafter(checker.eps, math.inf) if checker.eps else 0.0
         self.views: dict[tuple[int, int], _View] = {}  # by position and number
         self.rows: dict[int, Rows] = {}  # by position: margins less the guard
+        self.fronts: list[_Front] = []
         self.leaves = 0
         x, count = arrays["images"], len(facts["indices"])
         require(facts["run"] == checker.run_ and facts["index"] == number, where, "belongs to another run or place")
@@ -301,64 +304,115 @@ class _Group:
         return low
 
     def _refuted(self) -> set[frozenset[Atom]]:
-        """The combinations, all of whose leaves are verified."""
-        together: dict[tuple[tuple[int, int], ...], list[int]] = {}
+        """The combinations, all of which are verified."""
+        self.fronts = [self._front(number) for number in range(len(self.facts["fronts"]))]
+        together: dict[tuple[tuple[int, int], ...], list[_Leaves]] = {}
         refuted = set()
         for number, proof in enumerate(self.facts["proofs"]):
-            positions = [position for position, _ in proof["atoms"]]
-            fits = len(set(positions)) == len(positions) == len(proof["views"]) and all(
-                view in self.facts["views"][position] for position, view in zip(positions, proof["views"], strict=True)
-            )
-            require(fits, f"{self.where}, combination {number}", "its atoms and views do not fit")
-            together.setdefault(tuple(zip(positions, proof["views"], strict=True)), []).append(number)
-            refuted.add(frozenset((position, label) for position, label in proof["atoms"]))
-        for members, numbers in together.items():
-            proofs = [
-                self._proof(number, sum(len(self.views[member].listed) for member in members)) for number in numbers
-            ]
-            whole = _Leaves.joined(proofs)
-            self.leaves += len(whole.owner)
-            for first in range(0, len(whole.owner), LEAVES):
-                some = whole.pick(first, first + LEAVES)
-                bound = self._bound(members, some)
-                for place in np.flatnonzero(~(bound > 0)):
-                    number = int(some.owner[place])
-                    leaf = first + int(place) - int(np.flatnonzero(whole.owner == number)[0])
-                    atoms = ", ".join(
-                        f"input {self.facts['indices'][p]} as {label}"
-                        for p, label in self.facts["proofs"][number]["atoms"]
-                    )
-                    require(False, f"{self.where}, combination {number} ({atoms}), leaf {leaf}", "is not above 0")
+            where, atoms = f"{self.where}, combination {number}", [tuple(atom) for atom in proof["atoms"]]
+            members = tuple((position, view) for (position, _), view in zip(atoms, proof["views"], strict=True))
+            require(len({position for position, _ in atoms}) == len(atoms), where, "has an input twice")
+            leaves, paths = self._leaves(f"proof{number}", number, members, atoms, where)
+            together.setdefault(members, []).append(leaves)
+            fronts = [self.fronts[front] for front in proof["fronts"]]
+            whole = self._products(number, fronts, atoms, members, paths, where) if fronts else covers(paths)
+            require(whole, where, "its leaves do not cover the box")
+            refuted.add(frozenset(atoms))
+        for members, parts in together.items():
+            self._require_positive(members, _Leaves.joined(parts))
         return refuted
 
-    def _proof(self, number: int, neurons: int) -> _Leaves:
-        """The leaves of a combination; raises unless their duals are feasible and they cover the box."""
-        where, atoms = f"{self.where}, combination {number}", self.facts["proofs"][number]["atoms"]
+    def _require_positive(self, members: Sequence[tuple[int, int]], leaves: _Leaves) -> None:
+        self.leaves += len(leaves.owner)
+        for first in range(0, len(leaves.owner), LEAVES):
+            some = leaves.pick(first, first + LEAVES)
+            for place in np.flatnonzero(~(lowest(*self._planes(members, some)) > 0)):
+                number = int(some.owner[place])
+                leaf = first + int(place) - int(np.flatnonzero(leaves.owner == number)[0])
+                atoms = self.facts["proofs"][number]["atoms"]
+                words = ", ".join(f"input {self.facts['indices'][p]} as {label}" for p, label in atoms)
+                require(False, f"{self.where}, combination {number} ({words}), leaf {leaf}", "is not above 0")
+
+    def _front(self, number: int) -> _Front:
+        """A front whose parts cover the box, and of which the first `closed` are closed."""
+        where, given = f"{self.where}, front {number}", self.facts["fronts"][number]
+        atom, closed = tuple(given["atom"]), given["closed"]
+        members = ((atom[0], given["view"]),)
+        leaves, paths = self._leaves(f"front{number}", number, members, [atom], where)
+        require(covers(paths), where, "its parts do not cover the box")
+        parts = range(0, len(paths), LEAVES)
+        planes = [self._planes(members, leaves.pick(first, first + LEAVES)) for first in parts]
+        a, offset = (np.concatenate(some) for some in zip(*planes, strict=True))
+        require(bool((lowest(a[:closed], offset[:closed]) > 0).all()), where, "has a closed part that is not above 0")
+        self.leaves += closed
+        open_ = {tuple(path): place for place, path in enumerate(paths[closed:])}
+        return _Front(atom=atom, view=given["view"], part=open_, a=a[closed:], offset=offset[closed:])
+
+    def _products(
+        self, number: int, fronts: Sequence[_Front], atoms: Sequence[Atom], members: Sequence[tuple[int, int]],
+        paths: Sequence[Splits], where: str,
+    ) -> bool:  # fmt: skip
+        """Whether products that are closed, and leaves, cover all products of the fronts' open parts.
+
+        A u at which all atoms happen lies in an open part of every front. A product is closed by a sum of its planes
+        that is above 0.
+        """
+        fits = [(front.atom, front.view) for front in fronts] == [
+            (a, v) for a, (_, v) in zip(atoms, members, strict=True)
+        ]
+        require(fits, where, "has fronts of other atoms or views")
+        left: list[tuple[int, ...]] = [(part,) for part in range(len(fronts[0].offset))]
+        for width in range(2, len(fronts) + 1):
+            part, mix = self.arrays[f"proof{number}/part{width}"], self.arrays[f"proof{number}/mix{width}"]
+            sizes = [len(front.offset) for front in fronts[:width]]
+            right = part.shape == mix.shape == (len(part), width) and bool(((part >= 0) & (part < sizes)).all())
+            require(right and bool((mix >= 0).all() and np.isfinite(mix).all()), where, "has products that do not fit")
+            for first in range(0, len(part), LEAVES):
+                some = slice(first, first + LEAVES)
+                planes = [(f.a[i] * m[:, None], f.offset[i] * m)
+                          for f, i, m in zip(fronts, part[some].T, mix[some].T, strict=False)]  # fmt: skip
+                require(bool((lowest(*_sum(planes)) > 0).all()), where, "has a closed product that is not above 0")
+            closed = {tuple(row) for row in part.tolist()}
+            left = [(*head, last) for head in left for last in range(sizes[-1]) if (*head, last) not in closed]
+        starts = np.cumsum([0, *(len(self.views[member].listed) for member in members)])
+        of: dict[tuple[int, ...], list[Splits]] = {some: [] for some in left}
+        for path in paths:
+            product, rest = [], path
+            for front, start in zip(fronts, starts, strict=False):
+                heads = (tuple((k - start, side) for k, side in rest[:n]) for n in range(len(rest) + 1))
+                head = next((h for h in heads if h in front.part), None)
+                if head is None:
+                    return False
+                product.append(front.part[head])
+                rest = rest[len(head) :]
+            of[tuple(product)].append(rest)
+        return all(covers(rests) for rests in of.values())
+
+    def _leaves(
+        self, name: str, number: int, members: Sequence[tuple[int, int]], atoms: Sequence[Atom], where: str
+    ) -> tuple[_Leaves, list[Splits]]:
+        """The leaves of combination or front `number`, whose duals must be feasible, and their paths of splits."""
+        neurons = sum(len(self.views[member].listed) for member in members)
         names = ("alpha", "share", "depth", "split", "side", "beta")
-        alpha, share, depth, split, side, beta = (self.arrays[f"proof{number}/{name}"] for name in names)
+        alpha, share, depth, split, side, beta = (self.arrays[f"{name}/{part}"] for part in names)
         count, total = len(depth), int(depth.sum())
         shapes = alpha.shape == (count, neurons) and share.shape == (count, len(atoms)) and bool((depth >= 0).all())
         require(shapes and {len(split), len(side), len(beta)} == {total}, where, "its arrays do not fit")
-        feasible = bool(
-            (beta >= 0).all() and (share >= 0).all() and np.isfinite(beta).all() and np.isfinite(share).all()
-        )
-        require(feasible and count > 0, where, "a multiplier or share is no number >= 0")
+        feasible = bool((beta >= 0).all() and (share >= 0).all())
+        require(feasible and bool(np.isfinite(beta).all() and np.isfinite(share).all()), where,
+                "a multiplier or share is no number >= 0")  # fmt: skip
         require(bool((np.abs(side) == 1).all() and ((split >= 0) & (split < neurons)).all()), where, "a split is none")
-        ends = np.cumsum(depth)
-        paths = [
-            [(int(k), int(s)) for k, s in zip(split[end - d : end], side[end - d : end], strict=True)]
-            for d, end in zip(depth.tolist(), ends.tolist(), strict=True)
-        ]
-        require(covers(paths), where, "its leaves do not cover the box")
+        steps = list(zip(split.tolist(), side.tolist(), strict=True))
+        paths = [tuple(steps[end - d : end]) for d, end in zip(depth.tolist(), np.cumsum(depth).tolist(), strict=True)]
         return _Leaves(
             owner=np.full(count, number), label=np.tile([label for _, label in atoms], (count, 1)),
             row=np.repeat(np.arange(count), depth), alpha=alpha, share=share.astype(np.float64),
             split=split.astype(np.int64), side=side.astype(np.float64), beta=beta.astype(np.float64),
-        )  # fmt: skip
+        ), paths  # fmt: skip
 
-    def _bound(self, members: Sequence[tuple[int, int]], leaves: _Leaves) -> Floats:
-        """Lower bounds of sum of share (margin - guard) on the leaves."""
-        total = size = np.zeros(1)
+    def _planes(self, members: Sequence[tuple[int, int]], leaves: _Leaves) -> tuple[Floats, Floats]:
+        """(a, o) with sum of share (margin - guard) >= a v + o on the leaves."""
+        planes = []
         first = 0
         for place, (position, number) in enumerate(members):
             view, rows = self.views[position, number], self.rows[position]
@@ -368,12 +422,27 @@ class _Group:
             signs = Signs(row=leaves.row[own], neuron=view.listed[leaves.split[own] - first],
                           side=leaves.side[own], beta=leaves.beta[own])  # fmt: skip
             some = rows.pick(leaves.label[:, place]).times(leaves.share[:, place])
-            a, offset = view.execution.plane(some, view.lines, low, signs)
-            whole = np.concatenate([a, offset[:, None]], axis=1)
-            total, size = total + whole, size + np.abs(whole)
+            planes.append(view.execution.plane(some, view.lines, low, signs))
             first = last
-        error = gamma(len(members) + 64) * size.sum(1)
-        return lowest(total[:, :-1], total[:, -1] - error)
+        return _sum(planes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Front:
+    """The open parts of an atom's search: `part` numbers them; planes a (n, d), offset (n,) below margin - guard."""
+
+    atom: Atom
+    view: int
+    part: Mapping[Splits, int]
+    a: Floats
+    offset: Floats
+
+
+def _sum(planes: Sequence[tuple[Floats, Floats]]) -> tuple[Floats, Floats]:
+    """The sum of planes, outward; each may have been scaled with one rounding."""
+    a, offset = (np.stack(some) for some in zip(*planes, strict=True))
+    size = np.abs(a).sum((0, 2)) + np.abs(offset).sum(0)
+    return a.sum(0), offset.sum(0) - gamma(len(planes) + a.shape[2] + 64) * size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -405,14 +474,17 @@ class _Leaves:
         )  # fmt: skip
 
 
-def covers(paths: Sequence[Sequence[tuple[int, int]]], depth: int = 0) -> bool:
+def covers(paths: Sequence[Splits]) -> bool:
     """Whether the parts of a box, each given by (neuron, sign) in the order of splits, are the leaves of one tree."""
-    if len(paths) == 1:
-        return len(paths[0]) == depth
-    if any(len(path) == depth for path in paths) or len({path[depth][0] for path in paths}) != 1:
-        return False
-    sides = [[path for path in paths if path[depth][1] == side] for side in (1, -1)]
-    return all(part and covers(part, depth + 1) for part in sides)
+    todo = [(0, list(paths))]
+    while todo:
+        depth, some = todo.pop()
+        if len(some) == 1 and len(some[0]) == depth:
+            continue
+        if not some or any(len(path) == depth for path in some) or len({path[depth][0] for path in some}) != 1:
+            return False
+        todo += [(depth + 1, [path for path in some if path[depth][1] == side]) for side in (1, -1)]
+    return True
 
 
 def choosable(options: Sequence[Sequence[Atom]], refuted: Iterable[frozenset[Atom]], wanted: int) -> bool:

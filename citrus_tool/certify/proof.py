@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from citrus_tool.bounds.fold import foldable_nodes
-from citrus_tool.bounds.optimised import Instance
+from citrus_tool.bounds.optimised import GRID, Instance
+from citrus_tool.certify.front import Front, Products
 from citrus_tool.certify.search import Leaf
 from citrus_tool.errors import InputFileError
 from citrus_tool.files import require_writable_file, write_bytes
@@ -37,11 +38,14 @@ class Refutation:
     """A combination of atoms (position in the group, wrong label), each atom's execution, and the leaves.
 
     Without shares (a combination of one atom) a leaf bounds the margin, with them the sum of share (margin - guard).
+    `fronts`, `closed`: as in settle.Evidence.
     """
 
     atoms: tuple[tuple[int, int], ...]
     instances: tuple[Instance, ...]
     leaves: tuple[Leaf, ...]
+    fronts: tuple[Front, ...] = ()
+    closed: tuple[Products, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +82,8 @@ class _Arrays:
     listed: list[dict[str, list[int]]] = field(default_factory=list)
     views: list[list[int]]
     numbers: dict[int, int] = field(default_factory=dict)  # by id of the instance
+    fronts: list[dict[str, Any]] = field(default_factory=list)
+    front_numbers: dict[int, int] = field(default_factory=dict)  # by id of the front
 
     def view(self, position: int, instance: Instance) -> int:
         """The number of an execution of the input at `position`."""
@@ -94,18 +100,48 @@ class _Arrays:
             self.views[position].append(number)
         return number
 
-    def leaves(self, number: int, members: int, leaves: Sequence[Leaf]) -> None:
-        """The leaves of combination `number`."""
+    def front(self, atom: tuple[int, int], instance: Instance, front: Front) -> int:
+        """The number of a front: an atom's closed parts, then its open ones."""
+        number = self.front_numbers.setdefault(id(front), len(self.fronts))
+        if number == len(self.fronts):
+            open_ = front.duals
+            given = open_.side != 0
+            alpha = (open_.alpha.double() * GRID).round().to(torch.uint8)
+            parts = [
+                Leaf(
+                    target=0,
+                    alpha=alpha[:, column],
+                    split=open_.split[given[:, column], column],
+                    side=open_.side[given[:, column], column],
+                    beta=open_.beta[given[:, column], column],
+                    share=None,
+                    bound=0.0,
+                )
+                for column in range(len(front))
+            ]
+            view = self.view(atom[0], instance)
+            self.fronts.append({"atom": list(atom), "view": view, "closed": len(front.closed)})
+            self.leaves(f"front{number}", 1, instance.system.neurons, [*front.closed, *parts])
+        return number
+
+    def leaves(self, name: str, members: int, neurons: int, leaves: Sequence[Leaf]) -> None:
+        """The leaves of a combination or a front, whose duals have so many slopes."""
         one = torch.ones(members)
+        alpha = torch.zeros(0, neurons, dtype=torch.uint8)
+        shares = torch.zeros(0, members)
+        none = torch.zeros(0)
         parts: dict[str, NDArray[Any]] = {
-            "alpha": _numpy(torch.stack([leaf.alpha for leaf in leaves]), np.uint8),
-            "share": _numpy(torch.stack([one if s.share is None else s.share.cpu() for s in leaves]), np.float32),
+            "alpha": _numpy(torch.stack([leaf.alpha for leaf in leaves]) if leaves else alpha, np.uint8),
+            "share": _numpy(
+                torch.stack([one if s.share is None else s.share.cpu() for s in leaves]) if leaves else shares,
+                np.float32,
+            ),
             "depth": np.array([len(leaf.split) for leaf in leaves], dtype=np.int32),
-            "split": _numpy(torch.cat([leaf.split for leaf in leaves]), np.int32),
-            "side": _numpy(torch.cat([leaf.side for leaf in leaves]), np.int8),
-            "beta": _numpy(torch.cat([leaf.beta for leaf in leaves]), np.float32),
+            "split": _numpy(torch.cat([none, *(leaf.split.cpu() for leaf in leaves)]), np.int32),
+            "side": _numpy(torch.cat([none, *(leaf.side.cpu() for leaf in leaves)]), np.int8),
+            "beta": _numpy(torch.cat([none, *(leaf.beta.cpu() for leaf in leaves)]), np.float32),
         }
-        self.arrays.update({f"proof{number}/{name}": array for name, array in parts.items()})
+        self.arrays.update({f"{name}/{part}": array for part, array in parts.items()})
 
 
 class Recorder:
@@ -147,8 +183,13 @@ class Recorder:
         proofs = []
         for number, one in enumerate(group.refutations):
             views = [store.view(p, instance) for (p, _), instance in zip(one.atoms, one.instances, strict=True)]
-            proofs.append({"atoms": [list(atom) for atom in one.atoms], "views": views})
-            store.leaves(number, len(one.atoms), one.leaves)
+            fronts = [store.front(*some) for some in zip(one.atoms, one.instances, one.fronts, strict=False)]
+            proofs.append({"atoms": [list(atom) for atom in one.atoms], "views": views, "fronts": fronts})
+            neurons = sum(instance.system.neurons for instance in one.instances)
+            store.leaves(f"proof{number}", len(one.atoms), neurons, one.leaves)
+            for width, products in enumerate(one.closed, start=2):
+                store.arrays[f"proof{number}/part{width}"] = _numpy(products.part, np.int32)
+                store.arrays[f"proof{number}/mix{width}"] = _numpy(products.share, np.float64)
         facts = {
             "run": self.run,
             "index": group.index,
@@ -159,6 +200,7 @@ class Recorder:
             "excluded": [list(labels) for labels in group.excluded],
             "views": store.views,
             "listed": store.listed,
+            "fronts": store.fronts,
             "proofs": proofs,
             "fooled": group.fooled,
             "certified": group.certified,

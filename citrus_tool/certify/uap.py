@@ -602,6 +602,8 @@ class _Run:
                 atoms=tuple((places[member], label) for member, label in one.combination),
                 instances=tuple(inputs[member].member.instance for member, _ in one.combination),
                 leaves=one.leaves,
+                fronts=one.fronts,
+                closed=one.closed,
             )
             for one in found.evidence
         )

@@ -134,6 +134,8 @@ def test_the_fixture_has_every_kind_of_proof(proven: Proven) -> None:
     assert {1, 2} <= widths
     assert any(facts["listed"] and any(view["steps"] for view in facts["listed"]) for facts in groups)
     assert {kind for facts in groups for kind in facts["kinds"]} == {"lost", "interval", "bounds"}
+    assert any(proof["fronts"] for facts in groups for proof in facts["proofs"])
+    assert any(len(group.arrays[name]) for group in Content.of(proven.path).groups for name in products(group))
     assert proven.check().leaves > proven.check().combinations
     assert proven.found.certified > proven.found.individually_certified
 
@@ -488,6 +490,11 @@ def deepest(content: Content) -> tuple[int, Group, int]:
     return place, content.groups[place], number
 
 
+def products(group: Group) -> list[str]:
+    """The arrays of closed products that are not empty."""
+    return sorted(name for name, array in group.arrays.items() if "/mix" in name and array.size)
+
+
 def drop_leaf(group: Group, number: int, leaf: int) -> None:
     names = ("alpha", "share", "depth", "split", "side", "beta")
     arrays = {name: group.arrays[f"proof{number}/{name}"] for name in names}
@@ -547,10 +554,33 @@ def corrupt(content: Content, rng: np.random.Generator) -> str:
         place = int(rng.integers(len(content.groups)))
         group = content.groups[place]
         facts = group.facts
-        kind = str(rng.choice(["proof", "facts", "image"], p=[0.55, 0.4, 0.05]))
+        kind = str(rng.choice(["proof", "product", "front", "facts", "image"], p=[0.4, 0.1, 0.1, 0.35, 0.05]))
         if kind == "image":
             group.arrays["images"].flat[rng.integers(group.arrays["images"].size)] += rng.choice([-0.1, 0.1])
             return "image"
+        if kind == "product":
+            if not (names := products(group)):
+                continue
+            name = str(rng.choice(names))
+            if not matters(group, int(name.split("/")[0].removeprefix("proof"))):
+                continue
+            what = str(rng.choice(["mix", "part"]))
+            if what == "mix":
+                group.arrays[name].flat[rng.integers(group.arrays[name].size)] = rng.choice([-0.1, np.nan, np.inf])
+            else:
+                values = group.arrays[name.replace("mix", "part")]
+                values.flat[rng.integers(values.size)] += rng.choice([-1, 1])
+            return what
+        if kind == "front":
+            if not facts["fronts"]:
+                continue
+            name = f"front{rng.integers(len(facts['fronts']))}/{rng.choice(['depth', 'split', 'side'])}"
+            values = group.arrays[name]
+            if not values.size:
+                continue
+            spot = int(rng.integers(values.size))
+            values.flat[spot] = -values.flat[spot] if name.endswith("side") else values.flat[spot] + 1
+            return "front"
         if kind == "facts":
             what = str(
                 rng.choice(
@@ -618,7 +648,21 @@ def test_a_hundred_single_corruptions_are_rejected(proven: Proven, tmp_path: Pat
         except CheckFailedError:
             continue
         pytest.fail(f"corruption {number} of {what} was accepted")
-    assert kinds >= {"share", "depth", "split", "side", "beta", "atom", "image", "fooled", "certified", "excluded"}
+    assert kinds >= {
+        "mix",
+        "part",
+        "front",
+        "share",
+        "depth",
+        "split",
+        "side",
+        "beta",
+        "atom",
+        "image",
+        "fooled",
+        "certified",
+        "excluded",
+    }
 
 
 def test_views_belong_to_one_input(proven: Proven, tmp_path: Path) -> None:
