@@ -13,7 +13,7 @@ import os
 import shutil
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -74,16 +74,16 @@ class GroupProof:
         return sum(kind != "lost" for kind in self.kinds) - self.fooled
 
 
-@dataclass(kw_only=True)
 class _Arrays:
-    """A group's arrays; executions are stored once, as views with a number."""
+    """A group's arrays; executions and fronts are stored once and then known by number."""
 
-    arrays: dict[str, NDArray[Any]]
-    listed: list[dict[str, list[int]]] = field(default_factory=list)
-    views: list[list[int]]
-    numbers: dict[int, int] = field(default_factory=dict)  # by id of the instance
-    fronts: list[dict[str, Any]] = field(default_factory=list)
-    front_numbers: dict[int, int] = field(default_factory=dict)  # by id of the front
+    def __init__(self, group: GroupProof) -> None:
+        self.arrays: dict[str, NDArray[Any]] = {"images": _numpy(group.images, np.float32)}
+        self.views: list[list[int]] = [[] for _ in group.indices]  # by position
+        self.listed: list[dict[str, list[int]]] = []
+        self.fronts: list[dict[str, Any]] = []
+        self.numbers: dict[int, int] = {}  # by id of the instance
+        self.front_numbers: dict[int, int] = {}  # by id of the front
 
     def view(self, position: int, instance: Instance) -> int:
         """The number of an execution of the input at `position`."""
@@ -177,9 +177,7 @@ class Recorder:
 
     def write(self, group: GroupProof) -> None:
         """Stores one group's part."""
-        store = _Arrays(
-            arrays={"images": group.images.cpu().numpy().astype(np.float32)}, views=[[] for _ in group.indices]
-        )
+        store = _Arrays(group)
         proofs = []
         for number, one in enumerate(group.refutations):
             views = [store.view(p, instance) for (p, _), instance in zip(one.atoms, one.instances, strict=True)]
