@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from citrus_tool import __version__, architectures, data, onnx_io
@@ -23,10 +24,11 @@ from citrus_tool.attacks.dataset import attack_dataset
 from citrus_tool.attacks.pgd import pgd
 from citrus_tool.attacks.universal import attack_groups
 from citrus_tool.certify.certificate import Certificate
+from citrus_tool.certify.check import Checked, check
 from citrus_tool.certify.screen import held, judged
 from citrus_tool.certify.uap import CertifySettings, certify_uap
 from citrus_tool.data import Dataset, Split
-from citrus_tool.errors import InputFileError, UsageError
+from citrus_tool.errors import DataError, InputFileError, UsageError
 from citrus_tool.files import require_writable_file, require_writable_folder, write_bytes, write_text
 from citrus_tool.harden import checkpoint, recipes, trainer
 from citrus_tool.harden.batch_norm import insert_batch_norm, restore_layers
@@ -413,15 +415,19 @@ def certify_file(
     run_dir: Path | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     resume: bool = False,
+    proof: Path | None = None,
     settings: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Certificate:
-    """The certificate of a file on one split; finished groups go to `run_dir`/journal.jsonl, for `resume`."""
+    """The certificate of a file on one split; finished groups go to `run_dir`/journal.jsonl, for `resume`.
+
+    `proof` gets what `check_file` verifies.
+    """
     where = resolve_device(device)
     dataset = choice.load(split)
     model = source.read(dataset)
     if run_dir is None:
-        return certify_uap(model, dataset, threat, certify, device=where, progress=progress or Silent())
+        return certify_uap(model, dataset, threat, certify, device=where, proof=proof, progress=progress or Silent())
     require_writable_folder(run_dir)
     _save_settings(run_dir, settings)
     certificate = certify_uap(
@@ -432,10 +438,37 @@ def certify_file(
         device=where,
         journal=run_dir / "journal.jsonl",
         resume=resume,
+        proof=proof,
         progress=progress or Silent(),
     )
     write_text(run_dir / "certificate.json", json.dumps(certificate.to_json(), indent=2, allow_nan=False) + "\n")
     return certificate
+
+
+def check_file(
+    proof: Path, model: Path, choice: DataChoice | None, *, split: Split = "test", progress: Progress | None = None
+) -> Checked:
+    """Verifies a proof that `certify_file` wrote; with a choice of data also that its inputs are those of the split.
+
+    Raises as `check.check`; DataError where an input is beyond the data.
+    """
+    progress = progress or Silent()
+    images = None
+    if choice is not None:
+        dataset = choice.load(split)
+
+        def images(indices: Sequence[int]) -> tuple[NDArray[np.float32], list[int]]:
+            if max(indices) >= len(dataset) or min(indices) < 0:
+                raise DataError(
+                    f"data {dataset.name} ({dataset.split}) has no input {max(indices)}; choose other data."
+                )
+            index = torch.tensor(indices)
+            return dataset.pixels(index).numpy(), dataset.labels[index].tolist()
+
+    progress.start("check", None, "groups")
+    found = check(proof, model, images=images, progress=progress.advance)
+    progress.finish()
+    return found
 
 
 def evaluate_file(

@@ -62,6 +62,9 @@ ROOT = Schedule(steps=20)
 LEAST_SHARE = 1e-6
 """Shares stay above this, so that a member can come back."""
 
+GRID = 255
+"""Slopes that are kept, and those that claims are made with, are multiples of 1 / GRID."""
+
 FIRST_MOMENT, SECOND_MOMENT = 0.9, 0.999
 """Adam's decay rates (Kingma and Ba 2015)."""
 
@@ -94,6 +97,10 @@ class Duals:
             side=alpha.new_empty(0, count),
             beta=alpha.new_empty(0, count),
         )
+
+    def on_grid(self) -> Duals:
+        """The same with slopes that a proof can store, in float64."""
+        return replace(self, alpha=(self.alpha.double() * GRID).round() / GRID)
 
     def columns(self, index: Tensor | slice) -> Duals:
         """Some of the columns, or one twice."""
@@ -385,6 +392,21 @@ def children(system: Fold, duals: Duals, neuron: Tensor, weight: Tensor) -> Dual
 
 
 @dataclass(frozen=True, kw_only=True)
+class Step:
+    """How the bounds of one stage's neurons were optimised, for a proof.
+
+    Attributes:
+        node: the stage's.  entry: (n,) its open neurons then.
+        alpha: (2 n, U) uint8 in units of 1 / GRID: slopes of the neurons of earlier stages, for the neurons' lower
+            bounds, then for their upper ones.
+    """
+
+    node: str
+    entry: Tensor
+    alpha: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
 class Instance:
     """One input: the network over its box, as `crown.relax` reads it, and folded.
 
@@ -395,6 +417,7 @@ class Instance:
         system: the folded system of these boxes.
         signs: nonlinear node -> (neurons,) +1 where its input is known to be >= 0 on the part of the box that the
             instance stands for, -1: <= 0, 0: not known. Boxes and bounds hold on that part only; empty: the whole box.
+        steps: how the bounds of hidden neurons were optimised, in order.
     """
 
     network: Network
@@ -404,6 +427,7 @@ class Instance:
     label: int
     system: Fold
     signs: Mapping[str, Tensor] = field(default_factory=dict)
+    steps: tuple[Step, ...] = ()
 
     @staticmethod
     def of(
@@ -432,10 +456,13 @@ class Instance:
         return self.network.output_name, margin_rows(self.network, self.label, classes, self.boxes[INPUT])
 
     def root(self, classes: Tensor, schedule: Schedule) -> tuple[Planes, Ascent]:
-        """alpha-CROWN on the whole box: claimed planes of the margins over `classes`, and the ascent behind them."""
+        """alpha-CROWN on the whole box: planes claimed of the margins over `classes`, and the ascent behind them.
+
+        Claims are made with the ascent's duals `on_grid`.
+        """
         start = self.start(self.system, len(classes))
         found = ascend(self.system, Targets.of(self.system.margins, classes), start, schedule)
-        return tuned_planes(self, self.system, *self.margins(classes), found.duals), found
+        return tuned_planes(self, self.system, *self.margins(classes), found.duals.on_grid()), found
 
     def start(self, system: Fold, count: int) -> Duals:
         """Where the ascent of `count` functionals starts: CROWN's slopes, the known signs with multipliers 0."""
@@ -490,12 +517,15 @@ class Instance:
         sign[len(stage.entry) :] = -1.0
         entry = stage.entry.repeat(2)
         lower = torch.empty_like(sign)
+        alpha = sign.new_empty(len(sign), before.neurons, dtype=torch.uint8)
         for part in _parts(len(sign), COLUMNS):
             columns = targets.columns(part)
             found = ascend(before, columns, self.start(before, len(columns.offset)), schedule)
+            duals = found.duals.on_grid()
+            alpha[part] = (duals.alpha.T * GRID).round().to(torch.uint8)
             reading = Reading(network=self.network, relaxations={}, errors={})
             start, rows = seed(reading, stage.source, torch.zeros_like(entry[part]), entry[part], sign[part])
-            lower[part] = tuned_planes(self, before, start, rows, found.duals).lower
+            lower[part] = tuned_planes(self, before, start, rows, duals).lower
         known = self.boxes[stage.source]
         low, high = known.lower.flatten().clone(), known.upper.flatten().clone()
         low[stage.entry] = torch.maximum(low[stage.entry], lower[: len(stage.entry)])
@@ -504,7 +534,8 @@ class Instance:
         boxes = {**self.boxes, stage.source: box}
         relaxations = {**self.relaxations, node.name: RELAXATIONS[type(node.layer)](node.layer, widen(box))}
         system = fold(self.network, boxes, relaxations, self.label, like=self.system, dtype=self.system.radius.dtype)
-        return replace(self, boxes=boxes, relaxations=relaxations, system=system)
+        steps = (*self.steps, Step(node=node.name, entry=stage.entry, alpha=alpha))
+        return replace(self, boxes=boxes, relaxations=relaxations, system=system, steps=steps)
 
 
 def optimise_margins(

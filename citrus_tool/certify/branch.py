@@ -26,9 +26,9 @@ from citrus_tool.attacks.universal import attack_groups
 from citrus_tool.bounds.crown import LinearMargins, relax
 from citrus_tool.bounds.fold import foldable
 from citrus_tool.bounds.linear import Planes
-from citrus_tool.bounds.optimised import ROOT, Instance, ascend, least_above
+from citrus_tool.bounds.optimised import GRID, ROOT, Ascent, Instance, ascend, least_above
 from citrus_tool.bounds.rounding import enclose, exact_products
-from citrus_tool.certify.search import MarginProblem, Search
+from citrus_tool.certify.search import Leaf, MarginProblem, Search
 from citrus_tool.network import INPUT, Network
 from citrus_tool.progress import Progress, Silent
 
@@ -69,6 +69,15 @@ class Verdict(Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LabelProof:
+    """Why `label` cannot win: the closed parts of the box, which cover it, in terms of `instance`."""
+
+    label: int
+    instance: Instance
+    leaves: tuple[Leaf, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Branched:
     """The result for n inputs.
 
@@ -79,12 +88,14 @@ class Branched:
         witness: (n, C, H, W) float32 perturbations within eps, zero unless the verdict is WITNESS. They fool the
             network as PyTorch runs it; a replay on the file decides.
         nodes: (n,) parts of a box that were bounded.
+        proofs: per input, of the labels that were not excluded before; empty unless they are recorded.
     """
 
     margins: LinearMargins
     verdict: tuple[Verdict, ...]
     witness: Float[Tensor, "n C H W"]
     nodes: Int[Tensor, " n"]
+    proofs: tuple[tuple[LabelProof, ...], ...]
 
     @property
     def proven(self) -> Bool[Tensor, " n"]:
@@ -103,6 +114,7 @@ def branch_and_bound(
     budget: Budget,
     generator: torch.Generator,
     target: int | None = None,
+    record: bool = False,
     progress: Progress | None = None,
 ) -> Branched:
     """Tries to prove or to refute every input on its own.
@@ -114,6 +126,7 @@ def branch_and_bound(
         guard: (n,) what a margin must exceed; default 0.
         generator: of the attack; on the CPU.
         target: the class that the attack is to reach; None: any wrong one. Which labels are bounded, `known` says.
+        record: keeps proofs. Only labels that the search excludes have one, not those that a raised plane excludes.
         progress: gets one unit per input.
     """
     report = progress or Silent()
@@ -126,6 +139,7 @@ def branch_and_bound(
         verdict=[Verdict.OPEN] * len(x),
         witness=torch.zeros_like(x, dtype=torch.float32),
         nodes=torch.zeros(len(x), dtype=torch.int64),
+        proofs=[()] * len(x),
     )
     single = network.frozen(dtype=torch.float32, device=x.device)
     with torch.no_grad():
@@ -153,6 +167,7 @@ def branch_and_bound(
                     guard=float(guard[number]),
                     classes=torch.nonzero(~(board.lower[number] > guard[number])).flatten(),
                     witness=board.witness[number] if board.verdict[number] is Verdict.WITNESS else None,
+                    record=record,
                 )
                 for position, number in enumerate(some.tolist())
             ]
@@ -162,7 +177,13 @@ def branch_and_bound(
                 report.advance(1)
     report.finish()
     margins = LinearMargins(lower=board.lower, coefficient=board.coefficient, offset=board.offset)
-    return Branched(margins=margins, verdict=tuple(board.verdict), witness=board.witness, nodes=board.nodes)
+    return Branched(
+        margins=margins,
+        verdict=tuple(board.verdict),
+        witness=board.witness,
+        nodes=board.nodes,
+        proofs=tuple(board.proofs),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +196,7 @@ class _Board:
     verdict: list[Verdict]
     witness: Tensor
     nodes: Tensor
+    proofs: list[tuple[LabelProof, ...]]
 
     def attack(
         self,
@@ -214,6 +236,7 @@ class _Board:
         self.coefficient[number, classes] = case.coefficient[better]
         self.offset[number, classes] = case.offset[better]
         self.nodes[number] = case.nodes
+        self.proofs[number] = tuple(case.proofs)
         if case.proven:
             self.verdict[number] = Verdict.PROVEN
         elif case.witness is not None:
@@ -236,10 +259,13 @@ class _Case:
         guard: float,
         classes: Tensor,
         witness: Tensor | None,
+        record: bool,
     ) -> None:
         self.instance, self.network, self.x, self.eps, self.guard = instance, network, x, eps, guard
         self.classes = classes
         self.witness = witness
+        self.record = record
+        self.proofs: list[LabelProof] = []
         self.lower = torch.full((len(classes),), -math.inf, dtype=torch.float64, device=classes.device)
         self.offset = self.lower.clone()
         self.coefficient = x.new_zeros(len(classes), *x.shape, dtype=torch.float64)
@@ -264,7 +290,7 @@ class _Case:
         size = float(1 + self.instance.system.margins.offset.abs().amax())
         goal = self.guard + SLACK * size
         problem = MarginProblem(instance=self.instance, classes=self.classes)
-        return Search(problem=problem, guard=self.guard, goal=goal, look=self.look)
+        return Search(problem=problem, guard=self.guard, goal=goal, look=self.look, record=self.record)
 
     def look(self, point: Tensor) -> set[int]:
         """Runs the network at the minimising points v (d, D); the classes that any point refutes, by position."""
@@ -282,12 +308,32 @@ class _Case:
     def plant(self) -> None:
         """alpha-CROWN on the whole box; what stays open is the root of a tree."""
         planes, found = self.instance.root(self.classes, ROOT)
+        if self.record:
+            self._note_root(planes, found)
         better = planes.lower > self.lower
         self.lower = torch.where(better, planes.lower, self.lower)
         self.offset = torch.where(better, planes.offset, self.offset)
         self.coefficient[better] = planes.coefficient[better]
         self.search.plant(found)
         self.search.drop(self.refuted)
+
+    def _note_root(self, planes: Planes, found: Ascent) -> None:
+        """Records the labels that are excluded on the whole box."""
+        alpha = (found.duals.on_grid().alpha * GRID).round().to(torch.uint8)
+        for place in torch.nonzero((planes.lower > self.guard) & ~(self.lower > self.guard)).flatten().tolist():
+            whole = Leaf(
+                target=place,
+                alpha=alpha[:, place],
+                split=found.duals.split[:, place],
+                side=found.duals.side[:, place],
+                beta=found.duals.beta[:, place],
+                share=None,
+                bound=float(planes.lower[place]),
+            )
+            self._note(place, (whole,))
+
+    def _note(self, place: int, leaves: tuple[Leaf, ...]) -> None:
+        self.proofs.append(LabelProof(label=int(self.classes[place]), instance=self.instance, leaves=leaves))
 
     def tighten(self) -> None:
         """Optimises the hidden bounds and starts again from the root with them, for the labels that are open."""
@@ -309,6 +355,8 @@ class _Case:
         lower = self.search.lower()[proven]
         gained = (self.lower[proven] <= self.guard) & (lower > self.guard)
         proven = proven[gained]
+        for place in proven.tolist() if self.search.leaves is not None else ():
+            self._note(place, tuple(leaf for leaf in self.search.leaves or () if leaf.target == place))
         self.lower[proven] = self.offset[proven] = lower[gained]
         self.coefficient[proven] = 0.0
 

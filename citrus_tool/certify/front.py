@@ -22,6 +22,7 @@ from torch import Tensor
 
 from citrus_tool.bounds.linear import Planes
 from citrus_tool.bounds.optimised import LEAST_SHARE, Duals, least_sum
+from citrus_tool.certify.search import Leaf
 from citrus_tool.threat import Box
 
 MIXES: Final = 9
@@ -34,12 +35,13 @@ BYTES: Final = 2**26
 class Front:
     """The open parts (n,) of one execution's search for one label.
 
-    `duals` as in the search; `planes` below margin - guard, claimed in float64: on part r,
-    margin - guard >= <coefficient_r, u> + offset_r.
+    `duals` as in the search; `planes` below margin - guard, claimed in float64 with the duals `on_grid`: on part r,
+    margin - guard >= <coefficient_r, u> + offset_r. `closed`: the search's closed parts, if they are recorded.
     """
 
     duals: Duals
     planes: Planes
+    closed: tuple[Leaf, ...] = ()
 
     def __len__(self) -> int:
         return len(self.planes.offset)

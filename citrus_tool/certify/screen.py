@@ -19,7 +19,7 @@ from torch import Tensor
 
 from citrus_tool.bounds.crown import Intermediate, crown, only
 from citrus_tool.bounds.rounding import OUTWARD_INTERVAL, enclose, exact_products, outward_margins
-from citrus_tool.certify.branch import Budget, branch_and_bound
+from citrus_tool.certify.branch import Budget, LabelProof, branch_and_bound
 from citrus_tool.data import Dataset
 from citrus_tool.errors import DataError
 from citrus_tool.network import INPUT, Network, walk
@@ -84,13 +84,16 @@ class OpenInput:
 class Screened:
     """What IBP proves, what any stage proves, and the planes of the inputs that stay open (by position in the batch).
 
-    `planes` is empty when only IBP ran. `guard` (n,): what a margin must exceed. `seconds`: by stage.
+    `planes` is empty when only IBP ran. `guard` (n,): what a margin must exceed. `seconds`: by stage. For inputs that
+    IBP leaves open: `excluded`, the labels that bounds over the whole box exclude, and `proofs` of others, if recorded.
     """
 
     ibp: Bool[Tensor, " n"]
     proven: Bool[Tensor, " n"]
     guard: Float[Tensor, " n"]
     planes: dict[int, OpenInput]
+    excluded: dict[int, tuple[int, ...]]
+    proofs: dict[int, tuple[LabelProof, ...]]
     seconds: dict[str, float]
 
 
@@ -168,6 +171,7 @@ def screen(
     target: int | None = None,
     budget: Budget | None = None,
     generator: torch.Generator | None = None,
+    record: bool = False,
 ) -> Screened:
     """IBP on the inputs of a batch that are held, CROWN on those that IBP leaves open, and so on up to `bounds`.
 
@@ -177,6 +181,7 @@ def screen(
     Args:
         budget: of branch and bound; `seconds` are those of one input that CROWN leaves open, on average.
         generator: of branch and bound's attack.
+        record: keeps branch and bound's proofs.
         network: float64, evaluation mode; its device is used.
         x: float32 pixels; u is added to them exactly.
     """
@@ -189,6 +194,8 @@ def screen(
         ibp[batch] = least > clean.guard[batch]
     seconds["ibp"] = time.monotonic() - start
     proven, planes = ibp.clone(), {}
+    excluded: dict[int, tuple[int, ...]] = {}
+    proofs: dict[int, tuple[LabelProof, ...]] = {}
     row_bytes = 8 * network.num_classes * math.prod(network.input_shape)
     size = max(1, min(FORWARD_BATCH, BATCH_BYTES // row_bytes))
     budget = budget or Budget()
@@ -199,16 +206,21 @@ def screen(
         start = time.monotonic()
         found = crown(network, enclose(images, eps), truth, intermediate=intermediate, target=target)
         seconds["crown"] += time.monotonic() - start
-        left = torch.nonzero(~(found.lower.cpu() > guard[:, None]).all(dim=1)).flatten()
+        above = found.lower.cpu() > guard[:, None]
+        for position, row in zip(batch.tolist(), above, strict=True):
+            excluded[position] = tuple(torch.nonzero(row).flatten().tolist())
+        left = torch.nonzero(~above.all(dim=1)).flatten()
         proven[batch] = True
         found = found.select(left.to(device))
         if bounds != "crown" and len(left):
             start = time.monotonic()
-            found = branch_and_bound(
+            branched = branch_and_bound(
                 network, images[left.to(device)], truth[left.to(device)], eps,
-                known=found, guard=guard[left], generator=generator or torch.Generator(), target=target,
+                known=found, guard=guard[left], generator=generator or torch.Generator(), target=target, record=record,
                 budget=replace(budget, seconds=None if budget.seconds is None else budget.seconds * len(left)),
-            ).margins  # fmt: skip
+            )  # fmt: skip
+            found = branched.margins
+            proofs.update(zip(batch[left].tolist(), branched.proofs, strict=True))
             seconds["branch"] += time.monotonic() - start
         lower, offset = found.lower.cpu() - guard[left, None], found.offset.cpu() - guard[left, None]
         for row, position in enumerate(batch[left].tolist()):
@@ -220,7 +232,9 @@ def screen(
                     coefficient=found.coefficient[row].cpu()[label].flatten(1).numpy(),
                     offset=offset[row, label].numpy(),
                 )
-    return Screened(ibp=ibp, proven=proven, guard=clean.guard, planes=planes, seconds=seconds)
+    return Screened(
+        ibp=ibp, proven=proven, guard=clean.guard, planes=planes, excluded=excluded, proofs=proofs, seconds=seconds
+    )
 
 
 def interval_margins(

@@ -26,6 +26,7 @@ from torch.nn.functional import pad
 from citrus_tool.bounds.fold import Fold
 from citrus_tool.bounds.optimised import (
     COLUMNS,
+    GRID,
     Ascent,
     Duals,
     Instance,
@@ -51,8 +52,6 @@ MINOR: Final = 1e-3
 """What a neuron with a positive coefficient, whose line below is the loose one, counts for beside a negative one."""
 CLOSED_ELSEWHERE: Final = 1e300
 """Stands for the bound of parts that were closed before a search was resumed."""
-GRID: Final = 255
-"""Slopes of parts that are kept are multiples of 1 / GRID, those of proofs too."""
 BETTER_HALF: Final = 0.3
 """Weight of the better child's bound in a candidate's score; the worse child's has weight 1."""
 
@@ -311,11 +310,12 @@ class Search:
         bound = found.bound.double()
         ready = torch.nonzero(bound > self.goal).flatten()
         if len(ready):
-            duals = _on_grid(found.duals.columns(ready))
+            duals = found.duals.columns(ready).on_grid()
             bound[ready] = self.problem.claim(target[ready], duals)
             if self.leaves is not None:
                 self.leaves += self._leaves(bound[ready], duals, target[ready])
-        closed = bound > self.guard
+        closed = torch.zeros_like(bound, dtype=torch.bool)
+        closed[ready] = bound[ready] > self.guard  # nothing is closed by an ascent alone
         self._closed.scatter_reduce_(0, target[closed], bound[closed], "amin")
         left = torch.nonzero(~closed).flatten()
         if len(left):
@@ -346,7 +346,7 @@ class Search:
     def _finish(self, target: Tensor, duals: Duals) -> None:
         """A long ascent for parts without candidates; then what moves the neurons that are split comes next."""
         found = ascend(self.problem.system, self.problem.targets(target), duals, LAST, goal=self.goal)
-        duals = _on_grid(found.duals)
+        duals = found.duals.on_grid()
         bound = self.problem.claim(target, duals)
         closed = bound > self.guard
         self._closed.scatter_reduce_(0, target[closed], bound[closed], "amin")
@@ -410,8 +410,3 @@ class Search:
         score[split] = 0.0
         best = score.topk(min(CANDIDATES, len(score)))
         return best.indices[best.values > 0]
-
-
-def _on_grid(duals: Duals) -> Duals:
-    """The duals with slopes that a proof can store."""
-    return replace(duals, alpha=(duals.alpha * GRID).round() / GRID)

@@ -24,7 +24,7 @@ from citrus_tool.bounds.crown import relax
 from citrus_tool.bounds.optimised import ROOT, Instance, ascend, tuned_planes
 from citrus_tool.bounds.rounding import enclose, exact_products
 from citrus_tool.certify.conflicts import Atom, Combination, Conflicts
-from citrus_tool.certify.front import Front, joined, multiply, trimmed
+from citrus_tool.certify.front import Front, Products, joined, multiply, trimmed
 from citrus_tool.certify.joint import JOINT_ROOT, JointProblem, Member
 from citrus_tool.certify.search import Leaf, Search
 from citrus_tool.network import INPUT, Network
@@ -53,10 +53,16 @@ class OpenInput:
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """Why a combination is refuted: the closed parts of the box, which cover it."""
+    """Why a combination is refuted: the closed parts of the box, which cover it.
+
+    fronts: where the search started from products, of each atom: then the parts cover what is closed neither in a front
+        nor as a product.  closed: those products, as in `front.Multiplied`.
+    """
 
     combination: Combination
     leaves: tuple[Leaf, ...]
+    fronts: tuple[Front, ...] = ()
+    closed: tuple[Products, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +91,8 @@ class _Task:
     search: Search | None
     gap: float
     turn: int = 0
+    fronts: tuple[Front, ...] = ()
+    closed: tuple[Products, ...] = ()
 
 
 @dataclass(kw_only=True)
@@ -243,6 +251,8 @@ class _Loop:
             search.plant(ascend(problem.system, problem.targets(index), start, JOINT_ROOT, goal=problem.goal))
             self.nodes += 1
         else:
+            if self.record:
+                task.fronts, task.closed = tuple(fronts), product.closed
             search.resume(trimmed(joined(fronts, product.open)))
             self.nodes += search.nodes
         task.gap = search.gap
@@ -274,9 +284,9 @@ class _Loop:
         member = self.inputs[owner].member
         plain = replace(trimmed(duals), share=None)
         rows = member.instance.margins(torch.full((plain.alpha.shape[1],), label, device=plain.alpha.device))
-        planes = tuned_planes(member.instance, member.instance.system, *rows, plain)
+        planes = tuned_planes(member.instance, member.instance.system, *rows, plain.on_grid())
         planes = replace(planes, offset=planes.offset - member.guard * (1 + 2**-40))
-        return Front(duals=plain, planes=planes)
+        return Front(duals=plain, planes=planes, closed=tuple(search.leaves or ()))
 
     def grow(self, combination: Combination, task: _Task, nodes: int) -> None:
         """Searches until the combination has spent `nodes`, and takes over a proof."""
@@ -300,7 +310,9 @@ class _Loop:
             return
         self.conflicts.add(combination)
         if task.search.leaves is not None:
-            self.evidence[frozenset(combination)] = Evidence(combination=combination, leaves=tuple(task.search.leaves))
+            self.evidence[frozenset(combination)] = Evidence(
+                combination=combination, leaves=tuple(task.search.leaves), fronts=task.fronts, closed=task.closed
+            )
         task.search = None
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -31,9 +31,11 @@ from citrus_tool.bounds.crown import Intermediate
 from citrus_tool.bounds.fold import foldable
 from citrus_tool.certify.branch import Budget
 from citrus_tool.certify.certificate import Certificate, GroupResult, Status
+from citrus_tool.certify.check_graph import read_graph
 from citrus_tool.certify.conflicts import Atom, Conflicts
 from citrus_tool.certify.journal import Journal, open_journal
 from citrus_tool.certify.master import Ending, MasterBound, Planes, Solver, SolverName, bound_fooled, named
+from citrus_tool.certify.proof import GroupProof, Recorder, Refutation
 from citrus_tool.certify.screen import BoundsName, Clean, Screened, clean_stage, held, judged, screen
 from citrus_tool.certify.settle import executions, settle
 from citrus_tool.data import Dataset
@@ -118,6 +120,7 @@ def certify_uap(
     device: str = "cpu",
     journal: Path | None = None,
     resume: bool = False,
+    proof: Path | None = None,
     progress: Progress | None = None,
     solver: Solver | None = None,
 ) -> Certificate:
@@ -126,11 +129,13 @@ def certify_uap(
     Args:
         device: where bounds and attacks are computed; clean accuracy and witnesses are judged on onnxruntime's CPU.
         journal: file that gets one line per finished group; `resume` goes on with it.
+        proof: file that gets the proof, for `citrus check`.
         solver: another MILP solver in place of the one that `settings` names.
 
     Raises:
         DataError: shape or number of classes do not fit the network, or no input is left to judge.
-        UsageError: the target is no class of the network.
+        UsageError: the target is no class of the network; a proof is wanted of bounds that have none.
+        UnsupportedNetworkError: a proof is wanted of a network that the checker cannot read.
         UsageError, InputFileError: the journal is of another run, or no journal (journal.open_journal).
         SoundnessError: a lower bound lies above an upper bound; names group, stage and values.
         InterruptedRunError: Ctrl-C; finished groups are in the journal.
@@ -148,6 +153,7 @@ def certify_uap(
         settings=settings,
         solver=solver or named(settings.solver),
         device=torch.device(device),
+        recorder=None if proof is None else _recorder(proof, model, threat, settings, network, resume=resume),
     )
     results: dict[int, GroupResult] = {}
     groups: list[tuple[int, ...]] = []
@@ -164,7 +170,7 @@ def certify_uap(
                 log = stack.enter_context(
                     open_journal(journal, _identity(model, data, threat, settings), groups, resume=resume)
                 )
-                results.update(log.done)
+                results.update(run.recorded(log.done))
             progress.start("groups", len(groups), "groups")
             progress.advance(len(results))
             size = run.chunk_groups()
@@ -183,6 +189,8 @@ def certify_uap(
         except KeyboardInterrupt:
             saved = f"continue with --resume ({journal})" if journal is not None else "nothing was saved (no journal)"
             raise InterruptedRunError(f"stopped after {len(results)} of {len(groups)} groups; {saved}.") from None
+    if run.recorder is not None:
+        run.recorder.pack(len(groups), {"data": data.name, "split": data.split, "version": __version__})
     progress.finish()
     ordered = tuple(results[index] for index in range(len(groups)))
     return Certificate(
@@ -214,6 +222,30 @@ def _identity(model: OnnxModel, data: Dataset, threat: Threat, settings: Certify
         "version": __version__,
         **asdict(settings),
     }
+
+
+def _recorder(
+    path: Path, model: OnnxModel, threat: Threat, settings: CertifySettings, network: Network, *, resume: bool
+) -> Recorder:
+    """What writes the proof; raises where there will be none that `citrus check` can verify."""
+    if settings.bounds != "full" or settings.intermediate != "intersect" or not foldable(network):
+        raise UsageError(
+            "a proof is written for --bounds full with --intermediate intersect, and for networks whose nonlinear"
+            " layers are ReLU and LeakyReLU; leave --certificate out."
+        )
+    form = model.contract
+    read_graph(model.path, form.pixel_shape, mean=form.mean, std=form.std, layout=form.layout, clip=threat.clip)
+    run = {
+        "model_sha256": model.sha256,
+        "eps": float(threat.eps).hex(),
+        "clip": threat.clip,
+        "target": threat.target,
+        "shape": list(form.pixel_shape),
+        "mean": list(form.mean),
+        "std": list(form.std),
+        "layout": form.layout,
+    }
+    return Recorder(path, run, resume=resume)
 
 
 def _note(results: Mapping[int, GroupResult]) -> str:
@@ -290,6 +322,7 @@ class _Run:
     settings: CertifySettings
     solver: Solver
     device: torch.device
+    recorder: Recorder | None
 
     @property
     def eps(self) -> float:
@@ -299,6 +332,13 @@ class _Run:
     def joint(self) -> bool:
         """Whether groups go through the cross-execution loop."""
         return self.settings.bounds == "full" and foldable(self.bounded)
+
+    def recorded(self, done: Mapping[int, GroupResult]) -> dict[int, GroupResult]:
+        """Those of an earlier run's results that need not be found again."""
+        recorder = self.recorder
+        if recorder is None:
+            return dict(done)
+        return {n: group for n, group in done.items() if recorder.has(n, group.indices, group.certified)}
 
     def clean(self, progress: Progress) -> tuple[Tensor, Clean]:
         """Indices of the candidates and what they are without a perturbation."""
@@ -357,6 +397,7 @@ class _Run:
                 attack_restarts=min(INDIVIDUAL_RESTARTS, settings.attack_restarts),
             ),
             generator=self._generator(2, first),
+            record=self.recorder is not None,
         )
         seconds.update(screened.seconds)
         positions = torch.split(torch.arange(len(indices)), k)
@@ -379,7 +420,43 @@ class _Run:
             )
             with _timed(group.seconds, "replay"):
                 group = self._replayed(group, screened, u[number], x, labels)
-            yield self._finish(group, screened, x, labels)
+            result, together = self._finish(group, screened, x, labels)
+            if self.recorder is not None:
+                self.recorder.write(self._proof(group, result, screened, x, labels, together))
+            yield result
+
+    def _proof(
+        self,
+        group: _Open,
+        result: GroupResult,
+        screened: Screened,
+        x: Tensor,
+        rivals: Tensor,
+        together: Sequence[Refutation],
+    ) -> GroupProof:
+        """What is recorded of a group: proofs of single labels, and of labels of several inputs `together`."""
+        kinds, excluded, alone = [], [], []
+        for place, position in enumerate(group.position.tolist()):
+            wanted = set(range(self.bounded.num_classes)) if self.threat.target is None else {self.threat.target}
+            wanted.discard(int(rivals[position]))
+            held, ibp = bool(group.correct[place]), bool(group.ibp[place])
+            kinds.append("lost" if not held else "interval" if ibp else "bounds")
+            excluded.append(tuple(sorted(wanted if ibp else wanted.intersection(screened.excluded.get(position, ())))))
+            alone += [
+                Refutation(atoms=((place, one.label),), instances=(one.instance,), leaves=one.leaves)
+                for one in screened.proofs.get(position, ())
+            ]
+        return GroupProof(
+            index=group.index,
+            indices=group.indices,
+            images=x[group.position],
+            labels=tuple(self.data.labels[list(group.indices)].tolist()),
+            rivals=tuple(rivals[group.position].tolist()),
+            kinds=tuple(kinds),
+            excluded=tuple(excluded),
+            refutations=(*alone, *together),
+            fooled=result.clean_correct - result.certified,
+        )
 
     def _attack(self, first: int, positions: tuple[Tensor, ...], x: Tensor, labels: Tensor, attacked: Tensor) -> Tensor:
         """The worst u found for each group against its inputs in `attacked` (n,); (g, C, H, W) on the CPU."""
@@ -457,15 +534,21 @@ class _Run:
             return True
         return bool(np.isin(labels, entry.label[entry.coefficient @ u + entry.offset <= 0]).all())
 
-    def _finish(self, group: _Open, screened: Screened, x: Tensor, labels: Tensor) -> GroupResult:
-        """The group's bracket, by the cross-execution loop, or by the MILP where it can help."""
+    def _finish(
+        self, group: _Open, screened: Screened, x: Tensor, labels: Tensor
+    ) -> tuple[GroupResult, tuple[Refutation, ...]]:
+        """The group's bracket, by the cross-execution loop, or by the MILP where it can help; the loop's proofs."""
+        if self.joint and group.fooled < int(group.open.sum()):
+            return self._settled(group, screened, x, labels)
+        return self._counted(group, screened, x, labels), ()
+
+    def _counted(self, group: _Open, screened: Screened, x: Tensor, labels: Tensor) -> GroupResult:
+        """The group's bracket, by the MILP where it can help."""
         count = int(group.open.sum())
         if count == 0:
             return group.result(0, Status.EXACT, "every correct input is proven by itself")
         if self.settings.bounds == "ibp":
             return group.result(count, Status.BOUNDED, "IBP only, no MILP")
-        if self.joint and group.fooled < count:
-            return self._settled(group, screened, x, labels)
         if count == 1:
             return group.result(count, Status.BOUNDED, "no MILP: with one open input it cannot help")
         if group.fooled == count:
@@ -480,8 +563,10 @@ class _Run:
         status = {Ending.OPTIMAL: Status.BOUNDED, Ending.TIME_LIMIT: Status.TIMEOUT, Ending.NO_BOUND: Status.ERROR}
         return group.result(bound.fooled_upper, status[bound.ending], bound.words)
 
-    def _settled(self, group: _Open, screened: Screened, x: Tensor, labels: Tensor) -> GroupResult:
-        """The group's bracket by the cross-execution loop."""
+    def _settled(
+        self, group: _Open, screened: Screened, x: Tensor, labels: Tensor
+    ) -> tuple[GroupResult, tuple[Refutation, ...]]:
+        """The group's bracket by the cross-execution loop, and its proofs."""
         with _timed(group.seconds, "joint"):
             positions = group.position[group.open]
             inputs = executions(
@@ -500,6 +585,7 @@ class _Run:
                 seconds=self.settings.time_limit,
                 generator=self._generator(1, group.index),
                 target=self.threat.target,
+                record=self.recorder is not None,
             )
         alone = found.conflicts.excluded()
         proven = group.proven.clone()
@@ -510,7 +596,18 @@ class _Run:
         detail = (
             f"cross-execution search: {len(found.conflicts.refuted)} combinations refuted, {found.nodes} parts bounded"
         )
-        return replace(replayed, proven=proven).result(found.fooled_upper, status, detail)
+        places = torch.nonzero(group.open).flatten().tolist()
+        refuted = tuple(
+            Refutation(
+                atoms=tuple((places[member], label) for member, label in one.combination),
+                instances=tuple(inputs[member].member.instance for member, _ in one.combination),
+                leaves=one.leaves,
+                fronts=one.fronts,
+                closed=one.closed,
+            )
+            for one in found.evidence
+        )
+        return replace(replayed, proven=proven).result(found.fooled_upper, status, detail), refuted
 
     def _master(self, group: _Open, screened: Screened) -> MasterBound:
         inputs = [screened.planes[int(position)] for position in group.position[group.open]]

@@ -14,7 +14,7 @@ import click
 
 from citrus_tool import __version__
 from citrus_tool.cli.bench import bench
-from citrus_tool.cli.certify import attack_uap, certify_uap, evaluate
+from citrus_tool.cli.certify import attack_uap, certify_uap, check, evaluate
 from citrus_tool.cli.data import data
 from citrus_tool.cli.demo import demo
 from citrus_tool.cli.export import export_query
@@ -60,6 +60,7 @@ for _command in (
     inspect,
     harden,
     certify_uap,
+    check,
     attack_uap,
     evaluate,
     verify,

@@ -57,6 +57,12 @@ def clean_name(target: int | None) -> str:
     help="With --bounds alpha or full: seconds for one input that CROWN leaves open, on average.",
 )
 @options.attack_options
+@click.option(
+    "--certificate",
+    type=options.PATH,
+    metavar="FILE",
+    help="With --bounds full: write the proof, for `citrus check`.",
+)
 @options.run_dir_options("runs/MODEL_certify")
 @options.run_options
 @options.output_options
@@ -83,6 +89,7 @@ def certify_uap(
     branch_seconds: float,
     attack_steps: int,
     attack_restarts: int,
+    certificate: Path | None,
     run_dir: Path | None,
     resume: bool,
     device: Device,
@@ -104,7 +111,7 @@ def certify_uap(
     from citrus_tool.workflow import DataChoice, ModelChoice, certify_file
 
     options.use_threads(threads)
-    certificate = certify_file(
+    found = certify_file(
         ModelChoice(path=model, mean=mean, std=std),
         DataChoice(name=data_name, root=data_root, seed=seed),
         Threat(eps=eps, clip=clip, target=target),
@@ -126,10 +133,11 @@ def certify_uap(
         run_dir=run_dir or Path("runs") / f"{model.stem}_certify",
         device=device,
         resume=resume,
+        proof=certificate,
         settings=options.effective(ctx),
         progress=terminal.progress(quiet),
     ).to_json()
-    inputs = certificate["inputs"]
+    inputs = found["inputs"]
     counts = {
         clean_name(target): "clean_correct",
         "IBP certified": "ibp_certified",
@@ -137,10 +145,51 @@ def certify_uap(
         "certified UAP": "certified",
         "attacked UAP": "attacked",
     }
-    rows = [
-        [name, str(certificate[key]), terminal.percent(100 * certificate[key] / inputs)] for name, key in counts.items()
-    ]
-    terminal.show(certificate, json_path, [f"of {inputs} inputs", "count", "%"], rows)
+    rows = [[name, str(found[key]), terminal.percent(100 * found[key] / inputs)] for name, key in counts.items()]
+    terminal.show(found, json_path, [f"of {inputs} inputs", "count", "%"], rows)
+
+
+@click.command()
+@click.argument("certificate", type=options.PATH)
+@options.model_argument
+@click.option(
+    "--data",
+    "data_name",
+    metavar="NAME|FILE.npz|FOLDER",
+    help="Also compare the certificate's inputs with this data set.",
+)
+@click.option("--data-root", type=options.PATH, metavar="DIR", help="Where named data sets lie.")
+@options.split_option
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Draws the splits.")
+@options.output_options
+def check(
+    certificate: Path,
+    model: Path,
+    data_name: str | None,
+    data_root: Path | None,
+    split: Split,
+    seed: int,
+    json_path: Path | None,
+    quiet: bool,
+    config: Path | None,
+) -> None:
+    """Verifies the proof that `certify-uap --certificate` wrote; exit code 4 where it does not hold.
+
+    \b
+    Without --data the proof is about the inputs that it holds, whatever their origin.
+
+    \b
+    Example:
+      citrus certify-uap M.onnx --data mnist --eps 0.1 --bounds full --certificate C
+      citrus check C M.onnx --data mnist
+    """
+    terminal.require_output(json_path)
+    from citrus_tool.workflow import DataChoice, check_file
+
+    choice = None if data_name is None else DataChoice(name=data_name, root=data_root, seed=seed)
+    found = check_file(certificate, model, choice, split=split, progress=terminal.progress(quiet)).to_json()
+    rows = [[name, f"{found[name]:g}" if name == "eps" else str(found[name])] for name in found if name != "holds"]
+    terminal.show(found, json_path, ["the proof holds", ""], rows)
 
 
 @click.command("attack-uap")

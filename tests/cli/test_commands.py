@@ -43,6 +43,7 @@ def test_version_and_help(run: Run) -> None:
         "inspect",
         "harden",
         "certify-uap",
+        "check",
         "attack-uap",
         "evaluate",
         "verify",
@@ -127,6 +128,27 @@ def test_attack_counts_what_the_file_says(run: Run, network: Path) -> None:
     x = data.images.numpy() + np.load("u.npy").repeat(5, axis=0)[:7]
     logits = onnxruntime.InferenceSession(str(network), providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
     assert json.loads(outcome.out)["attacked"] == (logits.argmax(axis=1) == data.labels.numpy()).sum()
+
+
+def test_certificate_and_check(run: Run, network: Path) -> None:
+    limits = ("--limit", 6, "--attack-steps", 5, "--time-limit", 2)
+    arguments = ("certify-uap", network, "--eps", "1/255", *limits, "--quiet")
+    outcome = run(*arguments, "--bounds", "full", "--certificate", "proof", "--json", "c.json")
+    assert outcome.code == 0, outcome.err
+    outcome = run("check", "proof", network, "--data", "digits", "--quiet", "--json", "k.json")
+    assert outcome.code == 0, outcome.err
+    assert "the proof holds" in outcome.out
+    checked = loaded("k.json")
+    assert checked["holds"]
+    assert (checked["certified"], checked["inputs"]) == (loaded("c.json")["certified"], 6)
+    assert run("check", "proof", network, "--quiet").code == 0
+    other = run("check", "proof", network, "--data", "digits", "--split", "train", "--quiet")
+    assert other.code == 4
+    assert "its images or labels are not those of the data set" in other.err
+    refused = run(*arguments, "--certificate", "proof2", "--run-dir", "r2")
+    assert refused.code == 2
+    assert "leave --certificate out" in refused.err
+    assert run("check", "missing", network).code == 3
 
 
 def test_evaluate(run: Run, network: Path) -> None:

@@ -1,0 +1,326 @@
+"""The checker's own reading of an ONNX classifier: sparse affine maps and ReLUs in float64.
+
+Shares no code with the rest of citrus, so that a fault of the importer cannot hide in both. Data movement (reshape,
+transpose, slice, ...) is done by the reference evaluator of the onnx package on arrays of positions; constants are
+folded by it too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+from scipy import sparse
+
+from citrus_tool.errors import UnsupportedNetworkError
+
+Floats = NDArray[np.float64]
+Index = NDArray[np.int64]
+Matrix = Any
+"""A dense array or scipy.sparse.csr_array; neither library gives the pair a common type."""
+
+DENSE: Final = 0.2
+"""Matrices with a larger share of nonzeros are kept dense."""
+MOVES: Final = {"Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Gather", "Identity", "Dropout"}
+"""Operators that only move entries (the data is their first input)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Affine:
+    """sum of matrix @ (value of the node), plus bias; `sizes` are the matrices' absolute values."""
+
+    sources: tuple[int, ...]
+    matrices: tuple[Matrix, ...]
+    sizes: tuple[Matrix, ...]
+    bias: Floats
+
+
+@dataclass(frozen=True, kw_only=True)
+class Relu:
+    """max(z, floor z) of the node `source`, 0 <= floor <= 1."""
+
+    source: int
+    floor: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graph:
+    """The network as nodes in topological order, each a vector; node 0 is the flat input in pixel space.
+
+    layers: of the nodes 1, 2, ...; the last is the vector of logits.  sizes: entries of every node, the input first.
+    """
+
+    layers: tuple[Affine | Relu, ...]
+    sizes: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Value:
+    """A tensor of the file: entry `index[i]` of the node `node` at position i; batch axis of 1 included."""
+
+    node: int
+    index: Index
+
+
+def compact(matrix: Matrix) -> Matrix:
+    """The matrix as a dense array unless it is sparse enough."""
+    if sparse.issparse(matrix) and matrix.nnz > DENSE * matrix.shape[0] * matrix.shape[1]:
+        return matrix.toarray()
+    return matrix
+
+
+class _Reader:
+    def __init__(self, size: int, opsets: Sequence[Any]) -> None:
+        self.layers: list[Affine | Relu] = []
+        self.sizes = [size]
+        self.values: dict[str, _Value] = {}
+        self.constants: dict[str, NDArray[Any]] = {}
+        self.opsets = opsets
+
+    def push(self, layer: Affine | Relu, size: int) -> int:
+        self.layers.append(layer)
+        self.sizes.append(size)
+        return len(self.layers)
+
+    def affine(self, shape: tuple[int, ...], parts: Sequence[tuple[_Value, Matrix]], bias: Floats | float) -> _Value:
+        """The sum of matrix @ value.flatten() as a new node of the given shape."""
+        count = int(np.prod(shape))
+        matrices = []
+        for value, matrix in parts:
+            place = sparse.csr_array(
+                (np.ones(value.index.size), (np.arange(value.index.size), value.index.ravel())),
+                shape=(value.index.size, self.sizes[value.node]),
+            )
+            matrices.append(compact(matrix @ place))
+        full = np.broadcast_to(np.asarray(bias, dtype=np.float64), shape).ravel()
+        sources, sizes = tuple(value.node for value, _ in parts), tuple(abs(matrix) for matrix in matrices)
+        layer = Affine(sources=sources, matrices=tuple(matrices), sizes=sizes, bias=full)
+        return _Value(node=self.push(layer, count), index=np.arange(count).reshape(shape))
+
+    def scaled(self, x: _Value, scale: Floats | float, shift: Floats | float) -> _Value:
+        """scale * x + shift, with broadcasting."""
+        shape = np.broadcast_shapes(x.index.shape, np.shape(scale), np.shape(shift))
+        wide = _Value(node=x.node, index=np.broadcast_to(x.index, shape))
+        factor = np.broadcast_to(np.asarray(scale, dtype=np.float64), shape).ravel()
+        return self.affine(shape, [(wide, sparse.diags_array(factor, format="csr"))], shift)
+
+    def relu(self, x: _Value, floor: float) -> _Value:
+        if not 0 <= floor <= 1:
+            raise UnsupportedNetworkError(f"a leaky ReLU has slope {floor}; the checker reads slopes from 0 to 1.")
+        size = self.sizes[x.node]
+        if not np.array_equal(x.index.ravel(), np.arange(size)):  # neurons are numbered in the file's order
+            size = x.index.size
+            x = self.affine(x.index.shape, [(x, sparse.eye_array(size, format="csr"))], 0.0)
+        return _Value(node=self.push(Relu(source=x.node, floor=floor), size), index=x.index)
+
+    def evaluated(self, node: onnx.NodeProto, given: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """The node's outputs for known inputs, by the reference evaluator."""
+        inputs = [
+            helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
+            for name, value in given.items()
+        ]
+        outputs = [helper.make_tensor_value_info(name, onnx.TensorProto.UNDEFINED, None) for name in node.output]
+        model = helper.make_model(helper.make_graph([node], "g", inputs, outputs), opset_imports=self.opsets)
+        return list(ReferenceEvaluator(model).run(None, dict(given)))
+
+    def read(self, node: onnx.NodeProto) -> None:
+        names = [name for name in node.input if name]
+        if all(name in self.constants for name in names):
+            found = self.evaluated(node, {name: self.constants[name] for name in names})
+            self.constants.update(zip(node.output, found, strict=True))
+            return
+        if node.op_type == "Shape" and not node.attribute:
+            self.constants[node.output[0]] = np.array(self.values[names[0]].index.shape, dtype=np.int64)
+            return
+        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        self.values[node.output[0]] = self.operator(node, names, attributes)
+
+    def operator(self, node: onnx.NodeProto, names: list[str], given: dict[str, Any]) -> _Value:
+        kind = node.op_type
+        operands = [self.values.get(name, self.constants.get(name)) for name in names]
+        x = operands[0]
+        rest = [np.asarray(c, dtype=np.float64) for c in operands[1:] if not isinstance(c, _Value)]
+        if kind in ("Add", "Sub", "Mul", "Div"):
+            return self.arithmetic(kind, *operands)
+        if kind in ("Concat", "Sum"):
+            return self.joined(kind, operands, given)
+        if not isinstance(x, _Value) or len(rest) + 1 != len(operands):
+            raise UnsupportedNetworkError(f"{kind} of computed weights is not read by the checker.")
+        if kind == "Dropout" and len(names) > 2 and bool(np.any(rest[1])):
+            raise UnsupportedNetworkError("a Dropout in training mode is not read by the checker.")
+        if kind in MOVES:
+            fixed = {name: self.constants[name] for name in names[1:]}
+            moved = self.evaluated(node, {names[0]: x.index, **fixed})[0]
+            return _Value(node=x.node, index=moved.astype(np.int64))
+        if kind == "Relu":
+            return self.relu(x, 0.0)
+        if kind == "LeakyRelu":
+            return self.relu(x, float(given.get("alpha", 0.01)))
+        if kind == "Neg":
+            return self.scaled(x, -1.0, 0.0)
+        if kind == "Conv":
+            return self.conv(x, rest[0], rest[1] if len(rest) > 1 else None, given)
+        if kind in ("AveragePool", "GlobalAveragePool"):
+            return self.average(x, given, whole=kind == "GlobalAveragePool")
+        if kind == "Pad" and given.get("mode", b"constant") == b"constant":
+            return self.pad(node, x, rest, given)
+        if kind == "BatchNormalization" and not given.get("training_mode", 0):
+            gamma, beta, mean, var = (c.reshape(-1, *[1] * (x.index.ndim - 2)) for c in rest)
+            scale = gamma / np.sqrt(var + given.get("epsilon", 1e-5))
+            return self.scaled(x, scale, beta - mean * scale)
+        if kind in ("Gemm", "MatMul"):
+            return self.product(kind, x, rest, given)
+        raise UnsupportedNetworkError(
+            f"{kind} (node {node.name!r}) is not read by the checker; it reads affine layers and ReLUs."
+        )
+
+    def arithmetic(self, kind: str, a: Any, b: Any) -> _Value:
+        if isinstance(a, _Value) and isinstance(b, _Value):
+            if kind not in ("Add", "Sub") or a.index.shape != b.index.shape:
+                raise UnsupportedNetworkError(f"{kind} of two values of shapes {a.index.shape} and {b.index.shape}.")
+            one = sparse.eye_array(a.index.size, format="csr")
+            return self.affine(a.index.shape, [(a, one), (b, one if kind == "Add" else -one)], 0.0)
+        if isinstance(a, _Value):
+            c = np.asarray(b, dtype=np.float64)
+            if kind in ("Add", "Sub"):
+                return self.scaled(a, 1.0, c if kind == "Add" else -c)
+            return self.scaled(a, c if kind == "Mul" else 1 / c, 0.0)
+        c = np.asarray(a, dtype=np.float64)
+        if kind == "Div":
+            raise UnsupportedNetworkError("a quotient by a computed value is not read by the checker.")
+        return self.scaled(b, c, 0.0) if kind == "Mul" else self.scaled(b, 1.0 if kind == "Add" else -1.0, c)
+
+    def joined(self, kind: str, operands: list[Any], given: dict[str, Any]) -> _Value:
+        if not all(isinstance(value, _Value) for value in operands):
+            raise UnsupportedNetworkError(f"{kind} with constants is not read by the checker.")
+        if kind == "Sum":
+            one = sparse.eye_array(operands[0].index.size, format="csr")
+            return self.affine(operands[0].index.shape, [(value, one) for value in operands], 0.0)
+        numbers = [np.full(value.index.shape, place) for place, value in enumerate(operands)]
+        owner = np.concatenate(numbers, axis=given["axis"])
+        parts = []
+        for place, value in enumerate(operands):
+            rows = np.flatnonzero(owner.ravel() == place)
+            shape = (owner.size, value.index.size)
+            parts.append((value, sparse.csr_array((np.ones(len(rows)), (rows, np.arange(len(rows)))), shape=shape)))
+        return self.affine(owner.shape, parts, 0.0)
+
+    def product(self, kind: str, x: _Value, rest: list[Floats], given: dict[str, Any]) -> _Value:
+        if given.get("transA", 0) or rest[0].ndim != 2:
+            raise UnsupportedNetworkError(f"{kind} with a transposed input or a stack of weights.")
+        weight = rest[0].T if given.get("transB", 0) else rest[0]  # (in, out)
+        weight = weight * given.get("alpha", 1.0) if kind == "Gemm" else weight
+        bias = rest[1] * given.get("beta", 1.0) if len(rest) > 1 else np.zeros(1)
+        count = x.index.size // x.index.shape[-1]
+        matrix = weight.T if count == 1 else sparse.kron(sparse.eye_array(count), weight.T, format="csr")
+        return self.affine((*x.index.shape[:-1], weight.shape[1]), [(x, matrix)], bias)
+
+    def windows(self, x: _Value, kernel: tuple[int, ...], given: dict[str, Any]) -> Index:
+        """Flat positions in x of every window's entries, -1 in the padding: (C, kh, kw, oh, ow)."""
+        if x.index.ndim != 4 or given.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID") or given.get("ceil_mode"):
+            raise UnsupportedNetworkError("windows with automatic padding, rounded up, or not over (C, H, W) maps.")
+        top, left, bottom, right = given.get("pads", (0, 0, 0, 0))
+        (sy, sx), (dy, dx) = given.get("strides", (1, 1)), given.get("dilations", (1, 1))
+        place = np.arange(x.index.size).reshape(x.index.shape[1:])
+        place = np.pad(place, ((0, 0), (top, bottom), (left, right)), constant_values=-1)
+        view = np.lib.stride_tricks.sliding_window_view(
+            place, (dy * (kernel[0] - 1) + 1, dx * (kernel[1] - 1) + 1), axis=(1, 2)
+        )[:, ::sy, ::sx, ::dy, ::dx]
+        return view.transpose(0, 3, 4, 1, 2)
+
+    def conv(self, x: _Value, weight: Floats, bias: Floats | None, given: dict[str, Any]) -> _Value:
+        groups = given.get("group", 1)
+        places = self.windows(x, weight.shape[2:], given)
+        maps, each = places.shape[3:], weight.shape[0] // groups
+        out = np.arange(weight.shape[0] * maps[0] * maps[1]).reshape(weight.shape[0], 1, 1, 1, *maps)
+        parts = []
+        for group in range(groups):
+            of = slice(group * each, (group + 1) * each)
+            here = places[group * weight.shape[1] : (group + 1) * weight.shape[1]][None]
+            rows, columns, entries = np.broadcast_arrays(out[of], here, weight[of, ..., None, None])
+            inside = columns >= 0
+            parts.append((rows[inside], columns[inside], entries[inside]))
+        rows, columns, entries = (np.concatenate(some) for some in zip(*parts, strict=True))
+        matrix = sparse.csr_array((entries, (rows, columns)), shape=(out.size, x.index.size))
+        shift = 0.0 if bias is None else bias.reshape(-1, 1, 1)
+        return self.affine((1, weight.shape[0], *maps), [(x, matrix)], shift)
+
+    def average(self, x: _Value, given: dict[str, Any], *, whole: bool) -> _Value:
+        kernel = x.index.shape[2:] if whole else tuple(given["kernel_shape"])
+        places = self.windows(x, kernel, {} if whole else given)
+        channels, maps = len(places), places.shape[3:]
+        rows = np.broadcast_to(np.arange(channels * maps[0] * maps[1]).reshape(channels, 1, 1, *maps), places.shape)
+        inside = places >= 0
+        count = inside.sum((1, 2), keepdims=True) if not given.get("count_include_pad", 0) else kernel[0] * kernel[1]
+        share = np.broadcast_to(1.0 / count, places.shape)
+        shape = (channels * maps[0] * maps[1], x.index.size)
+        matrix = sparse.csr_array((share[inside], (rows[inside], places[inside])), shape=shape)
+        return self.affine((1, channels, *maps), [(x, matrix)], 0.0)
+
+    def pad(self, node: onnx.NodeProto, x: _Value, rest: list[Floats], given: dict[str, Any]) -> _Value:
+        pads = [int(p) for p in (rest[0] if rest else given["pads"])]
+        half = len(pads) // 2
+        if half != x.index.ndim or min(pads) < 0 or len(node.input) > 3:
+            raise UnsupportedNetworkError("a Pad that crops, or of some axes only, is not read by the checker.")
+        constant = float(rest[1].item()) if len(rest) > 1 else float(given.get("value", 0.0))
+        place = np.pad(
+            np.arange(x.index.size).reshape(x.index.shape),
+            list(zip(pads[:half], pads[half:], strict=True)),
+            constant_values=-1,
+        )
+        rows = np.flatnonzero(place.ravel() >= 0)
+        entries = (np.ones(len(rows)), (rows, place.ravel()[rows]))
+        matrix = sparse.csr_array(entries, shape=(place.size, x.index.size))
+        return self.affine(place.shape, [(x, matrix)], np.where(place < 0, constant, 0.0))
+
+
+def read_graph(
+    path: Path, shape: Sequence[int], *, mean: Sequence[float], std: Sequence[float], layout: str, clip: bool
+) -> Graph:
+    """The classifier in the file as a function of pixels in [0, 1], of per-sample shape `shape` (C, H, W).
+
+    Args:
+        mean, std: of each channel; the file gets (pixel - mean) / std, scale and shift rounded to float32.
+        layout: "nhwc" if the file wants channels last; otherwise the pixels in order, in the file's own shape.
+        clip: pixels are clipped to [0, 1] first, as 1 - relu(1 - relu(z)).
+
+    Raises UnsupportedNetworkError for anything that is not affine or a ReLU.
+    """
+    model = onnx.load(path, load_external_data=False)
+    proto = model.graph
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in proto.initializer):
+        raise UnsupportedNetworkError(
+            f"{path}: weights lie in other files, which no digest covers; save them in the file."
+        )
+    reader = _Reader(int(np.prod(shape)), model.opset_import)
+    reader.constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.initializer}
+    x = _Value(node=0, index=np.arange(reader.sizes[0]).reshape(1, *shape))
+    if clip:
+        for _ in range(2):
+            x = reader.scaled(reader.relu(x, 0.0), -1.0, 1.0)
+    if any(mean) or any(s != 1 for s in std):
+        place = (-1, *[1] * (len(shape) - 1))
+        scale, shift = 1 / np.asarray(std, dtype=np.float64), -np.asarray(mean) / np.asarray(std)
+        x = reader.scaled(x, _rounded(scale).reshape(place), _rounded(shift).reshape(place))
+    wanted = next(value for value in proto.input if value.name not in reader.constants)
+    sizes = [int(axis.dim_value) for axis in wanted.type.tensor_type.shape.dim][1:]
+    index = x.index.transpose(0, 2, 3, 1) if layout == "nhwc" else x.index
+    reader.values[wanted.name] = _Value(node=x.node, index=index.reshape(1, *sizes))
+    for node in proto.node:
+        reader.read(node)
+    logits = reader.values[proto.output[0].name]
+    count = logits.index.size
+    reader.affine((count,), [(logits, sparse.eye_array(count, format="csr"))], 0.0)
+    return Graph(layers=tuple(reader.layers), sizes=tuple(reader.sizes))
+
+
+def _rounded(values: Floats) -> Floats:
+    """The nearest float32 numbers."""
+    return values.astype(np.float32).astype(np.float64)
