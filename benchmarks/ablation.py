@@ -71,23 +71,32 @@ def main() -> None:
     contest = next(contest for contest in CPU if contest.name == options.contest)
     lines = options.journal.read_text().splitlines() if options.journal.exists() else []
     done: list[dict[str, Any]] = [json.loads(line) for line in lines]
+
+    def recipe_of(variant: str, seed: int) -> Recipe:
+        method, _, text = variant.partition("=")
+        return dataclasses.replace(
+            Job(contest=contest, method=method, seed=seed).recipe.with_epochs(options.epochs),
+            certified_inputs=0, validate_every=options.epochs, **json.loads(text),
+        )  # fmt: skip
+
+    def setting(recipe: Recipe) -> dict[str, Any]:
+        return {"contest": contest.name, "subset": options.subset, "recipe": recipe.to_json()}
+
+    def find(variant: str, seed: int) -> dict[str, Any] | None:
+        wanted = setting(recipe_of(variant, seed))
+        return next((entry for entry in done if all(entry[name] == value for name, value in wanted.items())), None)
+
     for seed in range(options.seeds):
         for variant in options.variant:
-            method, _, text = variant.partition("=")
-            recipe = dataclasses.replace(
-                Job(contest=contest, method=method, seed=seed).recipe.with_epochs(options.epochs),
-                certified_inputs=0, validate_every=options.epochs, **json.loads(text),
-            )  # fmt: skip
-            setting = {"contest": contest.name, "subset": options.subset, "recipe": recipe.to_json()}
-            if any(all(entry[name] == value for name, value in setting.items()) for entry in done):
-                continue
-            entry = {**setting, "variant": variant, **judged(contest, recipe, options.subset, options.data_root)}
-            done.append(entry)
-            with options.journal.open("a") as file:
-                file.write(json.dumps(entry) + "\n")
-    print("variant, std, ucert, attacked, IBP, seeds")
-    for variant in dict.fromkeys(entry["variant"] for entry in done if entry["contest"] == contest.name):
-        runs = [e for e in done if (e["contest"], e["variant"]) == (contest.name, variant)]
+            if find(variant, seed) is None:
+                recipe = recipe_of(variant, seed)
+                entry = {**setting(recipe), **judged(contest, recipe, options.subset, options.data_root)}
+                done.append(entry)
+                with options.journal.open("a") as file:
+                    file.write(json.dumps(entry) + "\n")
+    print("| variant | std | ucert | attacked | IBP | seeds |\n|---|---|---|---|---|---|")
+    for variant in options.variant:
+        runs = [entry for seed in range(options.seeds) if (entry := find(variant, seed)) is not None]
         columns = ([entry[name] for entry in runs] for name in ("standard", "certified", "attacked", "ibp"))
         shown = (f"{statistics.mean(c):.2f} ± {statistics.stdev(c) if len(c) > 1 else 0:.2f}" for c in columns)
         print(f"| `{variant}` | {' | '.join(shown)} | {len(runs)} |")

@@ -136,7 +136,7 @@ CPU: tuple[Contest, ...] = (
         changes={
             "sabr": {"relu_shrink": 0.8},
             "mtl-ibp": {"alpha": 0.01, "attack_ratio": 2.1},
-            "citrus-plus": {"alpha": 0.02, "tau_ratio": 0.5, "worst": 1},
+            "citrus-plus": {"alpha": 0.02, "tau_ratio": 0.5, "worst": 1, "attack_ratio": 0.5},
         },
         seeds=_THREE,
         published=(

@@ -42,7 +42,7 @@ class Member:
     guard: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class JointProblem(Problem):
     """One target per combination of wrong labels: sum of share_i (margin_i - guard_i).
 

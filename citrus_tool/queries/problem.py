@@ -67,6 +67,11 @@ class Problem:
     room: Mapping[str, tuple[NDArray[np.float32], NDArray[np.float32]]]
     empty: bool
 
+    @property
+    def shared(self) -> bool:
+        """z is the perturbation that all inputs share; the problem is then the query's only one."""
+        return self.parts[0].centre is not None
+
     def inputs(self, z: Tensor) -> dict[str, NDArray[np.float32]]:
         """The networks' inputs at z (input_shape), cast to float32 inside their boxes, flat."""
         flat = z.detach().double().flatten().numpy()
@@ -196,11 +201,12 @@ def problems(files: Files) -> Iterator[Problem]:
         else:
             yield _shared(files, structure)
             return
+    side_by_side = _SideBySide.of(files)
     if spec.is_box():
-        yield _side_by_side(files, spec.common_case, spec.clauses)
+        yield side_by_side.problem(spec.common_case, spec.clauses)
         return
     for case in spec.cases(limit=MAX_PROBLEMS):
-        yield _side_by_side(files, case, ())
+        yield side_by_side.problem(case, ())
 
 
 def _shared(files: Files, structure: UapStructure) -> Problem:
@@ -225,42 +231,55 @@ def _shared(files: Files, structure: UapStructure) -> Problem:
         greatest=radius,
         formula=Formula.of((), clauses, columns),
         parts=tuple(parts),
-        room={name: _room(spec, spec.common_case.boxes[name], name) for name in spec.inputs},
+        room={name: _room(spec.common_case.boxes[name]) for name in spec.inputs},
         empty=structure.empty,
     )
 
 
-def _side_by_side(files: Files, case: Case, clauses: Sequence[Clause]) -> Problem:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _SideBySide:
     """All networks over the concatenation of their inputs; one network keeps its input's shape."""
-    spec = files.spec
-    parts: list[Part] = []
-    start = 0
-    for tensor in spec.inputs.values():
-        parts.append(Part(tensor=tensor.name, start=start, size=tensor.size, centre=None))
-        start += tensor.size
-    single = len(spec.networks) == 1
-    shape = next(iter(files.models.values())).contract.file_shape if single else (start,)
-    network, columns = _network(files, parts, shape)
-    room = {name: _room(spec, box, name) for name, box in case.boxes.items()}
 
-    def joined(arrays: Sequence[NDArray[np.floating]]) -> Tensor:
-        return torch.from_numpy(np.concatenate([a.astype(np.float64).ravel() for a in arrays])).reshape(shape)
+    shape: tuple[int, ...]
+    parts: tuple[Part, ...]
+    network: Network
+    columns: Columns
 
-    lower, upper = (joined([getattr(box, side) for box in case.boxes.values()]) for side in ("lower", "upper"))
-    least, greatest = (joined([room[name][side] for name in case.boxes]) for side in (0, 1))
-    return Problem(
-        network=network,
-        box=enclose_bounds(lower[None], torch.maximum(lower, upper)[None]),
-        least=least,
-        greatest=torch.maximum(least, greatest),
-        formula=Formula.of((*case.outputs, *case.mixed), clauses, columns),
-        parts=tuple(parts),
-        room=room,
-        empty=case.empty,
-    )
+    @staticmethod
+    def of(files: Files) -> _SideBySide:
+        parts: list[Part] = []
+        start = 0
+        for tensor in files.spec.inputs.values():
+            parts.append(Part(tensor=tensor.name, start=start, size=tensor.size, centre=None))
+            start += tensor.size
+        single = len(files.spec.networks) == 1
+        shape = next(iter(files.models.values())).contract.file_shape if single else (start,)
+        network, columns = _network(files, parts, shape)
+        return _SideBySide(shape=shape, parts=tuple(parts), network=network, columns=columns)
+
+    def problem(self, case: Case, clauses: Sequence[Clause]) -> Problem:
+        room = {name: _room(box) for name, box in case.boxes.items()}
+
+        def joined(arrays: Sequence[NDArray[np.floating]]) -> Tensor:
+            flat = np.concatenate([a.astype(np.float64).ravel() for a in arrays])
+            return torch.from_numpy(flat).reshape(self.shape)
+
+        lower = joined([box.lower for box in case.boxes.values()])
+        upper = joined([box.upper for box in case.boxes.values()])
+        least, greatest = (joined([room[name][side] for name in case.boxes]) for side in (0, 1))
+        return Problem(
+            network=self.network,
+            box=enclose_bounds(lower[None], torch.maximum(lower, upper)[None]),
+            least=least,
+            greatest=torch.maximum(least, greatest),
+            formula=Formula.of((*case.outputs, *case.mixed), clauses, self.columns),
+            parts=self.parts,
+            room=room,
+            empty=case.empty,
+        )
 
 
-def _room(spec: Spec, box: InputBox, name: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _room(box: InputBox) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """The float32 range of a tensor's entries; where it is empty, the float32 nearest to the bounds."""
     least, greatest = (side.ravel() for side in box.float32())
     inverted = least > greatest

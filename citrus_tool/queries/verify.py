@@ -111,9 +111,17 @@ def verify(
     open_problems = 0
     reason = ""
     for number, problem in enumerate(problems(files)):
-        patience = min(PATIENCE, PATIENT_SHARE * (deadline - time.monotonic()))
-        work = _Work(problem=problem, replay=replay, seed=seed + number, log=log, patience=patience)
-        work.run(deadline)
+        now = time.monotonic()
+        total = 1 if spec.is_box() or problem.shared else spec.case_count
+        share = (deadline - now) / max(1, total - number)  # what earlier problems leave goes to later ones
+        work = _Work(
+            problem=problem,
+            replay=replay,
+            seed=seed + number,
+            log=log,
+            patience=min(PATIENCE, PATIENT_SHARE * share),
+        )
+        work.run(now + share)
         if work.witness is not None:
             return Answer(verdict=Verdict.SAT, witness=work.witness)
         if not work.prover.proven:

@@ -165,7 +165,9 @@ def group(
 
 
 @pytest.mark.parametrize("make", [tiny_chain, tiny_residual, lambda seed: tiny_residual(seed, channels=2)])
-@pytest.mark.parametrize("k", [2, 3, 4, 5, 6])
+@pytest.mark.parametrize(
+    "k", [2, 3, 4, pytest.param(5, marks=pytest.mark.slow), pytest.param(6, marks=pytest.mark.slow)]
+)
 def test_the_loop_is_exact_on_tiny_networks(make: Make, k: int) -> None:
     relational = 0
     for seed in range(4):
@@ -198,6 +200,7 @@ def test_without_time_every_open_input_counts_as_lost() -> None:
     assert not found.complete
 
 
+@pytest.mark.slow
 def test_the_full_pipeline_brackets_the_exact_count(tmp_path: Path) -> None:
     settings = CertifySettings(bounds="full", branch_nodes=8, attack_steps=10, attack_restarts=1, time_limit=30)
     gained = exact = 0

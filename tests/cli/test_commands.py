@@ -151,6 +151,29 @@ def test_certificate_and_check(run: Run, network: Path) -> None:
     assert run("check", "missing", network).code == 3
 
 
+def test_clip_and_target(run: Run, network: Path) -> None:
+    """Both commands judge the same threat: the clipped input, inputs of other labels than the target."""
+    import onnxruntime
+
+    from citrus_tool.data import load
+
+    threat = (network, "--eps", 0.3, "--clip", "--target", 3, "--limit", 7, "--quiet", "--json", "-")
+    attacked = json.loads(run("attack-uap", *threat, "--save", "u.npy").out)
+    certified = json.loads(run("certify-uap", *threat).out)
+    assert attacked["threat"] == certified["threat"] == {"eps": 0.3, "clip": True, "target": 3}
+    assert attacked["inputs"] == certified["inputs"] == 7
+    assert certified["certified"] <= attacked["attacked"] <= attacked["clean_correct"]
+    whole = load("digits", split="test")
+    data = whole.select((whole.labels != 3).nonzero().flatten()[:7])
+    x = np.clip(data.images.numpy() + np.load("u.npy").repeat(5, axis=0)[:7], 0, 1)
+    logits = onnxruntime.InferenceSession(str(network), providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
+    others = np.delete(logits, 3, axis=1).max(axis=1)
+    assert attacked["attacked"] == (logits[:, 3] < others).sum()  # a tie is driven
+    outcome = run("attack-uap", network, "--eps", 0.3, "--target", 10)
+    assert outcome.code == 2
+    assert "target is 10; the network has 10 classes, choose one of 0 to 9" in outcome.err
+
+
 def test_evaluate(run: Run, network: Path) -> None:
     outcome = run("evaluate", network, "--eps", 0.02, "--limit", 10, "--pgd-steps", 3, "--quiet", "--json", "e.json")
     assert outcome.code == 0

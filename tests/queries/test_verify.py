@@ -9,9 +9,12 @@ import pytest
 import torch
 from exact_queries import Tiny, slack, tiny
 
+import citrus_tool.queries.verify as verify_module
+from citrus_tool.bounds.optimised import Instance, Schedule
 from citrus_tool.errors import UsageError
 from citrus_tool.network import INPUT, chain
-from citrus_tool.queries import Spec, parse, uap_query
+from citrus_tool.onnx_io import export
+from citrus_tool.queries import Spec, parse, prove, uap_query
 from citrus_tool.queries.formula import Columns, Formula, with_rows, with_targets
 from citrus_tool.queries.problem import Files, Replay, problems
 from citrus_tool.queries.verify import Answer, Verdict, read_models, verify
@@ -203,3 +206,43 @@ def test_problems_of_a_uap_query_are_one_over_u(tmp_path: Path) -> None:
     expected = np.maximum(x @ network.w1.T + network.b1, 0) @ network.w2.T + network.b2
     assert np.allclose(shared, expected)
     assert [part.tensor for part in problem.parts] == ["X1", "X2", "X3"]
+
+
+@pytest.mark.slow
+def test_branches_agree_with_the_plain_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of the box with hidden bounds of their own close what the whole box needs many splits for, and no more."""
+    splits: list[int] = []
+    split = Instance.split
+
+    def counted(instance: Instance, neuron: int, schedule: Schedule) -> tuple[Instance, Instance]:
+        splits.append(neuron)
+        return split(instance, neuron, schedule)
+
+    monkeypatch.setattr(Instance, "split", counted)
+    verdicts = []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        layers = [torch.nn.Linear(4, 12), torch.nn.ReLU(), torch.nn.Linear(12, 12), torch.nn.ReLU()]
+        network = chain([*layers, torch.nn.Linear(12, 2)], (4,))
+        path = tmp_path / f"{seed}.onnx"
+        export(network, path, metadata={})
+        box = "".join(f"(assert (>= X1[0,{i}] -1.0)) (assert (<= X1[0,{i}] 1.0))" for i in range(4))
+        text = declared().replace("[1,2]", "[1,4]", 1) + box
+        with torch.no_grad():
+            reached = float(network(torch.rand(20_000, 4) * 2 - 1)[:, 0].min())
+        for margin in (-0.02, 0.02):
+            spec = parse(text + f"(assert (<= Y1[0,0] {reached + margin:.6f}))")
+            models = read_models(spec, {"f1": path})
+            with monkeypatch.context() as patch:
+                patch.setattr(verify_module, "PATIENCE", 0.0)
+                patch.setattr(prove, "QUICK", 0.0)
+                patch.setattr(prove, "SLICE", 2)
+                patch.setattr(prove, "SHORTEST", 0.0)
+                branched = verify(spec, models, seconds=60).verdict
+            plain = verify(spec, models, seconds=60).verdict
+            assert branched is plain
+            assert plain in (Verdict.SAT, Verdict.UNSAT)
+            assert margin < 0 or plain is Verdict.SAT
+            verdicts.append(plain)
+    assert len(splits) > 3
+    assert verdicts.count(Verdict.UNSAT) >= 1
