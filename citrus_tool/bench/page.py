@@ -108,9 +108,10 @@ _INTRODUCTION = """# Results
 Made from `results/journal.jsonl` by `citrus bench results --out docs/results.md`; do not edit. Percent. std: standard
 accuracy on the full test set, by the ONNX file on onnxruntime. The others, at scale cpu of the first 1000 test inputs,
 are of groups of 5, all inputs counted: ucert is the certified worst-case UAP accuracy (branch and bound of at most 500
-nodes an input, then the MILP over one shared perturbation), attacked the accuracy under the strongest shared
-perturbations found (an upper bound of it), alone what is proven for the inputs one by one, IBP by interval bounds.
-Mean ± standard deviation over seeds. train: wall time of a run on one thread of a machine that other work shared.
+nodes an input, then joint proofs of what one shared perturbation can fool), attacked the accuracy under the strongest
+shared perturbations found (an upper bound of it), alone what is proven for the inputs one by one, IBP by interval
+bounds. Mean ± standard deviation over seeds. train: wall time of a run on one thread of a machine that other work
+shared.
 
 The paper's figures are of CNN7, a network with some hundred times the weights, trained for 492 to 3583 minutes on an
 RTX 3090 and judged on the full test sets; they show the order, not a goal for these runs. Rows named "published" are

@@ -20,7 +20,7 @@ from citrus_tool import __version__, architectures, data, onnx_io
 from citrus_tool.bench import journal
 from citrus_tool.bench.contests import Contest, Job, Published
 from citrus_tool.bench.journal import Entry
-from citrus_tool.certify.uap import CertifySettings, certify_uap
+from citrus_tool.certify.uap import PROVER, CertifySettings, certify_uap
 from citrus_tool.data import Dataset
 from citrus_tool.harden import checkpoint, trainer
 from citrus_tool.onnx_io import OnnxModel, OnnxRunner
@@ -126,9 +126,10 @@ class Bench:
 
 
 def certifier_digest(settings: CertifySettings) -> str:
-    """Digest of every setting of the certifier that is not at its default."""
+    """Digest of the prover's number and of every setting that is not at its default."""
     defaults = dataclasses.asdict(CertifySettings())
-    kept = {name: value for name, value in dataclasses.asdict(settings).items() if value != defaults[name]}
+    kept: dict[str, object] = {"prover": PROVER}
+    kept |= {name: value for name, value in dataclasses.asdict(settings).items() if value != defaults[name]}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -215,7 +215,7 @@ class _Loop:
         return min(parts, default=math.inf)
 
     def work(self, combination: Combination) -> None:
-        """One turn of a combination, or its first bound together with those of the same inputs' other labels."""
+        """One turn of a combination: its first bound, or further parts of the box."""
         task = self.tasks.get(combination)
         if task is None:
             self.plant(combination)

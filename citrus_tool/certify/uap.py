@@ -53,8 +53,8 @@ BRANCHED_INPUTS: Final = 100
 """The same with branch and bound, which takes seconds for an input: the journal gets a chunk's groups together."""
 CHUNK_BYTES: Final = 2**29
 """Upper limit of the size of a chunk's planes, in bytes."""
-
-
+PROVER: Final = 2
+"""Raised when results of the procedure before are no longer to be mixed with those of today's, or were wrong."""
 INDIVIDUAL_RESTARTS: Final = 2
 """Restarts of the attack that spares foolable inputs the branching, at most."""
 
@@ -220,6 +220,7 @@ def _identity(model: OnnxModel, data: Dataset, threat: Threat, settings: Certify
         "split": data.split,
         **threat.to_json(),
         "version": __version__,
+        "prover": PROVER,
         **asdict(settings),
     }
 
