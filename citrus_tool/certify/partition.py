@@ -46,7 +46,7 @@ def partition(conflicts: Conflicts, given: Iterable[Sequence[int]]) -> tuple[Blo
         raise ValueError("the given blocks are no partition of the open inputs")
     candidates = [merged(conflicts, start)]
     candidates += [merged(conflicts, [block(conflicts, clique) for clique in cover]) for cover in _covers(conflicts)]
-    best = min(candidates, key=lambda blocks: (total(blocks), len(blocks)))
+    best = min(candidates, key=lambda blocks: (total(blocks), -len(blocks)))
     return tuple(sorted(best, key=lambda one: one.members))
 
 

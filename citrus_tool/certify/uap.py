@@ -246,7 +246,7 @@ def _remainders(path: Path, notes: Mapping[int, Any]) -> dict[int, Remainder]:
         return {index: Remainder.of(note) for index, note in notes.items()}
     except (KeyError, TypeError, ValueError) as error:
         raise InputFileError(
-            f"{path}: a group's note is damaged ({error!r}); remove the file to start again."
+            f"{path}: a note is damaged ({error!r}); remove the file to start again."
         ) from None
 
 
