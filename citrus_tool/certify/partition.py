@@ -9,7 +9,7 @@ than the two of them are merged. The best of what is tried is taken, never one t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Final
@@ -41,11 +41,13 @@ def partition(conflicts: Conflicts, given: Iterable[Sequence[int]]) -> tuple[Blo
 
     Raises: ValueError where `given` is no partition.
     """
+    linked = {pair for old in conflicts.refuted for pair in combinations(sorted({member for member, _ in old}), 2)}
     start = [block(conflicts, members) for members in given]
     if sorted(member for one in start for member in one.members) != list(range(len(conflicts.labels))):
         raise ValueError("the given blocks are no partition of the open inputs")
-    candidates = [merged(conflicts, start)]
-    candidates += [merged(conflicts, [block(conflicts, clique) for clique in cover]) for cover in _covers(conflicts)]
+    candidates = [merged(conflicts, start, linked)]
+    for cover in _covers(conflicts):
+        candidates.append(merged(conflicts, [block(conflicts, clique) for clique in cover], linked))
     best = min(candidates, key=lambda blocks: (total(blocks), -len(blocks)))
     return tuple(sorted(best, key=lambda one: one.members))
 
@@ -61,16 +63,25 @@ def block(conflicts: Conflicts, members: Iterable[int]) -> Block:
     return Block(members=chosen, bound=conflicts.within(chosen).largest().bound)
 
 
-def merged(conflicts: Conflicts, blocks: Sequence[Block]) -> list[Block]:
-    """The blocks, those of them united whose union counts for less than they do by themselves."""
+def merged(conflicts: Conflicts, blocks: Sequence[Block], linked: Set[tuple[int, int]]) -> list[Block]:
+    """The blocks, those of them united whose union counts for less than they do by themselves.
+
+    linked: pairs (i, j), i < j, of open inputs of one refuted combination; without any of them a union is no gain.
+    """
     kept = list(blocks)
+    vain: set[tuple[int, ...]] = set()
     number = 0
     while number < len(kept):
         for other in range(number):
-            if len(kept[number].members) + len(kept[other].members) > WIDEST:
+            mine, theirs = kept[number].members, kept[other].members
+            together = tuple(sorted((*mine, *theirs)))
+            apart = not any((min(i, j), max(i, j)) in linked for i in mine for j in theirs)
+            if apart or len(together) > WIDEST or together in vain:
                 continue
-            union = block(conflicts, (*kept[number].members, *kept[other].members))
-            if union.bound < kept[number].bound + kept[other].bound:
+            union = block(conflicts, together)
+            if union.bound == kept[number].bound + kept[other].bound:
+                vain.add(together)
+            else:
                 kept[other] = union
                 del kept[number]
                 number = min(number, other)

@@ -245,9 +245,7 @@ def _remainders(path: Path, notes: Mapping[int, Any]) -> dict[int, Remainder]:
     try:
         return {index: Remainder.of(note) for index, note in notes.items()}
     except (KeyError, TypeError, ValueError) as error:
-        raise InputFileError(
-            f"{path}: a note is damaged ({error!r}); remove the file to start again."
-        ) from None
+        raise InputFileError(f"{path}: a note is damaged ({error!r}); remove the file to start again.") from None
 
 
 def _identity(model: OnnxModel, data: Dataset, threat: Threat, settings: CertifySettings) -> dict[str, Any]:
