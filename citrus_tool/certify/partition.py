@@ -45,9 +45,8 @@ def partition(conflicts: Conflicts, given: Iterable[Sequence[int]]) -> tuple[Blo
     start = [block(conflicts, members) for members in given]
     if sorted(member for one in start for member in one.members) != list(range(len(conflicts.labels))):
         raise ValueError("the given blocks are no partition of the open inputs")
-    candidates = [merged(conflicts, start, linked)]
-    for cover in _covers(conflicts):
-        candidates.append(merged(conflicts, [block(conflicts, clique) for clique in cover], linked))
+    covers = [[block(conflicts, clique) for clique in cover] for cover in _covers(conflicts)]
+    candidates = [merged(conflicts, blocks, linked) for blocks in (start, *covers)]
     best = min(candidates, key=lambda blocks: (total(blocks), -len(blocks)))
     return tuple(sorted(best, key=lambda one: one.members))
 

@@ -126,7 +126,6 @@ def test_pairs_across_groups_are_refuted(tmp_path: Path) -> None:
         found, apart = judge(model, data), judge(model, data, settings=replace(SETTINGS, scope="groups"))
         gained += found.certified - apart.certified
         exact += found.certified == found.attacked
-    print(gained, exact)
     assert gained >= 2
     assert exact >= 1
 
