@@ -65,6 +65,13 @@ def clean_name(target: int | None) -> str:
 )
 @options.attack_options
 @click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Processes that groups are spread over; with --threads 1, as many as there are cores is fastest.",
+)
+@click.option(
     "--certificate",
     type=options.PATH,
     metavar="FILE",
@@ -97,6 +104,7 @@ def certify_uap(
     branch_seconds: float,
     attack_steps: int,
     attack_restarts: int,
+    workers: int,
     certificate: Path | None,
     run_dir: Path | None,
     resume: bool,
@@ -143,6 +151,7 @@ def certify_uap(
         device=device,
         resume=resume,
         proof=certificate,
+        workers=workers,
         settings=options.effective(ctx),
         progress=terminal.progress(quiet),
     ).to_json()
