@@ -33,6 +33,7 @@ from citrus_tool.certify.branch import Budget
 from citrus_tool.certify.certificate import Certificate, GroupResult, Status
 from citrus_tool.certify.check_graph import read_graph
 from citrus_tool.certify.conflicts import Atom, Conflicts
+from citrus_tool.certify.evidence import Evidence, Verdict
 from citrus_tool.certify.journal import Journal, open_journal
 from citrus_tool.certify.master import Ending, MasterBound, Planes, Solver, SolverName, bound_fooled, named
 from citrus_tool.certify.proof import GroupProof, Recorder, Refutation
@@ -286,9 +287,14 @@ class _Open:
     correct: Tensor  # (k,) bool
     ibp: Tensor
     proven: Tensor
+    labels: tuple[int, ...]
     u: Tensor  # (C, H, W) float32
-    fooled: int  # by u, replayed
+    fallen: Tensor  # (k,) bool, fooled by u, replayed
     seconds: dict[str, float]
+
+    @property
+    def fooled(self) -> int:
+        return int(self.fallen.sum())
 
     @property
     def open(self) -> Tensor:
@@ -308,7 +314,19 @@ class _Open:
             status=Status.EXACT if certified == attacked else status,
             detail=detail,
             stages=dict(self.seconds),
+            evidence=Evidence(
+                labels=self.labels,
+                verdicts=tuple(map(self._verdict, range(len(self.indices)))),
+                perturbation=self.u.numpy() if self.fooled else None,
+            ),
         )
+
+    def _verdict(self, place: int) -> Verdict:
+        if not self.correct[place]:
+            return Verdict.LOST
+        if self.proven[place]:
+            return Verdict.IBP if self.ibp[place] else Verdict.PROVEN
+        return Verdict.FOOLED if self.fallen[place] else Verdict.OPEN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -415,8 +433,9 @@ class _Run:
                 correct=clean.held[position],
                 ibp=screened.ibp[position],
                 proven=screened.proven[position],
+                labels=tuple(self.data.labels[indices[position]].tolist()),
                 u=u[number],
-                fooled=0,
+                fallen=torch.zeros(len(position), dtype=torch.bool),
                 seconds=dict(share),
             )
             with _timed(group.seconds, "replay"):
@@ -523,8 +542,9 @@ class _Run:
                 " cross-execution stage excludes it; the certificate is void, please report the network."
             )
         seen = self.runner.logits(self.threat.inputs(x[inputs], u))
-        fooled = int((lost & ~held(seen, truth, target)).sum())
-        return replace(group, u=u, fooled=fooled) if fooled > group.fooled else group
+        fallen = torch.zeros_like(group.correct)
+        fallen[group.correct] = torch.from_numpy(lost & ~held(seen, truth, target))
+        return replace(group, u=u, fallen=fallen) if int(fallen.sum()) > group.fooled else group
 
     def _allowed(self, screened: Screened, position: int, labels: NDArray[np.int64], u: NDArray[np.float64]) -> bool:
         """Whether the bounds of an input allow all of `labels` to win at u."""
