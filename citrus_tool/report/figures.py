@@ -137,7 +137,7 @@ def _draw(axes: Axes, one: Series) -> None:
 
 
 def _svg(figure: Figure, key: str, title: str) -> Markup:
-    metadata: Any = {name: None for name in ("Creator", "Date", "Format", "Type")}
+    metadata: Any = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata=metadata)
     text = buffer.getvalue()

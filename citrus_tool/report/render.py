@@ -21,7 +21,7 @@ from citrus_tool import __version__
 from citrus_tool.certify.certificate import GroupResult, Status
 from citrus_tool.certify.evidence import Verdict
 from citrus_tool.report import citations, figures, pictures
-from citrus_tool.report.data import FIGURES, Benchmarked, Certified, Run, Swept, Trained
+from citrus_tool.report.data import FIGURES, Benchmarked, Certified, Trained
 from citrus_tool.report.replay import Replay, Seen
 
 TEMPLATES: Final = Path(__file__).parent / "templates"
@@ -300,7 +300,11 @@ def cactus(run: Benchmarked, key: str) -> Any:
         "Decided instances, in the order of their time",
         [
             figures.Series(
-                name="decided", x=[float(n) for n in range(1, len(decided) + 1)], y=list(decided), paint="certified", marker="o"
+                name="decided",
+                x=[float(n) for n in range(1, len(decided) + 1)],
+                y=list(decided),
+                paint="certified",
+                marker="o",
             )
         ],
         x="instances decided", y="seconds each", whole=True,
@@ -318,7 +322,7 @@ def page(title: str, sections: Sequence[Mapping[str, Any]]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"eps": spelled}
+    environment.filters |= {"eps": spelled, "upper_first": lambda text: text[:1].upper() + text[1:]}
     script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template("page.html.j2").render(

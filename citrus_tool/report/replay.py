@@ -1,4 +1,4 @@
-"""Pictures and predictions, from the network and the data themselves: every kept perturbation is replayed on onnxruntime.
+"""Pictures and predictions from the network and the data themselves: kept perturbations are replayed on onnxruntime.
 
 Network and data must have the digests that the certificate names. What cannot be read again is left out of the report,
 with the reason; what can be read and contradicts the certificate is an error.
