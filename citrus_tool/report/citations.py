@@ -14,15 +14,16 @@ CITATIONS: Final[Mapping[str, str]] = {
     " arXiv 1810.12715, 2018.",
     "crown": "Zhang et al. Efficient Neural Network Robustness Certification with General Activation Functions."
     " NeurIPS 2018.",
-    "alpha": "Xu et al. Fast and Complete: Enabling Complete Neural Network Verification with Rapid and Massively Parallel"
-    " Incomplete Verifiers. ICLR 2021.",
+    "alpha": "Xu et al. Fast and Complete: Enabling Complete Neural Network Verification with Rapid and Massively"
+    " Parallel Incomplete Verifiers. ICLR 2021.",
     "beta": "Wang et al. Beta-CROWN: Efficient Bound Propagation with Per-neuron Split Constraints for Neural Network"
     " Robustness Verification. NeurIPS 2021.",
     "racoon": "Banerjee and Singh. Relational DNN Verification With Cross Executional Bound Refinement. ICML 2024.",
     "rabbit": "Suresh, Banerjee and Singh. Relational Verification Leaps Forward with RABBit. NeurIPS 2024.",
     "raven": "Banerjee, Xu and Singh. Input-Relational Verification of Deep Neural Networks. PLDI 2024.",
     "cbc": "Forrest et al. CBC, the COIN-OR branch-and-cut solver.",
-    "highs": "Huangfu and Hall. Parallelizing the Dual Revised Simplex Method. Mathematical Programming Computation, 2018.",
+    "highs": "Huangfu and Hall. Parallelizing the Dual Revised Simplex Method. Mathematical Programming Computation,"
+    " 2018 (HiGHS).",
     "uap": "Moosavi-Dezfooli et al. Universal Adversarial Perturbations. CVPR 2017.",
     "pgd": "Madry et al. Towards Deep Learning Models Resistant to Adversarial Attacks. ICLR 2018.",
     "shi": "Shi et al. Fast Certified Robust Training with Short Warmup. NeurIPS 2021.",

@@ -63,7 +63,7 @@ class Certified:
 
 @dataclass(frozen=True, kw_only=True)
 class Swept:
-    """Certificates at several eps, ascending; `source`: the file that lists them."""
+    """Certificates at several eps, in the order of `source`, the file that lists them."""
 
     source: str
     certificates: tuple[Certified, ...]
@@ -76,7 +76,7 @@ class Trained:
     Attributes:
         model: path of the network before, or the architecture's name.
         out: path of the file written.
-        figures: accuracies in percent, by name of FIGURES; of `before` and `after` for `harden`, of `after` for `train`.
+        figures: accuracies in percent, by name of FIGURES, of `before` and `after`; `train` has only the latter.
         history: one entry an epoch (harden/trainer.py).
         before, after: what the journals of the two certifications hold; None where they are not there.
     """
@@ -188,8 +188,7 @@ def parse(content: object, source: str, *, folder: Path | None = None) -> Run:
         if not content:
             raise InputFileError(f"{source}: the list of certificates is empty.")
         fields = [_Fields(entry, f"{source}: certificate {n}") for n, entry in enumerate(content)]
-        found = [_certified(entry, source, folder) for entry in fields]
-        return Swept(source=source, certificates=tuple(sorted(found, key=lambda one: one.certificate.threat.eps)))
+        return Swept(source=source, certificates=tuple(_certified(entry, source, folder) for entry in fields))
     fields_ = _Fields(content, source)
     if fields_.has("groups", "certified_uap_accuracy"):
         return _certified(fields_, source, folder)

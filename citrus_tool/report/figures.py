@@ -7,6 +7,7 @@ dark theme and print. Text stays text.
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -86,14 +87,15 @@ def curves(
         key: unique on the page.
         mark: a place on the x axis with its words.
         shade: two of `series`, by number, between which the area is filled.
-        percent: the y axis goes from 0 to 100.
+        percent: the y axis ends at 100 and begins at 0 or at a multiple of ten below all values.
         whole: ticks of the x axis are whole numbers.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    with mpl.rc_context({**mpl.rcParamsDefault, **STYLE}):
+    style: Any = {**mpl.rcParamsDefault, **STYLE}
+    with mpl.rc_context(style):
         figure = Figure(figsize=SIZE, layout="constrained")
         axes = figure.add_subplot()
         for one in series:
@@ -104,16 +106,19 @@ def curves(
             axes.fill_between(list(low.x), values[0], values[1], color=PAINT["unknown"], alpha=0.35, linewidth=0)
         if mark is not None:
             axes.axvline(mark[0], color=PAINT["muted"], linewidth=1, linestyle=":")
+            low_down = percent  # accuracies run along the top
             axes.annotate(
-                mark[1], (mark[0], 1), xycoords=("data", "axes fraction"), xytext=(-4, -2), textcoords="offset points",
-                ha="right", va="top", color=PAINT["muted"], fontsize=9,
+                mark[1], (mark[0], 0 if low_down else 1), xycoords=("data", "axes fraction"),
+                xytext=(-4, 4 if low_down else -2), textcoords="offset points",
+                ha="right", va="bottom" if low_down else "top", color=PAINT["muted"], fontsize=9,
             )  # fmt: skip
         axes.set_xlabel(x)
         axes.set_ylabel(y)
         if whole:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if percent:
-            axes.set_ylim(0, 101)
+            lowest = min((value for one in series for value in one.y if value is not None), default=0.0)
+            axes.set_ylim(max(0.0, 10 * math.floor((lowest - 5) / 10)), 101)
         elif all(value is None or value >= 0 for one in series for value in one.y):
             axes.set_ylim(bottom=0)
         axes.margins(x=0.02)

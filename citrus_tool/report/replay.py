@@ -19,7 +19,7 @@ from citrus_tool import data, onnx_io
 from citrus_tool.certify.certificate import GroupResult
 from citrus_tool.certify.evidence import Verdict
 from citrus_tool.certify.screen import held
-from citrus_tool.data import SPLITS, Dataset
+from citrus_tool.data import SPLITS, Dataset, Split
 from citrus_tool.errors import CheckFailedError, CitrusError, InputFileError
 from citrus_tool.onnx_io import Inspection, OnnxRunner
 from citrus_tool.report.data import Certified
@@ -69,7 +69,8 @@ def replay(run: Certified, *, models: Sequence[Path] = (), root: Path | None = N
     from onnxruntime import __version__ as version
 
     missing = []
-    dataset, inspection, groups = None, None, ()
+    dataset, inspection = None, None
+    groups: tuple[tuple[Seen, ...], ...] = ()
     try:
         dataset = _dataset(run, root)
     except CitrusError as error:
@@ -87,7 +88,7 @@ def replay(run: Certified, *, models: Sequence[Path] = (), root: Path | None = N
 
 def _dataset(run: Certified, root: Path | None) -> Dataset:
     one = run.certificate
-    split = next((name for name in SPLITS if name == one.split), "test")
+    split: Split = next((name for name in SPLITS if name == one.split), "test")
     found = data.load(one.data, split=split, root=root or run.origin.root, seed=run.origin.seed)
     if found.sha256() != one.data_sha256:
         raise InputFileError(f"data {one.data} ({one.split}) is not what was certified: its sha256 is another one.")

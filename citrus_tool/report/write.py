@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ def write_report(
         missing.extend(found.missing)
         return render.view(key, run, found, album)
 
-    sections = []
+    sections: list[Mapping[str, Any]] = []
     for number, run in enumerate(runs, start=1):
         sections.append(_section(f"r{number}", run, seen))
         progress.advance()
@@ -63,14 +63,14 @@ def _name(run: Run) -> str:
     return run.source if isinstance(run, Benchmarked) else run.model
 
 
-def _section(key: str, run: Run, seen: Any) -> Mapping[str, Any]:
+def _section(key: str, run: Run, seen: Callable[[str, Certified], render.CertifiedView]) -> Mapping[str, Any]:
     if isinstance(run, Certified):
         return {"kind": "certified", "key": key, "run": run, "view": seen(key, run)}
     if isinstance(run, Swept):
-        views = [seen(f"{key}e{number}", one) for number, one in enumerate(run.certificates)]
-        prefixes = [f"{number}." for number in range(len(views))]
+        several = [seen(f"{key}e{number}", one) for number, one in enumerate(run.certificates)]
+        prefixes = [f"{number}." for number in range(len(several))]
         return {
-            "kind": "swept", "key": key, "run": run, "views": views, "prefixes": prefixes,
+            "kind": "swept", "key": key, "run": run, "views": several, "prefixes": prefixes,
             "curve": render.sweep(run.certificates, f"{key}-eps"),
         }  # fmt: skip
     if isinstance(run, Trained):
@@ -84,17 +84,11 @@ def _section(key: str, run: Run, seen: Any) -> Mapping[str, Any]:
         return {"kind": "evaluated", "key": key, "run": run}
     if isinstance(run, Attacked):
         return {"kind": "attacked", "key": key, "run": run}
-    verdicts = {
-        word: sum(one.verdict == word for one in run.instances)
-        for word in ("sat", "unsat", "unknown", "timeout", "error")
-    }
+    words = ("sat", "unsat", "unknown", "timeout", "error")
     return {
-        "kind": "benchmarked",
-        "key": key,
-        "run": run,
-        "verdicts": verdicts,
-        "curve": render.cactus(run, f"{key}-cactus"),
-    }
+        "kind": "benchmarked", "key": key, "run": run, "curve": render.cactus(run, f"{key}-cactus"),
+        "verdicts": {word: sum(one.verdict == word for one in run.instances) for word in words},
+    }  # fmt: skip
 
 
 def _curves(runs: Sequence[Run]) -> list[Mapping[str, Any]]:
