@@ -8,6 +8,7 @@ from enum import Enum
 from itertools import pairwise
 from typing import Any
 
+from citrus_tool.certify.evidence import Evidence
 from citrus_tool.errors import SoundnessError
 from citrus_tool.threat import Threat
 
@@ -46,6 +47,7 @@ class GroupResult:
         attacked: inputs that stayed correct under the worst shared perturbation found (an upper bound).
         detail: what the MILP said, or why there was none.
         stages: seconds by stage; work done on many groups at once is shared out evenly.
+        evidence: each input's label and verdict, and the worst perturbation found; None in journals that have none.
 
     Raises: SoundnessError unless 0 <= IBP <= individual <= certified <= attacked <= clean <= number of inputs.
     """
@@ -60,6 +62,7 @@ class GroupResult:
     status: Status
     detail: str
     stages: Mapping[str, float]
+    evidence: Evidence | None = None
 
     def __post_init__(self) -> None:
         chain = [
@@ -89,6 +92,9 @@ class GroupResult:
         return replace(
             self, index=index, indices=indices, clean_correct=clean, individually_certified=clean, certified=clean,
             attacked=clean, status=Status.EXACT, detail="every correct input is proven by itself",
+            evidence=None if self.evidence is None else self.evidence.without_perturbation(
+                [self.indices.index(one) for one in indices]
+            ),
         )  # fmt: skip
 
     def to_json(self) -> dict[str, Any]:
@@ -103,6 +109,7 @@ class GroupResult:
             "status": self.status.value,
             "detail": self.detail,
             "seconds": self.seconds,
+            **(self.evidence.to_json() if self.evidence is not None else {}),
         }
 
 

@@ -35,11 +35,12 @@ from citrus_tool.certify.certificate import Certificate, GroupResult, Status
 from citrus_tool.certify.check_graph import read_graph
 from citrus_tool.certify.conflicts import Atom, Conflicts
 from citrus_tool.certify.dataset import Across, Remainder, Rest, across, attacked
+from citrus_tool.certify.evidence import Evidence, Verdict
 from citrus_tool.certify.journal import Journal, open_journal
 from citrus_tool.certify.master import Ending, MasterBound, Planes, Solver, SolverName, bound_fooled, named
 from citrus_tool.certify.proof import GroupProof, Recorder, Refutation, regrouped
 from citrus_tool.certify.screen import BoundsName, Clean, OpenInput, Screened, clean_stage, held, judged, screen
-from citrus_tool.certify.settle import Evidence, executions, settle
+from citrus_tool.certify.settle import Grounds, executions, settle
 from citrus_tool.certify.settle import OpenInput as Execution
 from citrus_tool.data import Dataset
 from citrus_tool.errors import DataError, InputFileError, InterruptedRunError, SoundnessError, UsageError
@@ -337,9 +338,14 @@ class _Open:
     correct: Tensor  # (k,) bool
     ibp: Tensor
     proven: Tensor
+    labels: tuple[int, ...]
     u: Tensor  # (C, H, W) float32
-    fooled: int  # by u, replayed
+    fallen: Tensor  # (k,) bool, fooled by u, replayed
     seconds: dict[str, float]
+
+    @property
+    def fooled(self) -> int:
+        return int(self.fallen.sum())
 
     @property
     def open(self) -> Tensor:
@@ -355,8 +361,9 @@ class _Open:
             correct=self.correct[some],
             ibp=self.ibp[some],
             proven=self.proven[some],
+            labels=tuple(self.labels[member] for member in some),
             u=torch.zeros_like(self.u),
-            fooled=0,
+            fallen=torch.zeros(len(some), dtype=torch.bool),
             seconds={},
         )
 
@@ -374,7 +381,19 @@ class _Open:
             status=Status.EXACT if certified == attacked else status,
             detail=detail,
             stages=dict(self.seconds),
+            evidence=Evidence(
+                labels=self.labels,
+                verdicts=tuple(map(self._verdict, range(len(self.indices)))),
+                perturbation=self.u.numpy() if self.fooled else None,
+            ),
         )
+
+    def _verdict(self, place: int) -> Verdict:
+        if not self.correct[place]:
+            return Verdict.LOST
+        if self.proven[place]:
+            return Verdict.IBP if self.ibp[place] else Verdict.PROVEN
+        return Verdict.FOOLED if self.fallen[place] else Verdict.OPEN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -422,14 +441,14 @@ def _remainder(
     )
 
 
-def _refutation(evidence: Evidence, places: Sequence[int], inputs: Sequence[Execution]) -> Refutation:
+def _refutation(grounds: Grounds, places: Sequence[int], inputs: Sequence[Execution]) -> Refutation:
     """The proof of a combination of `inputs`, which are at `places` in the group."""
     return Refutation(
-        atoms=tuple((places[member], label) for member, label in evidence.combination),
-        instances=tuple(inputs[member].member.instance for member, _ in evidence.combination),
-        leaves=evidence.leaves,
-        fronts=evidence.fronts,
-        closed=evidence.closed,
+        atoms=tuple((places[member], label) for member, label in grounds.combination),
+        instances=tuple(inputs[member].member.instance for member, _ in grounds.combination),
+        leaves=grounds.leaves,
+        fronts=grounds.fronts,
+        closed=grounds.closed,
     )
 
 
@@ -562,8 +581,9 @@ class _Run:
                 correct=clean.held[position],
                 ibp=screened.ibp[position],
                 proven=screened.proven[position],
+                labels=tuple(self.data.labels[indices[position]].tolist()),
                 u=u[number],
-                fooled=0,
+                fallen=torch.zeros(len(position), dtype=torch.bool),
                 seconds=dict(share),
             )
             with _timed(group.seconds, "replay"):
@@ -673,8 +693,9 @@ class _Run:
                 " cross-execution stage excludes it; the certificate is void, please report the network."
             )
         seen = self.runner.logits(self.threat.inputs(x[inputs], u))
-        fooled = int((lost & ~held(seen, truth, target)).sum())
-        return replace(group, u=u, fooled=fooled) if fooled > group.fooled else group
+        fallen = torch.zeros_like(group.correct)
+        fallen[group.correct] = torch.from_numpy(lost & ~held(seen, truth, target))
+        return replace(group, u=u, fallen=fallen) if int(fallen.sum()) > group.fooled else group
 
     def _allowed(self, screened: Screened, position: int, labels: NDArray[np.int64], u: NDArray[np.float64]) -> bool:
         """Whether the bounds of an input allow all of `labels` to win at u."""
@@ -745,7 +766,7 @@ class _Run:
             f"cross-execution search: {len(found.conflicts.refuted)} combinations refuted, {found.nodes} parts bounded"
         )
         places = torch.nonzero(group.open).flatten().tolist()
-        proofs = tuple(_refutation(one, places, inputs) for one in found.evidence)
+        proofs = tuple(_refutation(one, places, inputs) for one in found.grounds)
         result = replace(replayed, proven=proven).result(found.fooled_upper, status, detail)
         return result, replayed, found.conflicts.refuted, proofs
 
@@ -809,8 +830,9 @@ class _Run:
             correct=torch.ones_like(everything, dtype=torch.bool),
             ibp=torch.zeros_like(everything, dtype=torch.bool),
             proven=torch.zeros_like(everything, dtype=torch.bool),
+            labels=tuple(self.data.labels[list(rest.inputs)].tolist()),
             u=torch.zeros_like(x[0]),
-            fooled=0,
+            fallen=torch.zeros_like(everything, dtype=torch.bool),
             seconds={},
         )
         screened = Screened(
@@ -853,7 +875,7 @@ class _Run:
             words = f"at most {block.bound} of {len(block.members)} fooled at once"
             chosen.append(one.result(block.bound, Status.BOUNDED if found.complete else Status.TIMEOUT, words))
         if self.recorder is not None:
-            across_ = [_refutation(some, range(len(inputs)), inputs) for some in found.evidence]
+            across_ = [_refutation(some, range(len(inputs)), inputs) for some in found.grounds]
             for part in regrouped(proofs, rest.inputs, found.blocks, across_):
                 self._record(part)
         return tuple(chosen), held_ - whole.fooled

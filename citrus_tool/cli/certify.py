@@ -79,6 +79,7 @@ def clean_name(target: int | None) -> str:
 )
 @options.run_dir_options("runs/MODEL_certify")
 @options.run_options
+@options.report_option
 @options.output_options
 @click.pass_context
 def certify_uap(
@@ -111,6 +112,7 @@ def certify_uap(
     device: Device,
     threads: int | None,
     seed: int,
+    report_path: Path | None,
     json_path: Path | None,
     quiet: bool,
     config: Path | None,
@@ -121,12 +123,13 @@ def certify_uap(
     Example:
       citrus certify-uap M.onnx --data mnist --eps 0.1 --limit 1000 --json certificate.json
     """
-    terminal.require_output(json_path)
+    terminal.require_output(json_path, report_path)
     from citrus_tool.certify.uap import CertifySettings
     from citrus_tool.threat import Threat
     from citrus_tool.workflow import DataChoice, ModelChoice, certify_file
 
     options.use_threads(threads)
+    run_dir = run_dir or Path("runs") / f"{model.stem}_certify"
     found = certify_file(
         ModelChoice(path=model, mean=mean, std=std),
         DataChoice(name=data_name, root=data_root, seed=seed),
@@ -147,7 +150,7 @@ def certify_uap(
             limit=limit,
         ),
         split=split,
-        run_dir=run_dir or Path("runs") / f"{model.stem}_certify",
+        run_dir=run_dir,
         device=device,
         resume=resume,
         proof=certificate,
@@ -165,6 +168,7 @@ def certify_uap(
     }
     rows = [[name, str(found[key]), terminal.percent(100 * found[key] / inputs)] for name, key in counts.items()]
     terminal.show(found, json_path, [f"of {inputs} inputs", "count", "%"], rows)
+    terminal.write_report(report_path, run_dir)
 
 
 @click.command()
@@ -296,6 +300,7 @@ def attack_uap(
 @options.certify_options
 @click.option("--pgd-steps", type=click.IntRange(min=1), default=50, show_default=True, help="Steps of the PGD attack.")
 @options.run_options
+@options.report_option
 @options.output_options
 def evaluate(
     model: Path,
@@ -314,6 +319,7 @@ def evaluate(
     device: Device,
     threads: int | None,
     seed: int,
+    report_path: Path | None,
     json_path: Path | None,
     quiet: bool,
     config: Path | None,
@@ -327,7 +333,7 @@ def evaluate(
     Example:
       citrus evaluate M.onnx --data mnist --eps 0.1
     """
-    terminal.require_output(json_path)
+    terminal.require_output(json_path, report_path)
     from citrus_tool.certify.uap import CertifySettings
     from citrus_tool.cli.train import figure_rows
     from citrus_tool.threat import Threat
@@ -348,3 +354,4 @@ def evaluate(
     )
     rows = [*figure_rows(result.figures), ["PGD (one input each)", terminal.percent(result.pgd_accuracy)]]
     terminal.show(result.to_json(), json_path, ["accuracy in %", model.name], rows)
+    terminal.write_report(report_path, result.to_json(), f"evaluation of {model.name}")
