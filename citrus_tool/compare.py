@@ -35,7 +35,7 @@ class Judged:
     error: CitrusError | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """`name`, `model`, `standard_accuracy`, `sweep` (list of certificates) and `error` (text), None where absent."""
+        """Every field, None where absent; `sweep` is the list of certificates, `error` the text."""
         return {
             "name": self.name,
             "model": str(self.path),

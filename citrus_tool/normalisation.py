@@ -252,7 +252,7 @@ def _cause(model: OnnxModel, data: Dataset) -> str | None:
 
 
 def in_graph(network: Network) -> tuple[Values, Values] | None:
-    """Mean and std of a normalisation at the start of the graph (behind the contract's), if there is one per channel."""
+    """Mean and std of a normalisation that the graph itself starts with, per channel, if it does."""
     scale, shift = torch.ones(1, 1, 1, dtype=torch.float64), torch.zeros(1, 1, 1, dtype=torch.float64)
     at = INPUT
     for node in network.nodes:
@@ -266,7 +266,7 @@ def in_graph(network: Network) -> tuple[Values, Values] | None:
             scale, shift = scale * a, shift * a + b
     if bool((scale <= 0).any()):
         return None
-    both = torch.broadcast_tensors(-shift / scale, 1 / scale)
+    both = torch.stack(torch.broadcast_tensors(-shift / scale, 1 / scale))  # type: ignore[no-untyped-call]
     if both[0].dim() != 3 or any(bool((t != t[:, :1, :1]).any()) for t in both):
         return None
     mean, std = (tuple(round(float(value), 6) for value in t[:, 0, 0]) for t in both)

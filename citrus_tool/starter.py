@@ -75,11 +75,12 @@ class Start:
     def facts(self) -> list[tuple[str, str]]:
         """(what, value) lines for readers."""
         contract, n = self.model.contract, len(self.chosen.labels)
+        batch = "one at a time" if contract.batch else "any batch"
         inside = "none" if self.graph is None else "mean {}, std {}".format(*map(_numbers, self.graph))
         known = "" if self.dataset.classes_known else " at least"
         return [
             ("network", f"{self.source.path}, opset {self.model.opset}"),
-            ("input", f"{contract.file_shape}, {contract.layout}, {'one at a time' if contract.batch else 'any batch'}"),
+            ("input", f"{contract.file_shape}, {contract.layout}, {batch}"),
             ("classes", str(self.model.network.num_classes)),
             ("data", f"{self.choice.name}, images {self.dataset.shape},{known} {self.dataset.num_classes} classes"),
             ("normalisation in the graph", inside),
@@ -146,7 +147,7 @@ def toml(start: Start, path: Path) -> str:
         f"#     citrus certify-uap --config {path}",
         f"#     citrus harden --config {path}",
         "#",
-        "# Entries at the top are for every command that has such an option, a table for the command it is named after.",
+        "# Entries at the top are for every command that has such an option, a table is for the command of that name.",
         "# Options on the command line win. Paths are relative to the folder that citrus is run in.",
         "",
         f"# input {facts['input']}; {facts['classes']} classes",
@@ -178,7 +179,7 @@ def toml(start: Start, path: Path) -> str:
         'bounds = "crown"  # "ibp" is faster, "alpha" and "full" prove more and take longer',
         "",
         "[harden]",
-        'method = "citrus"  # the paper's certified training; citrus harden --help lists the others',
+        'method = "citrus"  # certified training across inputs; citrus harden --help lists the others',
         f"{_entry('recipe', recipe)}  # eps above replaces the recipe's; docs/training.md says what is in it",
         '# init = "shi"  # new weights, in place of training on from those of the file',
     ]

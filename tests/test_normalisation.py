@@ -1,4 +1,4 @@
-"""The doubt about a network that does badly: what is near chance, and for each cause the sentence that names the fix."""
+"""The doubt about a network that does badly: what is near chance, and for each cause the sentence with the fix."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def test_sweep(run: Run, repository: Path) -> None:
         assert [one[name] for one in found] == sorted((one[name] for one in found), reverse=True)
     assert all(one.keys() >= CERTIFICATE for one in found)
     assert found[0]["certified"] > found[-1]["attacked"]  # eps matters
-    rows = list(csv.DictReader(Path("s.csv").open()))
+    rows = list(csv.DictReader(Path("s.csv").read_text().splitlines()))
     assert [int(row["certified"]) for row in rows] == [one["certified"] for one in found]
     assert Path("s.tex").read_text().count(r" \\") == 4
     folder = Path("runs/digits_convtiny_sweep")
@@ -134,7 +134,7 @@ def test_compare(run: Run, network: Path, tmp_path: Path, repository: Path) -> N
         assert pair["groups"] == 4
     assert outcome.out.count("failed") == 2
     assert "percent of 12 inputs (digits, test) in groups of 3" in outcome.out
-    rows = list(csv.DictReader(Path("c.csv").open()))
+    rows = list(csv.DictReader(Path("c.csv").read_text().splitlines()))
     assert [row["error"] != "" for row in rows] == [False] * 4 + [True] * 2
     assert {row["standard_accuracy"] for row in rows[2:4]} == {str(found["networks"][1]["standard_accuracy"])}
     assert Path("c.tex").read_text().count(r"\midrule") == 4
