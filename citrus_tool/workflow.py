@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,12 +29,13 @@ from citrus_tool.certify.check import Checked, check
 from citrus_tool.certify.screen import held, judged
 from citrus_tool.certify.uap import CertifySettings, certify_uap
 from citrus_tool.data import Dataset, Split
-from citrus_tool.errors import DataError, InputFileError, UsageError
-from citrus_tool.files import require_writable_file, require_writable_folder, write_bytes, write_text
+from citrus_tool.errors import AccuracyWarning, DataError, InputFileError, UsageError
+from citrus_tool.files import require_writable_file, require_writable_folder, toml_value, write_bytes, write_text
 from citrus_tool.harden import checkpoint, recipes, trainer
 from citrus_tool.harden.batch_norm import insert_batch_norm, restore_layers
 from citrus_tool.harden.recipes import Recipe
 from citrus_tool.network import Network
+from citrus_tool.normalisation import doubt
 from citrus_tool.onnx_io import Inspection, OnnxModel, OnnxRunner
 from citrus_tool.progress import Progress, Silent
 from citrus_tool.threat import Threat
@@ -82,6 +84,17 @@ class ModelChoice:
         samples = dataset.take(PARITY_SAMPLES).pixels()
         model = onnx_io.read(self.path, mean=self.mean, std=self.std, input_shape=dataset.shape, samples=samples)
         dataset.require_classifier(model.network.input_shape, model.network.num_classes, str(self.path))
+        return model
+
+    def read_trained(self, dataset: Dataset, choice: DataChoice) -> OnnxModel:
+        """`read`, with an AccuracyWarning that names the fix where the network does badly (normalisation.doubt).
+
+        Alternatives are tried on the validation split of `choice`, which `dataset` is a split of.
+        """
+        model = self.read(dataset)
+        sentence = doubt(model, dataset, lambda: choice.load("validation"))
+        if sentence is not None:
+            warnings.warn(sentence, AccuracyWarning, stacklevel=3)
         return model
 
 
@@ -323,7 +336,7 @@ def harden_file(
     progress = progress or Silent()
     where = resolve_device(device)
     train, validation, test = (choice.load(split) for split in data.SPLITS)
-    model = source.read(test)
+    model = source.read_trained(test, choice)
     if out.exists() and out.samefile(source.path):
         raise UsageError(f"{out} is the network that is hardened; give the result another name.")
     _require_outputs(out, run_dir, fresh=keep_checkpoints and not resume)
@@ -389,7 +402,7 @@ def train_file(
         network, train, validation, recipe, run_dir=run_dir, resume=resume, device=where, progress=progress
     )
     model = onnx_io.export(onnx_io.fold_batch_norm(result.network), out, metadata=_metadata(recipe, choice))
-    accuracy = 100 * _standard_correct(OnnxRunner(model), test, progress, "test") / len(test)
+    accuracy = standard_accuracy(model, test, progress, stage="test")
     progress.finish()
     report = TrainReport(
         architecture=architecture,
@@ -426,7 +439,7 @@ def certify_file(
     """
     where = resolve_device(device)
     dataset = choice.load(split)
-    model = source.read(dataset)
+    model = source.read_trained(dataset, choice)
     if run_dir is None:
         return certify_uap(
             model, dataset, threat, certify, device=where, proof=proof, workers=workers, progress=progress or Silent()
@@ -490,7 +503,7 @@ def evaluate_file(
     progress = progress or Silent()
     where = resolve_device(device)
     dataset = choice.load(split)
-    model = source.read(dataset)
+    model = source.read_trained(dataset, choice)
     judged = dataset.take(certify.limit) if certify.limit is not None else dataset
     figures = _figures(model, dataset, threat, certify, where, progress)
     robust = _pgd_correct(model.network, judged, threat, pgd_steps, certify.seed, where, progress)
@@ -535,7 +548,7 @@ def attack_file(
     progress = progress or Silent()
     where = resolve_device(device)
     whole = choice.load(split)
-    model = source.read(whole)
+    model = source.read_trained(whole, choice)
     threat.require_target(model.network.num_classes)
     if save is not None:
         require_writable_file(save)
@@ -627,16 +640,8 @@ def _require_outputs(out: Path, run_dir: Path, *, fresh: bool) -> None:
 def _save_settings(run_dir: Path, settings: Mapping[str, Any] | None) -> None:
     """Writes the effective options as TOML that --config reads; options that are not set are left out."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    lines = [f"{key} = {_toml(value)}" for key, value in (settings or {}).items() if value is not None]
+    lines = [f"{key} = {toml_value(value)}" for key, value in (settings or {}).items() if value is not None]
     write_text(run_dir / "settings.toml", "\n".join(lines) + "\n")
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(_toml(entry) for entry in value)}]"
-    if isinstance(value, bool | int | float):
-        return json.dumps(value)
-    return json.dumps(str(value), ensure_ascii=False)
 
 
 def _metadata(recipe: Recipe, choice: DataChoice) -> dict[str, str]:
@@ -666,9 +671,8 @@ def _figures(
     certificate = certify_uap(
         model, dataset, threat, certify, device=device, journal=journal, resume=resume, progress=progress
     ).to_json()
-    correct = _standard_correct(OnnxRunner(model), dataset, progress, "standard accuracy")
     return Figures(
-        standard_accuracy=100 * correct / len(dataset),
+        standard_accuracy=standard_accuracy(model, dataset, progress),
         ibp_certified_accuracy=100 * certificate["ibp_certified"] / certificate["inputs"],
         certified_uap_accuracy=certificate["certified_uap_accuracy"],
         attacked_uap_accuracy=certificate["attacked_uap_accuracy"],
@@ -684,14 +688,18 @@ def _correct(logits: np.ndarray[Any, np.dtype[Any]], labels: np.ndarray[Any, np.
     return true > others.max(axis=1)
 
 
-def _standard_correct(runner: OnnxRunner, dataset: Dataset, progress: Progress, stage: str) -> int:
+def standard_accuracy(
+    model: OnnxModel, dataset: Dataset, progress: Progress, *, stage: str = "standard accuracy"
+) -> float:
+    """Percent of `dataset` that the file on onnxruntime classifies correctly; a tie is not correct."""
+    runner = OnnxRunner(model)
     progress.start(stage, len(dataset), "inputs")
     correct = 0
     for start in range(0, len(dataset), BATCH):
         part = slice(start, min(start + BATCH, len(dataset)))
         correct += int(_correct(runner.logits(dataset.pixels(part)), dataset.labels[part].numpy()).sum())
         progress.advance(part.stop - part.start)
-    return correct
+    return 100 * correct / len(dataset)
 
 
 def _pgd_correct(
