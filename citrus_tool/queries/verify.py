@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -65,22 +65,27 @@ def read_models(spec: Spec, paths: Mapping[str, Path]) -> dict[str, OnnxModel]:
     Inputs keep the file's own shape and order. Raises UsageError where names and files do not match, and what
     `onnx_io.read` raises.
     """
-    needed = {network.name for network in spec.networks if network.equal_to is None}
-    declared = {network.name for network in spec.networks}
-    for name in paths:
-        if name not in declared:
-            raise UsageError(f"--network {name}=...: the query declares no network {name!r}, only {_list(declared)}.")
-        if name not in needed:
-            raise UsageError(f"--network {name}=...: {name} is equal-to another network and takes no file of its own.")
-    missing = needed - set(paths)
-    if missing:
-        name = min(missing)
-        raise UsageError(f"network {name!r} has no file; add --network {name}=FILE.onnx.")
+    require_names(spec, paths)
     models: dict[str, OnnxModel] = {}
     for name, path in paths.items():
         source = load(path)
         models[name] = assemble(source, input_shape=source.input_shape)
     return models
+
+
+def require_names(spec: Spec, names: Collection[str]) -> None:
+    """Raises UsageError unless `names` are those of the networks that are not `equal-to` another one."""
+    needed = {network.name for network in spec.networks if network.equal_to is None}
+    declared = {network.name for network in spec.networks}
+    for name in names:
+        if name not in declared:
+            raise UsageError(f"--network {name}=...: the query declares no network {name!r}, only {_list(declared)}.")
+        if name not in needed:
+            raise UsageError(f"--network {name}=...: {name} is equal-to another network and takes no file of its own.")
+    missing = needed - set(names)
+    if missing:
+        name = min(missing)
+        raise UsageError(f"network {name!r} has no file; add --network {name}=FILE.onnx.")
 
 
 def _list(names: set[str]) -> str:
