@@ -389,6 +389,7 @@ def harden_file(
     """
     progress = progress or Silent()
     where = resolve_device(device)
+    trainer.method_named(recipe.method)
     train, validation, test = (choice.load(split) for split in data.SPLITS)
     model = source.read(test)
     if out.exists() and source.path.exists() and out.samefile(source.path):
@@ -450,6 +451,7 @@ def train_file(
     """Trains a named architecture from scratch and exports it to `out`; raises as `harden_file`."""
     progress = progress or Silent()
     where = resolve_device(device)
+    trainer.method_named(recipe.method)
     train, validation, test = (choice.load(split) for split in data.SPLITS)
     network = architectures.build(architecture, test.shape, test.num_classes, seed=recipe.seed)
     _require_outputs(out, run_dir, fresh=not resume)

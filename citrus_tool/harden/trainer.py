@@ -104,7 +104,7 @@ def fit(
     if run_dir is None and resume:
         raise UsageError("resume needs the run folder of the run to continue; give --run-dir.")
     run = _Run(
-        network=network, train=train, validation=validation, recipe=recipe, method=_method(recipe.method),
+        network=network, train=train, validation=validation, recipe=recipe, method=method_named(recipe.method),
         device=_device(device), run_dir=run_dir, progress=progress or Silent(), on_epoch=on_epoch,
     )  # fmt: skip
     if run_dir is not None:
@@ -116,7 +116,8 @@ def fit(
     return run.finish()
 
 
-def _method(name: str) -> Method:
+def method_named(name: str) -> Method:
+    """The training method of that name; raises UsageError that lists the names."""
     if name not in METHODS:
         near = difflib.get_close_matches(name, METHODS, n=1)
         meant = f" Did you mean {near[0]!r}?" if near else ""

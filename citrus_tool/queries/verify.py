@@ -26,6 +26,7 @@ from citrus_tool.queries.falsify import Falsifier
 from citrus_tool.queries.problem import Files, Problem, Replay, problems
 from citrus_tool.queries.prove import Prover
 from citrus_tool.queries.spec import Spec
+from citrus_tool.tables import Table, Tabular
 
 Log = Callable[[str], None]
 
@@ -50,13 +51,20 @@ class Verdict(Enum):
     TIMED_OUT = "timed-out"
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Answer:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Answer(Tabular):
     """A verdict; `witness` holds every tensor of the query where it is SAT, `reason` one sentence otherwise."""
 
     verdict: Verdict
     witness: Mapping[str, NDArray[np.float32]] | None = None
     reason: str = ""
+
+    def table(self) -> Table:
+        """The verdict, and the shape of the witness or the reason."""
+        rows = [[name, " x ".join(map(str, value.shape))] for name, value in (self.witness or {}).items()]
+        if self.reason:
+            rows.append(["reason", self.reason])
+        return Table(title=f"query: {self.verdict.value}", columns=["answer", self.verdict.value], rows=rows)
 
 
 def read_models(spec: Spec, paths: Mapping[str, Path]) -> dict[str, OnnxModel]:
