@@ -34,6 +34,13 @@ def clean_name(target: int | None) -> str:
     show_default=True,
     help="Judge all inputs, or only those that are classified correctly without a perturbation.",
 )
+@click.option(
+    "--scope",
+    type=click.Choice(["groups", "dataset"]),
+    default="groups",
+    show_default=True,
+    help="One perturbation for each group of inputs, or one for all of them.",
+)
 @options.certify_options
 @click.option(
     "--intermediate",
@@ -58,6 +65,13 @@ def clean_name(target: int | None) -> str:
 )
 @options.attack_options
 @click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Processes that groups are spread over; with --threads 1, as many as there are cores is fastest.",
+)
+@click.option(
     "--certificate",
     type=options.PATH,
     metavar="FILE",
@@ -65,6 +79,7 @@ def clean_name(target: int | None) -> str:
 )
 @options.run_dir_options("runs/MODEL_certify")
 @options.run_options
+@options.report_option
 @options.output_options
 @click.pass_context
 def certify_uap(
@@ -81,20 +96,23 @@ def certify_uap(
     target: int | None,
     group_size: int,
     protocol: Literal["all", "correct"],
+    scope: Literal["groups", "dataset"],
     bounds: Literal["ibp", "crown", "alpha", "full"],
-    solver: Literal["cbc", "highs"],
+    solver: Literal["cbc", "highs", "both"],
     time_limit: float,
     intermediate: Literal["intersect", "crown"],
     branch_nodes: int,
     branch_seconds: float,
     attack_steps: int,
     attack_restarts: int,
+    workers: int,
     certificate: Path | None,
     run_dir: Path | None,
     resume: bool,
     device: Device,
     threads: int | None,
     seed: int,
+    report_path: Path | None,
     json_path: Path | None,
     quiet: bool,
     config: Path | None,
@@ -105,12 +123,13 @@ def certify_uap(
     Example:
       citrus certify-uap M.onnx --data mnist --eps 0.1 --limit 1000 --json certificate.json
     """
-    terminal.require_output(json_path)
+    terminal.require_output(json_path, report_path)
     from citrus_tool.certify.uap import CertifySettings
     from citrus_tool.threat import Threat
     from citrus_tool.workflow import DataChoice, ModelChoice, certify_file
 
     options.use_threads(threads)
+    run_dir = run_dir or Path("runs") / f"{model.stem}_certify"
     found = certify_file(
         ModelChoice(path=model, mean=mean, std=std),
         DataChoice(name=data_name, root=data_root, seed=seed),
@@ -118,6 +137,7 @@ def certify_uap(
         CertifySettings(
             group_size=group_size,
             protocol=protocol,
+            scope=scope,
             bounds=bounds,
             intermediate=intermediate,
             branch_nodes=branch_nodes,
@@ -130,10 +150,11 @@ def certify_uap(
             limit=limit,
         ),
         split=split,
-        run_dir=run_dir or Path("runs") / f"{model.stem}_certify",
+        run_dir=run_dir,
         device=device,
         resume=resume,
         proof=certificate,
+        workers=workers,
         settings=options.effective(ctx),
         progress=terminal.progress(quiet),
     ).to_json()
@@ -147,6 +168,7 @@ def certify_uap(
     }
     rows = [[name, str(found[key]), terminal.percent(100 * found[key] / inputs)] for name, key in counts.items()]
     terminal.show(found, json_path, [f"of {inputs} inputs", "count", "%"], rows)
+    terminal.write_report(report_path, run_dir)
 
 
 @click.command()
@@ -278,6 +300,7 @@ def attack_uap(
 @options.certify_options
 @click.option("--pgd-steps", type=click.IntRange(min=1), default=50, show_default=True, help="Steps of the PGD attack.")
 @options.run_options
+@options.report_option
 @options.output_options
 def evaluate(
     model: Path,
@@ -290,12 +313,13 @@ def evaluate(
     eps: float,
     group_size: int,
     bounds: Literal["ibp", "crown", "alpha", "full"],
-    solver: Literal["cbc", "highs"],
+    solver: Literal["cbc", "highs", "both"],
     time_limit: float,
     pgd_steps: int,
     device: Device,
     threads: int | None,
     seed: int,
+    report_path: Path | None,
     json_path: Path | None,
     quiet: bool,
     config: Path | None,
@@ -309,7 +333,7 @@ def evaluate(
     Example:
       citrus evaluate M.onnx --data mnist --eps 0.1
     """
-    terminal.require_output(json_path)
+    terminal.require_output(json_path, report_path)
     from citrus_tool.certify.uap import CertifySettings
     from citrus_tool.cli.train import figure_rows
     from citrus_tool.threat import Threat
@@ -330,3 +354,4 @@ def evaluate(
     )
     rows = [*figure_rows(result.figures), ["PGD (one input each)", terminal.percent(result.pgd_accuracy)]]
     terminal.show(result.to_json(), json_path, ["accuracy in %", model.name], rows)
+    terminal.write_report(report_path, result.to_json(), f"evaluation of {model.name}")

@@ -47,7 +47,7 @@ PATH = click.Path(path_type=Path)
 def _flags(command: click.Command) -> dict[str, str]:
     """Long flag without dashes -> parameter name, of the options that a TOML file may hold."""
     found = {o.opts[0].removeprefix("--"): o.name for o in command.params if isinstance(o, click.Option) and o.name}
-    return {flag: name for flag, name in found.items() if flag not in ("config", "json", "quiet", "resume")}
+    return {flag: name for flag, name in found.items() if flag not in ("config", "json", "report", "quiet", "resume")}
 
 
 def effective(ctx: click.Context) -> dict[str, Any]:
@@ -144,10 +144,10 @@ group_size_option = click.option("--group-size", type=click.IntRange(min=1), def
 certify_options = stacked(
     click.option("--bounds", type=click.Choice(["ibp", "crown", "alpha", "full"]), default="crown", show_default=True,
                  help="The strongest bounds in use; full is alpha-CROWN and branch and bound."),
-    click.option("--solver", type=click.Choice(["cbc", "highs"]), default="cbc", show_default=True,
-                 help="MILP solver."),
+    click.option("--solver", type=click.Choice(["cbc", "highs", "both"]), default="cbc", show_default=True,
+                 help="MILP solver; both runs two, and stops with an error where they disagree."),
     click.option("--time-limit", type=click.FloatRange(min=0, min_open=True), default=60.0, show_default=True,
-                 help="Seconds for one group's MILP."),
+                 help="Seconds for one group's MILP or cross-execution loop."),
 )  # fmt: skip
 
 attack_options = stacked(
@@ -187,6 +187,9 @@ def run_dir_options(default: str) -> Callable[[F], F]:
         click.option("--resume", is_flag=True, help="Continue the interrupted run in --run-dir."),
     )  # fmt: skip
 
+
+report_option = click.option("--report", "report_path", type=PATH, metavar="FILE.html",
+                             help="Also write an HTML report, one file, for any browser.")  # fmt: skip
 
 output_options = stacked(
     click.option("--json", "json_path", type=click.Path(path_type=Path, allow_dash=True), metavar="FILE",

@@ -118,10 +118,23 @@ def is_stdout(json_path: Path | None) -> bool:
     return json_path is not None and str(json_path) == "-"
 
 
-def require_output(json_path: Path | None) -> None:
-    """Refuses a --json file that cannot be written, before any work is done."""
+def require_output(json_path: Path | None, *others: Path | None) -> None:
+    """Refuses a --json file, or another output, that cannot be written, before any work is done."""
     if json_path is not None and not is_stdout(json_path):
         require_writable_file(json_path)
+    for path in others:
+        if path is not None:
+            require_writable_file(path)
+
+
+def write_report(report_path: Path | None, run: Path | Mapping[str, Any], name: str = "") -> None:
+    """Writes the page of --report about a run folder, or about a result in JSON values that is called `name`."""
+    if report_path is None:
+        return
+    from citrus_tool.report import parse, read, write_report
+
+    for reason in write_report([read(run) if isinstance(run, Path) else parse(run, name)], report_path):
+        click.echo(f"report: left out: {reason}", err=True)
 
 
 def show(
