@@ -280,6 +280,12 @@ def choose_recipe(
     return dataclasses.replace(recipe, eps=eps, **{k: v for k, v in changes.items() if v is not None})
 
 
+def require_no_teacher(recipe: Recipe) -> None:
+    """Raises UsageError for a recipe that distils, where training begins with an untrained network."""
+    if recipe.distil > 0:
+        raise UsageError("distil needs a trained network to learn from; harden a file, or set distil = 0.")
+
+
 def inspect_file(model: ModelChoice, choice: DataChoice | None = None) -> Inspection:
     """What is in an ONNX file, what supports each operator, and how well citrus agrees with onnxruntime on it."""
     if choice is None:
@@ -383,6 +389,7 @@ def train_file(
     where = resolve_device(device)
     train, validation, test = (choice.load(split) for split in data.SPLITS)
     network = architectures.build(architecture, test.shape, test.num_classes, seed=recipe.seed)
+    require_no_teacher(recipe)
     _require_outputs(out, run_dir, fresh=not resume)
     _save_settings(run_dir, settings)
     result = trainer.fit(

@@ -42,6 +42,12 @@ from citrus_tool.network import Network
 from citrus_tool.progress import Progress, Silent
 from citrus_tool.threat import Threat
 
+_DEFAULTS: Mapping[str, Any] = {
+    name: value
+    for name, value in Recipe(eps=0.0, tau_ratio=1.0, epochs=1).to_json().items()
+    if name not in ("eps", "tau_ratio", "epochs")
+}
+"""What a recipe's fields are when a checkpoint from before they existed does not hold them."""
 _READ_EVERY = 20
 """Batches between two looks at the loss on the device (the only points where the host waits for it)."""
 
@@ -73,6 +79,7 @@ def fit(
     resume: bool = False,
     device: str = "cpu",
     progress: Progress | None = None,
+    enough: Callable[[Mapping[str, Any]], bool] | None = None,
 ) -> TrainResult:
     """Trains a copy of `network` on `train` and returns the best epoch by `validation`.
 
@@ -84,6 +91,8 @@ def fit(
         run_dir: receives a checkpoint after every epoch and on Ctrl-C; None keeps nothing.
         resume: continue from run_dir's checkpoint; recipe, data and network must be the ones it began with.
         device: "cpu" or "cuda"; the data set must fit in its memory.
+        enough: is asked with the history's entry of every validated epoch at full eps (after a resume again with the
+            last one); True ends the run there, with the best epoch so far.
 
     Raises:
         UsageError: unknown method or device, a used run folder without resume, resume with another recipe or data.
@@ -100,7 +109,7 @@ def fit(
         raise UsageError("resume needs the run folder of the run to continue; give --run-dir.")
     run = _Run(
         network=network, train=train, validation=validation, recipe=recipe, method=_method(recipe.method),
-        device=_device(device), run_dir=run_dir, progress=progress or Silent(),
+        device=_device(device), run_dir=run_dir, progress=progress or Silent(), enough=enough or (lambda entry: False),
     )  # fmt: skip
     if run_dir is not None:
         files.require_writable_folder(run_dir)
@@ -145,10 +154,10 @@ class _Run:
 
     def __init__(
         self, *, network: Network, train: Dataset, validation: Dataset, recipe: Recipe, method: Method,
-        device: torch.device, run_dir: Path | None, progress: Progress,
+        device: torch.device, run_dir: Path | None, progress: Progress, enough: Callable[[Mapping[str, Any]], bool],
     ) -> None:  # fmt: skip
         self.recipe, self.device, self.run_dir, self.progress = recipe, device, run_dir, progress
-        self.validation = validation
+        self.validation, self.enough = validation, enough
         self.feed = Feed.of(train, recipe, device)
         self.origin = {
             "recipe": recipe.to_json(), "train data": train.sha256(), "validation data": validation.sha256(),
@@ -159,7 +168,8 @@ class _Run:
             cpu = copy.deepcopy(network).to(dtype=torch.float32)
             shi.initialise(cpu, generator_for(torch.device("cpu"), recipe.seed, "init"))
             self.network.load_state_dict(cpu.state_dict())
-        self.stepper = Stepper(self.network, recipe, method)
+        teacher = copy.deepcopy(network).to(device=device, dtype=torch.float32).eval() if recipe.distil > 0 else None
+        self.stepper = Stepper(self.network, recipe, method, teacher)
         self.judged = copy.deepcopy(self.network) if recipe.average > 0 else self.network
         self.best: dict[str, Tensor] = {}
         self.sums: dict[str, Tensor] = {}
@@ -172,7 +182,7 @@ class _Run:
         if done:
             self.progress.advance(done, "resumed")
         with _interruption() as interrupted, _exact_boxes(self.device):
-            while self.at.epoch < recipe.epochs:
+            while not self._ended():
                 started = time.monotonic()
                 completed = self._epoch(interrupted)
                 entry = self._close_epoch(interrupted) if completed else None
@@ -191,6 +201,14 @@ class _Run:
         return TrainResult(
             network=result, history=self.at.history, best_epoch=self.at.best_epoch, seconds=round(self.at.seconds, 3)
         )
+
+    def _ended(self) -> bool:
+        """Whether the run is over: all its epochs, or `enough` says so of the last one."""
+        if self.at.epoch == self.recipe.epochs or not self.at.history:
+            return self.at.epoch == self.recipe.epochs
+        last = self.at.history[-1]
+        judged = last["phase"] == "full" and last["validation_standard_accuracy"] is not None
+        return judged and self.enough(last)
 
     def _count(self, started: float) -> None:
         elapsed = time.monotonic() - started
@@ -301,7 +319,8 @@ class _Run:
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
         """Takes over a checkpoint of the same run; raises UsageError naming the first field that differs."""
-        _require_same(saved.state["origin"], self.origin, str(self.run_dir))
+        before = saved.state["origin"]
+        _require_same({**before, "recipe": {**_DEFAULTS, **before["recipe"]}}, self.origin, str(self.run_dir))
         parts: dict[str, dict[str, Tensor]] = {
             "network": {},
             "best": {},

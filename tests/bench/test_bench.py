@@ -112,6 +112,36 @@ def test_digest_knows_the_recipe_but_not_the_seed() -> None:
     assert dataclasses.replace(job, contest=dataclasses.replace(DIGITS, architecture="mlp")).digest != job.digest
 
 
+DIGESTS = {
+    "mnist-0.1": "ibp b12c400b5f9a sabr 52da5f7e4356 taps 1a176f0566a4 mtl-ibp b98ef89367a5 citrus 3ec3737f8311"
+    " citrus-plus e6b17d394073",
+    "mnist-0.3": "ibp c0a19e7f097f sabr 6d1518e70d57 taps bcb354d1529d mtl-ibp 1d8c55d75c9a citrus 7d8287fb5472"
+    " citrus-plus 75477b2a0356",
+    "cifar10-2": "ibp d95f509c4f94 sabr 91a3340c7b60 taps 43d5ae6cc5dc mtl-ibp 561b89035042 citrus f03e3d9b46a9"
+    " citrus-plus ce0554d4eaf4",
+    "cifar10-8": "ibp 95dea6132940 sabr e3bd453c3e3b taps ef689dc2377a mtl-ibp ef967b4d2902 citrus 2cf7e6a7aaa3"
+    " citrus-plus 164a6af0ee22 pgd 46dfd3cb5738 uat 951591b2aee9 cw-uat 19d8797d6841 citrus-si 5b8bbfc5b207",
+    "fig5-tau-0.3": "citrus 81c86c452c6a",
+    "fig5-tau-0.5": "citrus 82c15804950d",
+    "fig5-tau-0.7": "citrus db4163abccaa",
+    "fig5-tau-0.9": "citrus 8a2fdab34471",
+    "fig5-group-2": "citrus 2cafa5235ca6",
+    "fig5-group-3": "citrus 37411086971d",
+    "fig5-group-10": "citrus 6d4625845597",
+    "mnist-0.1-long": "citrus 3d8a96933b1c citrus-plus 505a5c187e47",
+    "cifar10-2-long": "citrus ec256b5182af citrus-plus 2f8770ca9045",
+}
+"""Of every run at scale cpu. A change here makes finished runs of the journal worthless: it must be meant."""
+
+
+@pytest.mark.parametrize("name", DIGESTS)
+def test_runs_that_are_in_journals_keep_their_digests(name: str) -> None:
+    contest = next(contest for contest in SCALES["cpu"].contests if contest.name == name)
+    words = DIGESTS[name].split()
+    for method, digest in zip(words[::2], words[1::2], strict=True):
+        assert Job(contest=contest, method=method, seed=0).digest == digest, method
+
+
 def test_certifier_digest_knows_every_setting() -> None:
     assert certifier_digest(QUICK) == certifier_digest(dataclasses.replace(QUICK))
     assert certifier_digest(QUICK) != certifier_digest(dataclasses.replace(QUICK, branch_nodes=3))
