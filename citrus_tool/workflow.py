@@ -255,29 +255,36 @@ def shipped_model(name: str) -> Path:
 
 
 def choose_recipe(
-    dataset: str, *, name: str | None, eps: float, epochs: int | None, changes: Mapping[str, Any]
+    dataset: str,
+    *,
+    name: str | None,
+    eps: float,
+    epochs: int | None,
+    changes: Mapping[str, Any],
+    defaults: Mapping[str, Any] | None = None,
 ) -> Recipe:
-    """The recipe called `name` for the method that `changes` names, at `eps`, stretched to `epochs`, fields replaced.
-
-    `changes` with the value None are left out.
+    """The recipe called `name` for the wanted method, at `eps`, stretched to `epochs`, fields replaced.
 
     Args:
         name: a recipe's name, a TOML file (recipes.read), `auto` (recipes.automatic), or None for RECIPE_OF_DATA's.
+        changes: what the user asked for, by field; None asks for nothing.
+        defaults: fields that a command sets where neither `changes` nor a TOML file does.
 
     Raises:
         UsageError: an unknown name or senseless values.
         InputFileError: the TOML file cannot be read.
     """
-    method = changes.get("method")
+    changes = {field: value for field, value in changes.items() if value is not None}
+    defaults = defaults or {}
     if name is not None and name.endswith(".toml"):
-        recipe = recipes.read(Path(name), method)
-    elif name == "auto":
-        recipe = recipes.named(recipes.automatic(dataset, eps), method)
+        recipe = recipes.read(Path(name), changes.get("method"), defaults)
     else:
-        recipe = recipes.named(name or RECIPE_OF_DATA.get(dataset, "mnist-cpu"), method)
+        chosen = recipes.automatic(dataset, eps) if name == "auto" else name or RECIPE_OF_DATA.get(dataset, "mnist-cpu")
+        named = recipes.named(chosen, changes.get("method", defaults.get("method")))
+        recipe = dataclasses.replace(named, **{k: v for k, v in defaults.items() if k != "method"})
     if epochs is not None:
         recipe = recipe.with_epochs(epochs)
-    return dataclasses.replace(recipe, eps=eps, **{k: v for k, v in changes.items() if v is not None})
+    return dataclasses.replace(recipe, eps=eps, **changes)
 
 
 def require_no_teacher(recipe: Recipe) -> None:

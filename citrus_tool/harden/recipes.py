@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import math
 import tomllib
 from collections.abc import Mapping
@@ -340,8 +341,12 @@ def automatic(data: str, eps: float) -> str:
     return min(fitting, key=lambda name: abs(math.log(eps / fitting[name])))
 
 
-def read(path: Path, method: str | None = None) -> Recipe:
+def read(path: Path, method: str | None = None, defaults: Mapping[str, Any] | None = None) -> Recipe:
     """A recipe from a TOML file: `base` names the recipe it changes, every other entry is a field; tables are nested.
+
+    Args:
+        method: the method, where another one than the file's is wanted.
+        defaults: fields that replace the base's where the file does not set them.
 
     Raises:
         InputFileError: the file cannot be read or is not TOML.
@@ -356,10 +361,40 @@ def read(path: Path, method: str | None = None) -> Recipe:
     base = entries.pop("base", None)
     if not isinstance(base, str):
         raise UsageError(f'{path}: needs the recipe it changes; add base = "mnist-0.1", or another of the recipes.')
+    defaults = defaults or {}
     try:
-        return _changed(named(base, method), entries)
+        own = entries.pop("method", None)
+        if own is not None and not isinstance(own, str):
+            raise UsageError(f"method is {own!r}; it must be of the kind of 'citrus'.")
+        recipe = named(base, method or own or defaults.get("method"))
+        kept = {name: value for name, value in defaults.items() if name != "method" and name not in entries}
+        return _changed(recipe, {**kept, **entries})
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
+
+
+def to_toml(recipe: Recipe, base: str = "mnist-cpu") -> str:
+    """The text that `read` makes the recipe of: what differs from the named recipe `base`, tables last."""
+    plain, basis = recipe.to_json(), named(base, recipe.method).to_json()
+    lines = [f"base = {json.dumps(base)}", f"method = {json.dumps(recipe.method)}"]
+    changed = {name: value for name, value in plain.items() if value != basis[name]}
+    lines += [f"{name} = {_toml(value)}" for name, value in changed.items() if not isinstance(value, dict)]
+    for name, table in changed.items():
+        if isinstance(table, dict):
+            lines += _table(name, table)
+    return "\n".join(lines) + "\n"
+
+
+def _table(name: str, table: Mapping[str, Any]) -> list[str]:
+    lines = ["", f"[{name}]", *(f"{k} = {_toml(v)}" for k, v in table.items() if not isinstance(v, dict))]
+    for inner, value in table.items():
+        lines += _table(f"{name}.{inner}", value) if isinstance(value, dict) else []
+    return lines
+
+
+def _toml(value: Any) -> str:
+    """A string, truth value, number or list of these as TOML; JSON writes all but infinity alike."""
+    return repr(value) if isinstance(value, float) else json.dumps(value)
 
 
 T = TypeVar("T", bound=Recipe | Taps | Uat | StepSchedule)

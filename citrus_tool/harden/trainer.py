@@ -52,6 +52,10 @@ _READ_EVERY = 20
 """Batches between two looks at the loss on the device (the only points where the host waits for it)."""
 
 
+class DivergedError(CheckFailedError):
+    """The loss became NaN or infinite."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
     """A finished run.
@@ -98,7 +102,7 @@ def fit(
         UsageError: unknown method or device, a used run folder without resume, resume with another recipe or data.
         InputFileError: run_dir cannot be written or its checkpoint is damaged.
         DataError: the data does not fit the network.
-        CheckFailedError: the loss became NaN or infinite.
+        DivergedError: the loss became NaN or infinite.
         InterruptedRunError: Ctrl-C; the state is saved when there is a run_dir.
     """
     for data in (train, validation):
@@ -251,12 +255,12 @@ class _Run:
                     mean.lerp_(value, 1 - self.recipe.average)
 
     def _loss(self) -> float:
-        """Mean loss of the epoch so far; raises CheckFailedError when it is no finite number."""
+        """Mean loss of the epoch so far; raises DivergedError when it is no finite number."""
         means = {name: float(total) / self.at.batch for name, total in self.sums.items()}
         for name, value in means.items():
             if not math.isfinite(value):
                 kept = "" if self.run_dir is None else f" The checkpoint in {self.run_dir} is from before."
-                raise CheckFailedError(
+                raise DivergedError(
                     f"training diverged: {name} is {value} in epoch {self.at.epoch + 1}, before batch"
                     f" {self.at.batch + 1}; lower the learning rate (now {self.recipe.lr:g}) or raise"
                     f" ramp_epochs.{kept}"
