@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from citrus_tool.architectures import Normalisation
 from citrus_tool.certify.uap import CertifySettings
@@ -220,15 +220,18 @@ SCALES: Mapping[str, Scale] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A table: its methods, in the order of its rows, and the contests that it is about, each a table of its own.
+    """A table: its methods, in the order of its rows, and the contests that it is about.
 
-    `sweep`: one method whose contests are the rows of one table instead.
+    Attributes:
+        layout: `methods`: each contest is a table of its own, with a row for each method; or one table with a row for
+            each contest: `sweep` for one method, `time` for its training time beside another one's, `boxes` for the
+            losses of its boxes.
     """
 
     title: str
     methods: tuple[str, ...]
     contests: tuple[str, ...]
-    sweep: bool = False
+    layout: Literal["methods", "sweep", "time", "boxes"] = "methods"
 
 
 TABLES: Mapping[str, Table] = {
@@ -245,11 +248,23 @@ TABLES: Mapping[str, Table] = {
     "table3": Table(
         title="Same-input boxes (the paper's Table 3)", methods=("citrus", "citrus-si"), contests=("cifar10-8",)
     ),
+    "table4": Table(
+        title="Training time (the paper's Table 4)",
+        methods=("citrus", "sabr"),
+        contests=("mnist-0.1", "mnist-0.3", "cifar10-2", "cifar10-8", "tinyimagenet-1"),
+        layout="time",
+    ),
+    "fig4": Table(
+        title="Same-input and cross-input boxes (the paper's Fig. 4)",
+        methods=("citrus",),
+        contests=("cifar10-8",),
+        layout="boxes",
+    ),
     "fig5": Table(
         title="Box size and group size (the paper's Fig. 5)",
         methods=("citrus",),
         contests=tuple(contest.name for contest in FIG5),
-        sweep=True,
+        layout="sweep",
     ),
     "published": Table(
         title="Against the paper group's own networks",
@@ -285,6 +300,18 @@ PAPER: Mapping[tuple[str, str], tuple[float, float]] = {
     ("cifar10-8", "citrus-si"): (50.24, 40.06),
 }
 """The paper's standard and certified UAP accuracy in percent (Tables 1 to 3): CNN7, the full test sets."""
+
+
+PAPER_MINUTES: Mapping[str, float] = {
+    "mnist-0.1": 527,
+    "mnist-0.3": 492,
+    "cifar10-2": 1004,
+    "cifar10-8": 1185,
+    "tinyimagenet-1": 3583,
+}
+"""The paper's Table 4: minutes of CITRUS on CNN7 and an RTX 3090."""
+PAPER_OVER_SABR: Mapping[str, float] = {"cifar10-8": 4.21}
+"""CITRUS' training time over SABR's, as the text beside Table 4 has it."""
 
 
 def jobs(table: str, contest: Contest) -> list[Job]:
