@@ -96,7 +96,7 @@ class _Task:
 
 
 @dataclass(kw_only=True)
-class _Arena:
+class Arena:
     """What perturbations do to the group's open inputs, by float32 arithmetic: a guide, not a proof."""
 
     network: Network
@@ -130,13 +130,13 @@ class _Arena:
         return any(combination <= happening for happening in self.seen)
 
 
-class _Loop:
+class Loop:
     """The loop's state; the combinations' searches stay alive between their turns."""
 
     def __init__(
         self,
         inputs: Sequence[OpenInput],
-        arena: _Arena,
+        arena: Arena,
         deadline: float,
         generator: torch.Generator,
         *,
@@ -358,8 +358,8 @@ def settle(
     """
     truth = torch.tensor([one.member.instance.label for one in inputs], device=u.device)
     x = torch.stack([one.x for one in inputs])
-    arena = _Arena(network=network, x=x, truth=truth, eps=float32_at_most(eps), target=target, best=u)
-    loop = _Loop(inputs, arena, time.monotonic() + seconds, generator, record=record)
+    arena = Arena(network=network, x=x, truth=truth, eps=float32_at_most(eps), target=target, best=u)
+    loop = Loop(inputs, arena, time.monotonic() + seconds, generator, record=record)
     with torch.no_grad(), exact_products():
         arena.judge(u[None])
         bound, complete = loop.run()

@@ -34,6 +34,13 @@ def clean_name(target: int | None) -> str:
     show_default=True,
     help="Judge all inputs, or only those that are classified correctly without a perturbation.",
 )
+@click.option(
+    "--scope",
+    type=click.Choice(["groups", "dataset"]),
+    default="groups",
+    show_default=True,
+    help="One perturbation for each group of inputs, or one for all of them.",
+)
 @options.certify_options
 @click.option(
     "--intermediate",
@@ -81,8 +88,9 @@ def certify_uap(
     target: int | None,
     group_size: int,
     protocol: Literal["all", "correct"],
+    scope: Literal["groups", "dataset"],
     bounds: Literal["ibp", "crown", "alpha", "full"],
-    solver: Literal["cbc", "highs"],
+    solver: Literal["cbc", "highs", "both"],
     time_limit: float,
     intermediate: Literal["intersect", "crown"],
     branch_nodes: int,
@@ -118,6 +126,7 @@ def certify_uap(
         CertifySettings(
             group_size=group_size,
             protocol=protocol,
+            scope=scope,
             bounds=bounds,
             intermediate=intermediate,
             branch_nodes=branch_nodes,
@@ -290,7 +299,7 @@ def evaluate(
     eps: float,
     group_size: int,
     bounds: Literal["ibp", "crown", "alpha", "full"],
-    solver: Literal["cbc", "highs"],
+    solver: Literal["cbc", "highs", "both"],
     time_limit: float,
     pgd_steps: int,
     device: Device,

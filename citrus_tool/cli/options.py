@@ -150,10 +150,10 @@ group_size_option = click.option("--group-size", type=click.IntRange(min=1), def
 certify_options = stacked(
     click.option("--bounds", type=click.Choice(["ibp", "crown", "alpha", "full"]), default="crown", show_default=True,
                  help="The strongest bounds in use; full is alpha-CROWN and branch and bound."),
-    click.option("--solver", type=click.Choice(["cbc", "highs"]), default="cbc", show_default=True,
-                 help="MILP solver."),
+    click.option("--solver", type=click.Choice(["cbc", "highs", "both"]), default="cbc", show_default=True,
+                 help="MILP solver; both runs two, and stops with an error where they disagree."),
     click.option("--time-limit", type=click.FloatRange(min=0, min_open=True), default=60.0, show_default=True,
-                 help="Seconds for one group's MILP."),
+                 help="Seconds for one group's MILP or cross-execution loop."),
 )  # fmt: skip
 
 attack_options = stacked(

@@ -66,7 +66,7 @@ def harden(
     group_size: int,
     limit: int,
     bounds: Literal["ibp", "crown", "alpha", "full"],
-    solver: Literal["cbc", "highs"],
+    solver: Literal["cbc", "highs", "both"],
     time_limit: float,
     out: Path | None,
     run_dir: Path | None,
