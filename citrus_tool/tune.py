@@ -35,7 +35,7 @@ from citrus_tool.network import Network
 from citrus_tool.onnx_io import OnnxModel
 from citrus_tool.progress import Progress, Silent
 from citrus_tool.threat import Threat
-from citrus_tool.workflow import DataChoice, ModelChoice, require_no_teacher, resolve_device
+from citrus_tool.workflow import DataChoice, ModelChoice, require_no_teacher, resolve_device, save_settings
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -322,8 +322,7 @@ def tune_file(
         progress=progress or Silent(),
     )  # fmt: skip
     search.open(resume)
-    if effective is not None:
-        files.write_text(run_dir / "settings.json", json.dumps(dict(effective), indent=2, default=str) + "\n")
+    save_settings(run_dir, effective)
     trials = search.run()
     report = _report(recipe, settings, space, choice.name, trials, run_dir)
     files.write_text(run_dir / "report.json", json.dumps(report.to_json(), indent=2, allow_nan=False) + "\n")

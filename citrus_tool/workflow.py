@@ -341,7 +341,7 @@ def harden_file(
         raise UsageError(f"{out} is the network that is hardened; give the result another name.")
     _require_outputs(out, run_dir, fresh=keep_checkpoints and not resume)
     threat = Threat(eps=recipe.eps)
-    _save_settings(run_dir, settings)
+    save_settings(run_dir, settings)
     before = _figures(model, test, threat, certify, where, progress, run_dir / "before.jsonl", resume)
     network = (
         insert_batch_norm(model.network, torch.split(train.take(NORM_SAMPLES).pixels(), BATCH)) if batch_norm else None
@@ -398,7 +398,7 @@ def train_file(
     network = architectures.build(architecture, test.shape, test.num_classes, seed=recipe.seed)
     require_no_teacher(recipe)
     _require_outputs(out, run_dir, fresh=not resume)
-    _save_settings(run_dir, settings)
+    save_settings(run_dir, settings)
     result = trainer.fit(
         network, train, validation, recipe, run_dir=run_dir, resume=resume, device=where, progress=progress
     )
@@ -443,7 +443,7 @@ def certify_file(
     if run_dir is None:
         return certify_uap(model, dataset, threat, certify, device=where, proof=proof, progress=progress or Silent())
     require_writable_folder(run_dir)
-    _save_settings(run_dir, settings)
+    save_settings(run_dir, settings)
     certificate = certify_uap(
         model,
         dataset,
@@ -634,7 +634,7 @@ def _require_outputs(out: Path, run_dir: Path, *, fresh: bool) -> None:
         require_writable_file(out)
 
 
-def _save_settings(run_dir: Path, settings: Mapping[str, Any] | None) -> None:
+def save_settings(run_dir: Path, settings: Mapping[str, Any] | None) -> None:
     """Writes the effective options as TOML that --config reads; options that are not set are left out."""
     run_dir.mkdir(parents=True, exist_ok=True)
     lines = [f"{key} = {_toml(value)}" for key, value in (settings or {}).items() if value is not None]

@@ -39,8 +39,9 @@ def _table(name: str, about: str) -> click.Command:
     )  # fmt: skip
 
     @options.stacked(
-        click.option("--scale", type=click.Choice(["cpu", "gpu"]), default="cpu", show_default=True,
-                     help="cpu: ConvSmall, short recipes, 1000 test inputs; gpu: CNN7, the published recipes, all."),
+        click.option("--scale", type=click.Choice(["cpu", "gpu", "smoke"]), default="cpu", show_default=True,
+                     help="cpu: ConvSmall, short recipes, 1000 test inputs; gpu: CNN7, the published recipes, all;"
+                          " smoke: three epochs on digits."),
         click.option("--data", "data_name", metavar="NAME", help="Only contests on this data set."),
         click.option("--eps", metavar="EPS", help="Only contests at this radius, as in 0.1 or 2/255."),
         click.option("--methods", metavar="A,B", help="Only these methods [default: the table's]."),
