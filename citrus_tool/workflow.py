@@ -334,29 +334,42 @@ def shipped_model(name: str) -> Path:
 
 
 def choose_recipe(
-    dataset: str, *, name: str | None, eps: float, epochs: int | None, changes: Mapping[str, Any]
+    dataset: str,
+    *,
+    name: str | None,
+    eps: float,
+    epochs: int | None,
+    changes: Mapping[str, Any],
+    defaults: Mapping[str, Any] | None = None,
 ) -> Recipe:
-    """The recipe called `name` for the method that `changes` names, at `eps`, stretched to `epochs`, fields replaced.
-
-    `changes` with the value None are left out.
+    """The recipe called `name` for the wanted method, at `eps`, stretched to `epochs`, fields replaced.
 
     Args:
         name: a recipe's name, a TOML file (recipes.read), `auto` (recipes.automatic), or None for RECIPE_OF_DATA's.
+        changes: what the user asked for, by field; None asks for nothing.
+        defaults: fields that a command sets where neither `changes` nor a TOML file does.
 
     Raises:
         UsageError: an unknown name or senseless values.
         InputFileError: the TOML file cannot be read.
     """
-    method = changes.get("method")
+    changes = {field: value for field, value in changes.items() if value is not None}
+    defaults = defaults or {}
     if name is not None and name.endswith(".toml"):
-        recipe = recipes.read(Path(name), method)
-    elif name == "auto":
-        recipe = recipes.named(recipes.automatic(dataset, eps), method)
+        recipe = recipes.read(Path(name), changes.get("method"), defaults)
     else:
-        recipe = recipes.named(name or RECIPE_OF_DATA.get(dataset, "mnist-cpu"), method)
+        chosen = recipes.automatic(dataset, eps) if name == "auto" else name or RECIPE_OF_DATA.get(dataset, "mnist-cpu")
+        named = recipes.named(chosen, changes.get("method", defaults.get("method")))
+        recipe = dataclasses.replace(named, **{k: v for k, v in defaults.items() if k != "method"})
     if epochs is not None:
         recipe = recipe.with_epochs(epochs)
-    return dataclasses.replace(recipe, eps=eps, **{k: v for k, v in changes.items() if v is not None})
+    return dataclasses.replace(recipe, eps=eps, **changes)
+
+
+def require_no_teacher(recipe: Recipe) -> None:
+    """Raises UsageError for a recipe that distils, where training begins with an untrained network."""
+    if recipe.distil > 0:
+        raise UsageError("distil needs a trained network to learn from; harden a file, or set distil = 0.")
 
 
 def inspect_file(model: ModelChoice, choice: DataChoice | None = None) -> Inspection:
@@ -410,7 +423,7 @@ def harden_file(
         raise UsageError(f"{out} is the network that is hardened; give the result another name.")
     _require_outputs(out, run_dir, fresh=keep_checkpoints and not resume)
     threat = Threat(eps=recipe.eps)
-    _save_settings(run_dir, settings)
+    save_settings(run_dir, settings)
     before = _figures(model, test, threat, certify, where, progress, run_dir / "before.jsonl", resume)
     network = (
         insert_batch_norm(model.network, torch.split(train.take(NORM_SAMPLES).pixels(), BATCH)) if batch_norm else None
@@ -468,8 +481,9 @@ def train_file(
     trainer.method_named(recipe.method)
     train, validation, test = (choice.load(split) for split in data.SPLITS)
     network = architectures.build(architecture, test.shape, test.num_classes, seed=recipe.seed)
+    require_no_teacher(recipe)
     _require_outputs(out, run_dir, fresh=not resume)
-    _save_settings(run_dir, settings)
+    save_settings(run_dir, settings)
     result = trainer.fit(
         network, train, validation, recipe, run_dir=run_dir, resume=resume, device=where, progress=progress,
         on_epoch=on_epoch,
@@ -518,7 +532,7 @@ def certify_file(
             model, dataset, threat, certify, device=where, proof=proof, workers=workers, progress=progress or Silent()
         )
     require_writable_folder(run_dir)
-    _save_settings(run_dir, settings)
+    save_settings(run_dir, settings)
     certificate = certify_uap(
         model,
         dataset,
@@ -710,7 +724,7 @@ def _require_outputs(out: Path, run_dir: Path, *, fresh: bool) -> None:
         require_writable_file(out)
 
 
-def _save_settings(run_dir: Path, settings: Mapping[str, Any] | None) -> None:
+def save_settings(run_dir: Path, settings: Mapping[str, Any] | None) -> None:
     """Writes the effective options as TOML that --config reads; options that are not set are left out."""
     run_dir.mkdir(parents=True, exist_ok=True)
     lines = [f"{key} = {toml_value(value)}" for key, value in (settings or {}).items() if value is not None]

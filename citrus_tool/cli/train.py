@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -95,16 +95,18 @@ def harden(
     from citrus_tool.workflow import DataChoice, ModelChoice, choose_recipe, harden_file
 
     options.use_threads(threads)
-    changes = {
-        "method": method, "init": init, "tau_ratio": tau_ratio, "pgd_steps": pgd_steps, "same_input": same_input,
-        "group_size": group_size, "lr": lr, "l1": l1, "groups_per_batch": groups_per_batch, "seed": seed,
-    }  # fmt: skip
-    run_dir = run_dir or Path("runs") / f"{model.stem}_{method}"
+    defaults = {"method": method, "init": init, "group_size": group_size, "seed": seed}
+    numbers = ("tau_ratio", "pgd_steps", "same_input", "lr", "l1", "groups_per_batch")
+    chosen = choose_recipe(
+        data_name, name=recipe, eps=eps, epochs=epochs, changes=options.given(ctx, *defaults, *numbers),
+        defaults=defaults,
+    )  # fmt: skip
+    run_dir = run_dir or Path("runs") / f"{model.stem}_{chosen.method}"
     report = harden_file(
         ModelChoice(path=model, mean=mean, std=std),
         DataChoice(name=data_name, root=data_root, seed=seed),
-        choose_recipe(data_name, name=recipe, eps=eps, epochs=epochs, changes=changes),
-        out=out or run_dir / f"{model.stem}_{method}.onnx",
+        chosen,
+        out=out or run_dir / f"{model.stem}_{chosen.method}.onnx",
         run_dir=run_dir,
         certify=CertifySettings(
             group_size=group_size, bounds=bounds, solver=solver, time_limit=time_limit, seed=seed, limit=limit
@@ -187,18 +189,19 @@ def train(
 
     options.use_threads(threads)
     standard = method == "standard"
-    if not standard and eps is None:
-        raise UsageError(f"method {method} needs a radius to train for; add --eps, e.g. --eps 0.1.")
-    changes: dict[str, Any] = {
-        "method": method, "init": "keep" if standard else "shi", "lr": lr, "l1": l1,
-        "groups_per_batch": groups_per_batch, "seed": seed,
-    }  # fmt: skip
-    run_dir = run_dir or Path("runs") / f"{Path(data_name).stem}_{architecture}_{method}"
     name = recipe or ("standard" if standard else None)
+    chosen = choose_recipe(
+        data_name, name=name, eps=eps or 0.0, epochs=epochs,
+        changes=options.given(ctx, "method", "lr", "l1", "groups_per_batch", "seed"),
+        defaults={"method": method, "init": "keep" if standard else "shi", "seed": seed},
+    )  # fmt: skip
+    if chosen.method != "standard" and eps is None:
+        raise UsageError(f"method {chosen.method} needs a radius to train for; add --eps, e.g. --eps 0.1.")
+    run_dir = run_dir or Path("runs") / f"{Path(data_name).stem}_{architecture}_{chosen.method}"
     report = train_file(
         architecture,
         DataChoice(name=data_name, root=data_root, seed=seed),
-        choose_recipe(data_name, name=name, eps=eps or 0.0, epochs=epochs, changes=changes),
+        chosen,
         out=out or run_dir / f"{architecture}.onnx",
         run_dir=run_dir,
         device=device,
