@@ -179,11 +179,12 @@ def certify_uap(
                 if all(index in results for index in members):
                     continue
                 part = chosen[first * k : (members[-1] + 1) * k]
+                progress.advance(0, note=f"{_note(results)}working on groups {first + 1} to {members[-1] + 1}")
                 for result in run.chunk(first, candidates[part], clean.select(part), skip=results.keys()):
                     results[result.index] = result
                     if log is not None:
                         log.write(result)
-                    progress.advance(1, note=_note(results))
+                    progress.advance(1, note=_note(results).removesuffix("; "))
             if log is not None:
                 log.finish()
         except KeyboardInterrupt:
@@ -250,10 +251,13 @@ def _recorder(
 
 
 def _note(results: Mapping[int, GroupResult]) -> str:
+    """The bracket so far; empty before the first group."""
+    if not results:
+        return ""
     inputs = sum(len(group.indices) for group in results.values())
     certified = 100 * sum(group.certified for group in results.values()) / inputs
     attacked = 100 * sum(group.attacked for group in results.values()) / inputs
-    return f"certified {certified:.1f} %, attacked {attacked:.1f} %"
+    return f"certified {certified:.1f} %, attacked {attacked:.1f} %; "
 
 
 def _total(stages: Iterator[Mapping[str, float]]) -> dict[str, float]:

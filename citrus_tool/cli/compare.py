@@ -13,7 +13,7 @@ from citrus_tool.files import write_text
 
 
 @click.command("compare")
-@click.argument("models", metavar="MODEL MODEL...", type=options.MODEL, nargs=-1, required=True)
+@click.argument("models", metavar="MODEL MODEL...", type=options.PATH, nargs=-1, required=True)
 @options.data_options
 @options.split_option
 @options.limit_option(None)
