@@ -429,18 +429,21 @@ def certify_file(
     device: Literal["auto", "cpu", "cuda"] = "auto",
     resume: bool = False,
     proof: Path | None = None,
+    workers: int = 1,
     settings: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Certificate:
     """The certificate of a file on one split; finished groups go to `run_dir`/journal.jsonl, for `resume`.
 
-    `proof` gets what `check_file` verifies.
+    `proof` gets what `check_file` verifies; `workers` as in `certify_uap`.
     """
     where = resolve_device(device)
     dataset = choice.load(split)
     model = source.read_trained(dataset, choice)
     if run_dir is None:
-        return certify_uap(model, dataset, threat, certify, device=where, proof=proof, progress=progress or Silent())
+        return certify_uap(
+            model, dataset, threat, certify, device=where, proof=proof, workers=workers, progress=progress or Silent()
+        )
     require_writable_folder(run_dir)
     _save_settings(run_dir, settings)
     certificate = certify_uap(
@@ -452,6 +455,7 @@ def certify_file(
         journal=run_dir / "journal.jsonl",
         resume=resume,
         proof=proof,
+        workers=workers,
         progress=progress or Silent(),
     )
     write_text(run_dir / "certificate.json", json.dumps(certificate.to_json(), indent=2, allow_nan=False) + "\n")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import pairwise
 from typing import Any
 
+from citrus_tool.certify.evidence import Evidence
 from citrus_tool.errors import SoundnessError
 from citrus_tool.threat import Threat
 
@@ -46,6 +47,7 @@ class GroupResult:
         attacked: inputs that stayed correct under the worst shared perturbation found (an upper bound).
         detail: what the MILP said, or why there was none.
         stages: seconds by stage; work done on many groups at once is shared out evenly.
+        evidence: each input's label and verdict, and the worst perturbation found; None in journals that have none.
 
     Raises: SoundnessError unless 0 <= IBP <= individual <= certified <= attacked <= clean <= number of inputs.
     """
@@ -60,6 +62,7 @@ class GroupResult:
     status: Status
     detail: str
     stages: Mapping[str, float]
+    evidence: Evidence | None = None
 
     def __post_init__(self) -> None:
         chain = [
@@ -83,6 +86,17 @@ class GroupResult:
     def seconds(self) -> float:
         return sum(self.stages.values())
 
+    def without(self, count: int, indices: tuple[int, ...], *, index: int) -> GroupResult:
+        """The group less its `count` open inputs: what is left, `indices`, is lost or proven one by one."""
+        clean = self.clean_correct - count
+        return replace(
+            self, index=index, indices=indices, clean_correct=clean, individually_certified=clean, certified=clean,
+            attacked=clean, status=Status.EXACT, detail="every correct input is proven by itself",
+            evidence=None if self.evidence is None else self.evidence.without_perturbation(
+                [self.indices.index(one) for one in indices]
+            ),
+        )  # fmt: skip
+
     def to_json(self) -> dict[str, Any]:
         """The group's entry in the certificate."""
         return {
@@ -95,6 +109,7 @@ class GroupResult:
             "status": self.status.value,
             "detail": self.detail,
             "seconds": self.seconds,
+            **(self.evidence.to_json() if self.evidence is not None else {}),
         }
 
 
@@ -106,6 +121,9 @@ def _span(indices: Sequence[int]) -> str:
 class Certificate:
     """Bounds on the worst-case UAP accuracy of a network on a data split, summed over groups (Theorem 3 of the paper).
 
+    With `together` (scope dataset) the claim is about one perturbation for all inputs, and the groups are a partition
+    chosen for its proof; their `attacked` counts are each group's own.
+
     Attributes:
         model: path of the ONNX file; `sha256` its digest.
         data, split, data_sha256: which inputs.
@@ -115,6 +133,9 @@ class Certificate:
             from `inputs` and `clean_correct` in protocol `correct`, which drops misclassified inputs.
         stages: seconds by stage, over all groups and over interrupted runs too.
         version: of citrus.
+        together: inputs that stayed correct under the worst perturbation of all inputs found; None in scope groups.
+
+    Raises: SoundnessError when more is certified than stayed correct under that perturbation.
     """
 
     model: str
@@ -129,6 +150,14 @@ class Certificate:
     groups: tuple[GroupResult, ...]
     stages: Mapping[str, float]
     version: str
+    together: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.together is not None and not self.certified <= self.together <= self.clean_correct:
+            raise SoundnessError(
+                f"data set: certified {self.certified}, attacked {self.together} and clean {self.clean_correct} counts"
+                " are not in order; the certificate is void, please report the network and the settings."
+            )
 
     @property
     def inputs(self) -> int:
@@ -152,7 +181,7 @@ class Certificate:
 
     @property
     def attacked(self) -> int:
-        return sum(group.attacked for group in self.groups)
+        return sum(group.attacked for group in self.groups) if self.together is None else self.together
 
     @property
     def seconds(self) -> float:
@@ -169,6 +198,7 @@ class Certificate:
             "data_sha256": self.data_sha256,
             "eps": self.threat.eps,
             "threat": self.threat.to_json(),
+            "scope": self.settings["scope"],
             "group_size": self.settings["group_size"],
             "protocol": self.settings["protocol"],
             "inputs": inputs,

@@ -21,6 +21,7 @@ from citrus_tool.cli.demo import demo
 from citrus_tool.cli.export import export_query
 from citrus_tool.cli.init import init
 from citrus_tool.cli.inspect import inspect
+from citrus_tool.cli.report import report
 from citrus_tool.cli.train import harden, train
 from citrus_tool.cli.verify import supports, verify
 from citrus_tool.cli.vnncomp import vnncomp
@@ -67,6 +68,7 @@ for _command in (
     check,
     attack_uap,
     evaluate,
+    report,
     verify,
     supports,
     vnncomp,

@@ -67,9 +67,11 @@ def write_tables(
 @options.threat_options
 @options.group_size_option
 @options.protocol_option
+@options.scope_option
 @options.certify_options
 @options.branch_options
 @options.attack_options
+@options.workers_option
 @click.option(
     "--certificate",
     type=options.PATH,
@@ -79,6 +81,7 @@ def write_tables(
 @options.run_dir_options("runs/MODEL_certify")
 @options.run_options
 @options.table_options
+@options.report_option
 @options.output_options
 @click.pass_context
 def certify_uap(
@@ -95,14 +98,16 @@ def certify_uap(
     target: int | None,
     group_size: int,
     protocol: Literal["all", "correct"],
+    scope: Literal["groups", "dataset"],
     bounds: Literal["ibp", "crown", "alpha", "full"],
-    solver: Literal["cbc", "highs"],
+    solver: Literal["cbc", "highs", "both"],
     time_limit: float,
     intermediate: Literal["intersect", "crown"],
     branch_nodes: int,
     branch_seconds: float,
     attack_steps: int,
     attack_restarts: int,
+    workers: int,
     certificate: Path | None,
     run_dir: Path | None,
     resume: bool,
@@ -111,6 +116,7 @@ def certify_uap(
     seed: int,
     csv_path: Path | None,
     latex_path: Path | None,
+    report_path: Path | None,
     json_path: Path | None,
     quiet: bool,
     config: Path | None,
@@ -122,7 +128,7 @@ def certify_uap(
       citrus certify-uap M.onnx --data mnist --eps 0.1 --limit 1000 --json certificate.json
       citrus certify-uap M.onnx --data mnist --eps 0.02,0.05,0.1 --limit 1000 --latex sweep.tex
     """
-    terminal.require_output(json_path, csv_path, latex_path)
+    terminal.require_output(json_path, csv_path, latex_path, report_path)
     if len(eps) > 1 and certificate is not None:
         raise UsageError("--certificate holds the proof of one eps; give one --eps, or leave it out.")
     from citrus_tool.certify.uap import CertifySettings
@@ -137,6 +143,7 @@ def certify_uap(
     settings = CertifySettings(
         group_size=group_size,
         protocol=protocol,
+        scope=scope,
         bounds=bounds,
         intermediate=intermediate,
         branch_nodes=branch_nodes,
@@ -149,6 +156,7 @@ def certify_uap(
         limit=limit,
     )
     effective = options.effective(ctx)
+    run_dir = run_dir or Path("runs") / f"{model.stem}_{'certify' if len(eps) == 1 else 'sweep'}"
     if len(threats) > 1:
         swept = sweep_file(
             source,
@@ -156,9 +164,10 @@ def certify_uap(
             threats,
             settings,
             split=split,
-            run_dir=run_dir or Path("runs") / f"{model.stem}_sweep",
+            run_dir=run_dir,
             device=device,
             resume=resume,
+            workers=workers,
             settings=effective,
             progress=terminal.progress(quiet),
         )
@@ -168,6 +177,7 @@ def certify_uap(
             first = swept.certificates[0]
             click.echo(f"\npercent of {first.inputs} inputs ({data_name}, {split}) in groups of {group_size}")
         write_tables(csv_path, latex_path, swept.certificates, table)
+        terminal.write_report(report_path, run_dir)
         return
     proven = certify_file(
         source,
@@ -175,10 +185,11 @@ def certify_uap(
         threats[0],
         settings,
         split=split,
-        run_dir=run_dir or Path("runs") / f"{model.stem}_certify",
+        run_dir=run_dir,
         device=device,
         resume=resume,
         proof=certificate,
+        workers=workers,
         settings={**effective, "eps": threats[0].eps},
         progress=terminal.progress(quiet),
     )
@@ -194,6 +205,7 @@ def certify_uap(
     }
     rows = [[name, str(found[key]), terminal.percent(100 * found[key] / inputs)] for name, key in counts.items()]
     terminal.show(found, json_path, [f"of {inputs} inputs", "count", "%"], rows)
+    terminal.write_report(report_path, run_dir)
 
 
 @click.command()
@@ -325,6 +337,7 @@ def attack_uap(
 @options.certify_options
 @click.option("--pgd-steps", type=click.IntRange(min=1), default=50, show_default=True, help="Steps of the PGD attack.")
 @options.run_options
+@options.report_option
 @options.output_options
 def evaluate(
     model: Path,
@@ -337,12 +350,13 @@ def evaluate(
     eps: float,
     group_size: int,
     bounds: Literal["ibp", "crown", "alpha", "full"],
-    solver: Literal["cbc", "highs"],
+    solver: Literal["cbc", "highs", "both"],
     time_limit: float,
     pgd_steps: int,
     device: Device,
     threads: int | None,
     seed: int,
+    report_path: Path | None,
     json_path: Path | None,
     quiet: bool,
     config: Path | None,
@@ -356,7 +370,7 @@ def evaluate(
     Example:
       citrus evaluate M.onnx --data mnist --eps 0.1
     """
-    terminal.require_output(json_path)
+    terminal.require_output(json_path, report_path)
     from citrus_tool.certify.uap import CertifySettings
     from citrus_tool.cli.train import figure_rows
     from citrus_tool.threat import Threat
@@ -377,3 +391,4 @@ def evaluate(
     )
     rows = [*figure_rows(result.figures), ["PGD (one input each)", terminal.percent(result.pgd_accuracy)]]
     terminal.show(result.to_json(), json_path, ["accuracy in %", model.name], rows)
+    terminal.write_report(report_path, result.to_json(), f"evaluation of {model.name}")

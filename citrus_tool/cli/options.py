@@ -90,7 +90,7 @@ RECIPES = (
 )  # fmt: skip
 
 
-NOT_SETTINGS = ("config", "json", "csv", "latex", "quiet", "resume")
+NOT_SETTINGS = ("config", "json", "csv", "latex", "report", "quiet", "resume")
 """Options of one call, not of a run."""
 
 
@@ -228,15 +228,22 @@ group_size_option = click.option("--group-size", type=click.IntRange(min=1), def
 certify_options = stacked(
     click.option("--bounds", type=Choice(["ibp", "crown", "alpha", "full"]), default="crown", show_default=True,
                  help="The strongest bounds in use; full is alpha-CROWN and branch and bound."),
-    click.option("--solver", type=Choice(["cbc", "highs"]), default="cbc", show_default=True,
-                 help="MILP solver."),
+    click.option("--solver", type=Choice(["cbc", "highs", "both"]), default="cbc", show_default=True,
+                 help="MILP solver; both runs two, and stops with an error where they disagree."),
     click.option("--time-limit", type=click.FloatRange(min=0, min_open=True), default=60.0, show_default=True,
-                 help="Seconds for one group's MILP."),
+                 help="Seconds for one group's MILP or cross-execution loop."),
 )  # fmt: skip
 
 protocol_option = click.option("--protocol", type=Choice(["all", "correct"]), default="all", show_default=True,
                                help="Judge all inputs, or only those that are classified correctly without a"
                                     " perturbation.")  # fmt: skip
+
+scope_option = click.option("--scope", type=Choice(["groups", "dataset"]), default="groups", show_default=True,
+                            help="One perturbation for each group of inputs, or one for all of them.")  # fmt: skip
+
+workers_option = click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True,
+                              help="Processes that groups are spread over; with --threads 1, as many as there are cores"
+                                   " is fastest.")  # fmt: skip
 
 branch_options = stacked(
     click.option("--intermediate", type=Choice(["intersect", "crown"]), default="intersect", show_default=True,
@@ -289,6 +296,9 @@ table_options = stacked(
     click.option("--csv", "csv_path", type=PATH, metavar="FILE", help="Write the table as CSV."),
     click.option("--latex", "latex_path", type=PATH, metavar="FILE", help="Write the table as LaTeX (booktabs)."),
 )
+
+report_option = click.option("--report", "report_path", type=PATH, metavar="FILE.html",
+                             help="Also write an HTML report, one file, for any browser.")  # fmt: skip
 
 output_options = stacked(
     click.option("--json", "json_path", type=click.Path(path_type=Path, allow_dash=True), metavar="FILE",

@@ -153,6 +153,16 @@ def require_output(*paths: Path | None) -> None:
             require_writable_file(path)
 
 
+def write_report(report_path: Path | None, run: Path | Mapping[str, Any], name: str = "") -> None:
+    """Writes the page of --report about a run folder, or about a result in JSON values that is called `name`."""
+    if report_path is None:
+        return
+    from citrus_tool.report import parse, read, write_report
+
+    for reason in write_report([read(run) if isinstance(run, Path) else parse(run, name)], report_path):
+        click.echo(f"report: left out: {reason}", err=True)
+
+
 def show(
     result: Mapping[str, Any], json_path: Path | None, columns: Sequence[str], rows: Sequence[Sequence[str]]
 ) -> None:
