@@ -13,7 +13,7 @@ from citrus_tool.certify.certificate import Certificate, GroupResult, Status
 from citrus_tool.compare import Pair, distinct
 from citrus_tool.errors import SoundnessError
 from citrus_tool.sweep import carried, csv_rows, folder, spelled
-from citrus_tool.tables import to_csv, to_latex
+from citrus_tool.table_files import to_csv, to_latex
 from citrus_tool.threat import Threat, parse_eps
 
 K = 6
