@@ -23,7 +23,7 @@ from citrus_tool.data import Split
 from citrus_tool.errors import SoundnessError, UsageError
 from citrus_tool.files import write_text
 from citrus_tool.progress import Progress, Silent
-from citrus_tool.table_files import Cell
+from citrus_tool.tables import Cell
 from citrus_tool.threat import Threat
 from citrus_tool.workflow import DataChoice, ModelChoice, certify_file
 

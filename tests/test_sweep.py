@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from citrus_tool.certify.certificate import Certificate, GroupResult, Status
+from citrus_tool.certify.evidence import Evidence, Verdict
 from citrus_tool.compare import Pair, distinct
 from citrus_tool.errors import SoundnessError
 from citrus_tool.sweep import carried, csv_rows, folder, spelled
-from citrus_tool.table_files import to_csv, to_latex
+from citrus_tool.tables import to_csv, to_latex
 from citrus_tool.threat import Threat, parse_eps
 
 K = 6
@@ -37,8 +40,8 @@ def group(index: int, certified: int, attacked: int, *, clean: int = K, individu
 def certificate(eps: float, *groups: GroupResult) -> Certificate:
     return Certificate(
         model="m.onnx", sha256="", data="toy", split="test", data_sha256="", threat=Threat(eps=eps),
-        settings={"group_size": K, "protocol": "all"}, examined=K, examined_correct=K, groups=groups, stages={},
-        version="0",
+        settings={"group_size": K, "protocol": "all", "scope": "groups"}, examined=K, examined_correct=K, groups=groups,
+        stages={}, version="0",
     )  # fmt: skip
 
 
@@ -70,6 +73,43 @@ def test_carried_counts_name_their_eps() -> None:
     assert found[1].groups[0].detail == "found; attacked count from eps 1/255"
 
 
+def judged(*words: str) -> GroupResult:
+    """A group of three inputs by their verdicts."""
+    verdicts = tuple(Verdict(word) for word in words)
+    proven = sum(verdict in (Verdict.IBP, Verdict.PROVEN) for verdict in verdicts)
+    clean = sum(verdict is not Verdict.LOST for verdict in verdicts)
+    perturbation = np.full((1, 1, 1), sum(verdict is Verdict.FOOLED for verdict in verdicts), np.float32)
+    return replace(
+        group(0, proven, clean - sum(verdict is Verdict.FOOLED for verdict in verdicts), clean=clean),
+        indices=(0, 1, 2),
+        individually_certified=proven,
+        ibp_certified=sum(verdict is Verdict.IBP for verdict in verdicts),
+        evidence=Evidence(labels=(0, 0, 0), verdicts=verdicts, perturbation=perturbation),
+    )
+
+
+def test_verdicts_are_carried_with_the_counts() -> None:
+    low, high = carried(
+        [certificate(0.1, judged("fooled", "open", "ibp")), certificate(0.2, judged("open", "proven", "open"))]
+    )
+    for one, words in ((low, ["fooled", "proven", "ibp"]), (high, ["fooled", "proven", "open"])):
+        result = one.groups[0]
+        assert result.evidence is not None
+        assert [verdict.value for verdict in result.evidence.verdicts] == words
+        assert result.attacked == 3 - words.count("fooled")
+        assert result.individually_certified == 3 - words.count("fooled") - words.count("open")
+        assert result.evidence.perturbation is not None
+        assert result.evidence.perturbation.item() == 1  # the witness of the smaller eps
+    assert low.groups[0].certified == 2
+    assert low.groups[0].detail == "found; inputs proven at larger eps"
+
+
+def test_an_input_that_is_proven_and_fooled_stops_the_run() -> None:
+    low, high = judged("fooled", "open", "ibp"), judged("proven", "open", "open")
+    with pytest.raises(SoundnessError, match=r"input 0 is proven at eps 0\.2 or above, but .* eps 0\.1 fools it"):
+        carried([certificate(0.1, low), certificate(0.2, high)])
+
+
 def test_a_contradiction_stops_the_run() -> None:
     with pytest.raises(
         SoundnessError, match=r"group 0: 3 inputs are certified at eps 0\.1, .* eps 2/255 leaves only 2"
@@ -88,6 +128,13 @@ def test_other_groups_cannot_be_swept_together(other: GroupResult) -> None:
 def test_spelled_eps_reads_back_equal(eps: float) -> None:
     assert parse_eps(spelled(eps)) == eps
     assert "/" not in folder(eps)
+
+
+def test_certificates_of_the_whole_data_set_are_compared_as_a_whole() -> None:
+    low, high = (replace(certificate(eps, group(0, 2, 5)), together=5) for eps in (0.1, 0.2))
+    assert carried([low, high]) == (low, high)
+    with pytest.raises(SoundnessError, match=r"data set: 2 inputs are certified at eps 0.2, but .* leaves only 1"):
+        carried([replace(certificate(0.1, group(0, 1, 5)), together=1), high])
 
 
 def test_spelling() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from citrus_tool.certify.evidence import Evidence
 from citrus_tool.errors import SoundnessError
+from citrus_tool.tables import Table, Tabular, percent
 from citrus_tool.threat import Threat
 
 
@@ -117,8 +118,13 @@ def _span(indices: Sequence[int]) -> str:
     return str(indices[0]) if len(indices) == 1 else f"{indices[0]} to {indices[-1]}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Certificate:
+def clean_name(target: int | None) -> str:
+    """What tables call the inputs that hold without a perturbation."""
+    return "clean correct" if target is None else f"clean, not class {target}"
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Certificate(Tabular):
     """Bounds on the worst-case UAP accuracy of a network on a data split, summed over groups (Theorem 3 of the paper).
 
     With `together` (scope dataset) the claim is about one perturbation for all inputs, and the groups are a partition
@@ -186,6 +192,19 @@ class Certificate:
     @property
     def seconds(self) -> float:
         return sum(self.stages.values())
+
+    def table(self) -> Table:
+        """The five counts, and their percentages of the inputs."""
+        counts = {
+            clean_name(self.threat.target): self.clean_correct,
+            "IBP certified": self.ibp_certified,
+            "individually certified": self.individually_certified,
+            "certified UAP": self.certified,
+            "attacked UAP": self.attacked,
+        }
+        rows = [[name, str(count), percent(100 * count / self.inputs)] for name, count in counts.items()]
+        about = f"{self.threat.words}; {self.data} ({self.split}), groups of {self.settings['group_size']}"
+        return Table(title=about, columns=[f"of {self.inputs} inputs", "count", "%"], rows=rows)
 
     def to_json(self) -> dict[str, Any]:
         """DESIGN's fields: counts are numbers of inputs, accuracies are percent."""

@@ -44,7 +44,7 @@ def write_tables(
 ) -> None:
     """Writes the files of --csv (counts and percentages) and --latex (`table`)."""
     from citrus_tool.sweep import csv_rows
-    from citrus_tool.table_files import to_csv, to_latex
+    from citrus_tool.tables import to_csv, to_latex
 
     if csv_path is not None:
         write_text(csv_path, to_csv(*csv_rows(certificates)))

@@ -82,7 +82,7 @@ def compare(
         raise UsageError("give at least two networks to compare; citrus certify-uap judges one.")
     from citrus_tool.certify.uap import CertifySettings
     from citrus_tool.compare import compare_files
-    from citrus_tool.table_files import to_csv, to_latex
+    from citrus_tool.tables import to_csv, to_latex
     from citrus_tool.threat import Threat
     from citrus_tool.workflow import DataChoice, ModelChoice
 

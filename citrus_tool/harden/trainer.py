@@ -42,6 +42,9 @@ from citrus_tool.network import Network
 from citrus_tool.progress import Progress, Silent
 from citrus_tool.threat import Threat
 
+OnEpoch = Callable[[Mapping[str, Any]], None]
+"""Receives an epoch's entry of the history (see `fit`) when the epoch is closed and saved."""
+
 _READ_EVERY = 20
 """Batches between two looks at the loss on the device (the only points where the host waits for it)."""
 
@@ -73,6 +76,7 @@ def fit(
     resume: bool = False,
     device: str = "cpu",
     progress: Progress | None = None,
+    on_epoch: OnEpoch | None = None,
 ) -> TrainResult:
     """Trains a copy of `network` on `train` and returns the best epoch by `validation`.
 
@@ -84,6 +88,7 @@ def fit(
         run_dir: receives a checkpoint after every epoch and on Ctrl-C; None keeps nothing.
         resume: continue from run_dir's checkpoint; recipe, data and network must be the ones it began with.
         device: "cpu" or "cuda"; the data set must fit in its memory.
+        on_epoch: gets every epoch's entry as it is made (a resumed run: from where it goes on).
 
     Raises:
         UsageError: unknown method or device, a used run folder without resume, resume with another recipe or data.
@@ -99,8 +104,8 @@ def fit(
     if run_dir is None and resume:
         raise UsageError("resume needs the run folder of the run to continue; give --run-dir.")
     run = _Run(
-        network=network, train=train, validation=validation, recipe=recipe, method=_method(recipe.method),
-        device=_device(device), run_dir=run_dir, progress=progress or Silent(),
+        network=network, train=train, validation=validation, recipe=recipe, method=method_named(recipe.method),
+        device=_device(device), run_dir=run_dir, progress=progress or Silent(), on_epoch=on_epoch,
     )  # fmt: skip
     if run_dir is not None:
         files.require_writable_folder(run_dir)
@@ -111,7 +116,8 @@ def fit(
     return run.finish()
 
 
-def _method(name: str) -> Method:
+def method_named(name: str) -> Method:
+    """The training method of that name; raises UsageError that lists the names."""
     if name not in METHODS:
         near = difflib.get_close_matches(name, METHODS, n=1)
         meant = f" Did you mean {near[0]!r}?" if near else ""
@@ -145,9 +151,10 @@ class _Run:
 
     def __init__(
         self, *, network: Network, train: Dataset, validation: Dataset, recipe: Recipe, method: Method,
-        device: torch.device, run_dir: Path | None, progress: Progress,
+        device: torch.device, run_dir: Path | None, progress: Progress, on_epoch: OnEpoch | None,
     ) -> None:  # fmt: skip
         self.recipe, self.device, self.run_dir, self.progress = recipe, device, run_dir, progress
+        self.on_epoch = on_epoch
         self.validation = validation
         self.feed = Feed.of(train, recipe, device)
         self.origin = {
@@ -183,6 +190,8 @@ class _Run:
                 self.at.history.append(entry)
                 self.at.epoch, self.at.batch, self.at.epoch_seconds, self.sums = self.at.epoch + 1, 0, 0.0, {}
                 self.save()
+                if self.on_epoch is not None:
+                    self.on_epoch(entry)
         self.progress.finish()
         result = copy.deepcopy(self.network).cpu()
         for name, tensor in _tensors(result).items():
