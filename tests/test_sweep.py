@@ -106,7 +106,7 @@ def test_verdicts_are_carried_with_the_counts() -> None:
 
 def test_an_input_that_is_proven_and_fooled_stops_the_run() -> None:
     low, high = judged("fooled", "open", "ibp"), judged("proven", "open", "open")
-    with pytest.raises(SoundnessError, match=r"input 0 is proven at eps 0\.2 or above, but .* eps 0\.1 fools it"):
+    with pytest.raises(SoundnessError, match=r"input 0 is proven at eps 0\.1 or above, but .* eps 0\.1 fools it"):
         carried([certificate(0.1, low), certificate(0.2, high)])
 
 
