@@ -84,12 +84,12 @@ def screenshots(browser: Browser, report: Path, folder: Path) -> list[Path]:
             take(window.page, f"desktop-{scheme}")
             if scheme == "light":
                 for name in ("training", "classes", "worst", "groups"):
-                    block = window.page.locator(f"section.block[aria-labelledby$='-{name}']:visible")
+                    block = window.page.locator(f".block[data-part={name}]:visible")
                     if block.count():
                         if name == "groups":
                             tile = block.first.locator(".map a:not(.tint-exact)")
                             (tile if tile.count() else block.first.locator(".map a")).first.click()
-                        take(window.page, name, part=f"section.block[aria-labelledby$='-{name}']:visible")
+                        take(window.page, name, part=f".block[data-part={name}]:visible")
     with opened(browser, report, width=PHONE, scheme="dark") as window:
         take(window.page, "phone-dark")
     return taken

@@ -117,6 +117,7 @@ def json_of(source: str) -> Any:
             **{name: sum(g[name] for g in groups) for name in counts},
             "eps": run["eps"],
             "settings": run,
+            "threat": run,
             "stages": stages,
             "seconds": sum(stages.values()),
         }
