@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -55,6 +55,13 @@ class Evidence:
     labels: tuple[int, ...]
     verdicts: tuple[Verdict, ...]
     perturbation: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
+
+    def without_perturbation(self, places: Sequence[int]) -> Evidence:
+        """Labels and verdicts of some of the inputs."""
+        return Evidence(
+            labels=tuple(self.labels[place] for place in places),
+            verdicts=tuple(self.verdicts[place] for place in places),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Labels and verdicts by name."""
