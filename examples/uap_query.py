@@ -1,6 +1,6 @@
 """A group's UAP problem as a VNN-LIB query, for any verifier, and citrus' own answer to it.
 
-    python examples/uap_query.py [FOLDER]
+python examples/uap_query.py [FOLDER]
 """
 
 import sys
