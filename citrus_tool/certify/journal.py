@@ -70,9 +70,9 @@ def open_journal(path: Path, run: Mapping[str, Any], groups: Sequence[tuple[int,
     run = json.loads(json.dumps(run, allow_nan=False))
     lines = _lines(path)
     if lines and not resume:
-        if '{"finished": true}' not in lines[-1:] and len(lines) > 1:
+        if count := _unfinished(lines):
             raise UsageError(
-                f"{path} holds an unfinished run of {len(lines) - 1} groups; continue it with --resume,"
+                f"{path} holds an unfinished run of {count} groups; continue it with --resume,"
                 " or remove the file to start again."
             )
         lines = []
@@ -105,6 +105,15 @@ def open_journal(path: Path, run: Mapping[str, Any], groups: Sequence[tuple[int,
     if not lines:
         journal._line({"journal": FORMAT, "run": run})
     return journal
+
+
+def unfinished(path: Path) -> int:
+    """How many groups of an unfinished run the file holds; 0 where there is no file, or its run is finished."""
+    return _unfinished(_lines(path))
+
+
+def _unfinished(lines: Sequence[str]) -> int:
+    return 0 if '{"finished": true}' in lines[-1:] else max(0, len(lines) - 1)
 
 
 def _lines(path: Path) -> list[str]:
