@@ -5,10 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test test-slow lint format clean
+.PHONY: help install demo test test-slow gpu-check lint format clean
 
 help:
-	@echo "make install | demo | test | test-slow | lint | format | clean"
+	@echo "make install | demo | test | test-slow | gpu-check | lint | format | clean"
 
 install: $(STAMP)
 
@@ -26,6 +26,9 @@ test: install
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
+
+gpu-check: install
+	PYTHON=$(BIN)/python sh benchmarks/gpu.sh
 
 lint: install
 	$(BIN)/ruff check .

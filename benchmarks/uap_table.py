@@ -5,13 +5,15 @@
 Protocol `correct`: of the first 3 k P test images the misclassified ones are dropped, the first k P others kept and
 cut into P groups of k. Each row has a journal below --run-dir; a run that was stopped continues where it was, and a
 row that is finished is only printed again. Seconds are this machine's, all stages of all groups, over the number of
-groups; RACoon's are a GPU's with Gurobi.
+groups; RACoon's are a GPU's with Gurobi. With --check each row's proof is written and checked; `check` is the
+checker's processor time over that of the whole run that made the proof (of this process; not after a stop).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -21,7 +23,7 @@ import torch
 from citrus_tool.certify.screen import BoundsName
 from citrus_tool.certify.uap import CertifySettings
 from citrus_tool.threat import Threat, parse_eps
-from citrus_tool.workflow import DataChoice, ModelChoice, certify_file
+from citrus_tool.workflow import DataChoice, ModelChoice, certify_file, check_file
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -72,21 +74,46 @@ def main() -> None:
     parser.add_argument("--data-root", type=Path, default=None)
     parser.add_argument("--run-dir", type=Path, default=Path("runs") / "uap_table")
     parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--check", action="store_true", help="write and check the proofs")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
     print(f"{torch.get_num_threads()} threads, bounds {options.bounds}, {options.branch_nodes} nodes an input")
-    published, ours = "CROWN +MILP alpha RACoon     s", "alone certified attacked exact     s"
+    published, ours = "CROWN +MILP alpha RACoon     s", "alone certified attacked exact     s  check"
     print(f"{'network':<27} {'eps':>5} {'k':>4} |  {published} |  {ours}")
     for number in options.rows:
         row = ROWS[number - 1]
-        print(line(row, certificate(row, number, options)), flush=True)
+        began = time.process_time()
+        found = certificate(row, number, options)
+        seconds = time.process_time() - began
+        print(line(row, found) + (checked(row, number, options, found, seconds) if options.check else ""), flush=True)
+
+
+def folder_of(number: int, options: argparse.Namespace) -> Path:
+    """Where a row's journal, certificate and proof stand."""
+    name = (
+        f"row{number}_P{options.groups}_{options.bounds}_{options.branch_nodes}_{options.time_limit:g}_{options.solver}"
+    )
+    folder: Path = options.run_dir / name
+    return folder
+
+
+def checked(row: Row, number: int, options: argparse.Namespace, found: dict[str, Any], seconds: float) -> str:
+    """Checks a row's proof against network and data: the last column."""
+    began = time.process_time()
+    proof = check_file(
+        folder_of(number, options) / "proof",
+        options.models_root / f"{row.network}.onnx",
+        DataChoice(name=row.data, root=options.data_root),
+    )
+    taken = time.process_time() - began
+    assert (proof.certified, proof.inputs) == (found["certified"], found["inputs"])
+    return f" {taken:5.0f}/{seconds:.0f}"
 
 
 def certificate(row: Row, number: int, options: argparse.Namespace) -> dict[str, Any]:
     """The row's certificate as JSON values, from --run-dir if it is finished."""
-    name = f"row{number}_P{options.groups}_{options.bounds}_{options.branch_nodes}_{options.solver}"
-    folder: Path = options.run_dir / name
+    folder = folder_of(number, options)
     done = folder / "certificate.json"
     if not done.is_file():
         certify_file(
@@ -105,6 +132,7 @@ def certificate(row: Row, number: int, options: argparse.Namespace) -> dict[str,
             ),
             run_dir=folder,
             device="auto",
+            proof=folder / "proof" if options.check else None,
             resume=(folder / "journal.jsonl").is_file(),
         )
     found: dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import pairwise
 from typing import Any
 
+from citrus_tool.certify.evidence import Evidence
 from citrus_tool.errors import SoundnessError
+from citrus_tool.tables import Table, Tabular, percent
 from citrus_tool.threat import Threat
 
 
@@ -46,6 +48,7 @@ class GroupResult:
         attacked: inputs that stayed correct under the worst shared perturbation found (an upper bound).
         detail: what the MILP said, or why there was none.
         stages: seconds by stage; work done on many groups at once is shared out evenly.
+        evidence: each input's label and verdict, and the worst perturbation found; None in journals that have none.
 
     Raises: SoundnessError unless 0 <= IBP <= individual <= certified <= attacked <= clean <= number of inputs.
     """
@@ -60,6 +63,7 @@ class GroupResult:
     status: Status
     detail: str
     stages: Mapping[str, float]
+    evidence: Evidence | None = None
 
     def __post_init__(self) -> None:
         chain = [
@@ -83,6 +87,17 @@ class GroupResult:
     def seconds(self) -> float:
         return sum(self.stages.values())
 
+    def without(self, count: int, indices: tuple[int, ...], *, index: int) -> GroupResult:
+        """The group less its `count` open inputs: what is left, `indices`, is lost or proven one by one."""
+        clean = self.clean_correct - count
+        return replace(
+            self, index=index, indices=indices, clean_correct=clean, individually_certified=clean, certified=clean,
+            attacked=clean, status=Status.EXACT, detail="every correct input is proven by itself",
+            evidence=None if self.evidence is None else self.evidence.without_perturbation(
+                [self.indices.index(one) for one in indices]
+            ),
+        )  # fmt: skip
+
     def to_json(self) -> dict[str, Any]:
         """The group's entry in the certificate."""
         return {
@@ -95,6 +110,7 @@ class GroupResult:
             "status": self.status.value,
             "detail": self.detail,
             "seconds": self.seconds,
+            **(self.evidence.to_json() if self.evidence is not None else {}),
         }
 
 
@@ -102,9 +118,17 @@ def _span(indices: Sequence[int]) -> str:
     return str(indices[0]) if len(indices) == 1 else f"{indices[0]} to {indices[-1]}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Certificate:
+def clean_name(target: int | None) -> str:
+    """What tables call the inputs that hold without a perturbation."""
+    return "clean correct" if target is None else f"clean, not class {target}"
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Certificate(Tabular):
     """Bounds on the worst-case UAP accuracy of a network on a data split, summed over groups (Theorem 3 of the paper).
+
+    With `together` (scope dataset) the claim is about one perturbation for all inputs, and the groups are a partition
+    chosen for its proof; their `attacked` counts are each group's own.
 
     Attributes:
         model: path of the ONNX file; `sha256` its digest.
@@ -115,6 +139,9 @@ class Certificate:
             from `inputs` and `clean_correct` in protocol `correct`, which drops misclassified inputs.
         stages: seconds by stage, over all groups and over interrupted runs too.
         version: of citrus.
+        together: inputs that stayed correct under the worst perturbation of all inputs found; None in scope groups.
+
+    Raises: SoundnessError when more is certified than stayed correct under that perturbation.
     """
 
     model: str
@@ -129,6 +156,14 @@ class Certificate:
     groups: tuple[GroupResult, ...]
     stages: Mapping[str, float]
     version: str
+    together: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.together is not None and not self.certified <= self.together <= self.clean_correct:
+            raise SoundnessError(
+                f"data set: certified {self.certified}, attacked {self.together} and clean {self.clean_correct} counts"
+                " are not in order; the certificate is void, please report the network and the settings."
+            )
 
     @property
     def inputs(self) -> int:
@@ -152,11 +187,24 @@ class Certificate:
 
     @property
     def attacked(self) -> int:
-        return sum(group.attacked for group in self.groups)
+        return sum(group.attacked for group in self.groups) if self.together is None else self.together
 
     @property
     def seconds(self) -> float:
         return sum(self.stages.values())
+
+    def table(self) -> Table:
+        """The five counts, and their percentages of the inputs."""
+        counts = {
+            clean_name(self.threat.target): self.clean_correct,
+            "IBP certified": self.ibp_certified,
+            "individually certified": self.individually_certified,
+            "certified UAP": self.certified,
+            "attacked UAP": self.attacked,
+        }
+        rows = [[name, str(count), percent(100 * count / self.inputs)] for name, count in counts.items()]
+        about = f"{self.threat.words}; {self.data} ({self.split}), groups of {self.settings['group_size']}"
+        return Table(title=about, columns=[f"of {self.inputs} inputs", "count", "%"], rows=rows)
 
     def to_json(self) -> dict[str, Any]:
         """DESIGN's fields: counts are numbers of inputs, accuracies are percent."""
@@ -169,6 +217,7 @@ class Certificate:
             "data_sha256": self.data_sha256,
             "eps": self.threat.eps,
             "threat": self.threat.to_json(),
+            "scope": self.settings["scope"],
             "group_size": self.settings["group_size"],
             "protocol": self.settings["protocol"],
             "inputs": inputs,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, combinations
 from typing import Final
 
 Atom = tuple[int, int]
@@ -19,6 +20,8 @@ Combination = tuple[Atom, ...]
 
 STEPS: Final = 200_000
 """Choices that the search tries before it settles for a weaker bound."""
+FEW: Final = 4
+"""Atoms of a combination whose subsets are looked up one by one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +51,22 @@ class Conflicts:
     def covers(self, combination: Iterable[Atom]) -> bool:
         """Whether the combination is refuted by what is known."""
         given = frozenset(combination)
+        if len(given) <= FEW:
+            subsets = chain.from_iterable(combinations(given, size) for size in range(1, len(given) + 1))
+            return any(frozenset(some) in self.refuted for some in subsets)
         return any(old <= given for old in self.refuted)
+
+    def within(self, members: Sequence[int]) -> Conflicts:
+        """What is known about these open inputs alone, which are numbered anew in their order."""
+        number = {member: new for new, member in enumerate(members)}
+        return Conflicts(
+            labels=[self.labels[member] for member in members],
+            refuted={
+                frozenset((number[member], label) for member, label in old)
+                for old in self.refuted
+                if all(member in number for member, _ in old)
+            },
+        )
 
     def excluded(self) -> list[int]:
         """The inputs of which every label is refuted by itself."""

@@ -1,8 +1,9 @@
 """The journal of a certification: JSON lines, one per finished group, so that a stopped run can go on.
 
 First line: {"journal": FORMAT, "run": {...}}, what the run is made of; then one line per group (GroupResult with its
-`index` and `stages`); then, when all groups are done, {"finished": true}. Lines are flushed one by one. A torn last
-line (the machine stopped while it was written) is dropped; anything else that is not as written is an error.
+`index`, `stages` and perturbation); then, when all groups are done, {"finished": true}. Lines are flushed one by one.
+A torn last line (the machine stopped while it was written) is dropped; anything else that is not as written is an
+error.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from citrus_tool.certify.certificate import GroupResult, Status
+from citrus_tool.certify.evidence import Evidence
 from citrus_tool.errors import InputFileError, UsageError
 from citrus_tool.files import require_writable_file
 
@@ -22,12 +24,14 @@ FORMAT: Final = 1
 class Journal:
     """An open journal; use as a context manager.
 
-    `done`: the groups that were read from it, by index.
+    `done`: the groups that were read from it, by index; `notes`: what was written with them.
     """
 
-    def __init__(self, file: IO[str], done: Mapping[int, GroupResult], *, finished: bool) -> None:
+    def __init__(
+        self, file: IO[str], done: Mapping[int, GroupResult], notes: Mapping[int, Any], *, finished: bool
+    ) -> None:
         self._file = file
-        self.done = dict(done)
+        self.done, self.notes = dict(done), dict(notes)
         self._finished = finished
 
     def __enter__(self) -> Journal:
@@ -36,9 +40,11 @@ class Journal:
     def __exit__(self, *exception: object) -> None:
         self._file.close()
 
-    def write(self, group: GroupResult) -> None:
-        """Appends one finished group."""
-        self._line({"index": group.index, **group.to_json(), "stages": dict(group.stages)})
+    def write(self, group: GroupResult, note: Any = None) -> None:
+        """Appends one finished group, with a JSON value to go with it."""
+        evidence = group.evidence.packed() if group.evidence is not None else {}
+        line = {"index": group.index, **group.to_json(), "stages": dict(group.stages), **evidence}
+        self._line(line if note is None else {**line, "note": note})
 
     def finish(self) -> None:
         """Marks the run as complete."""
@@ -64,13 +70,14 @@ def open_journal(path: Path, run: Mapping[str, Any], groups: Sequence[tuple[int,
     run = json.loads(json.dumps(run, allow_nan=False))
     lines = _lines(path)
     if lines and not resume:
-        if '{"finished": true}' not in lines[-1:] and len(lines) > 1:
+        if count := _unfinished(lines):
             raise UsageError(
-                f"{path} holds an unfinished run of {len(lines) - 1} groups; continue it with --resume,"
+                f"{path} holds an unfinished run of {count} groups; continue it with --resume,"
                 " or remove the file to start again."
             )
         lines = []
     done: dict[int, GroupResult] = {}
+    notes: dict[int, Any] = {}
     finished = False
     if lines:
         _compare(path, lines[0], run)
@@ -85,6 +92,8 @@ def open_journal(path: Path, run: Mapping[str, Any], groups: Sequence[tuple[int,
                     f"{path}, line {number}: group {result.index} has other inputs than this run; remove it."
                 )
             done[result.index] = result
+            if "note" in content:
+                notes[result.index] = content["note"]
     try:
         if lines:
             with path.open("rb+") as raw:  # drops a torn last line
@@ -92,10 +101,19 @@ def open_journal(path: Path, run: Mapping[str, Any], groups: Sequence[tuple[int,
         file = path.open("a" if lines else "w", encoding="utf-8")
     except OSError as error:
         raise InputFileError(f"{path}: cannot be written ({error.strerror}); name another folder.") from None
-    journal = Journal(file, done, finished=finished)
+    journal = Journal(file, done, notes, finished=finished)
     if not lines:
         journal._line({"journal": FORMAT, "run": run})
     return journal
+
+
+def unfinished(path: Path) -> int:
+    """How many groups of an unfinished run the file holds; 0 where there is no file, or its run is finished."""
+    return _unfinished(_lines(path))
+
+
+def _unfinished(lines: Sequence[str]) -> int:
+    return 0 if '{"finished": true}' in lines[-1:] else max(0, len(lines) - 1)
 
 
 def _lines(path: Path) -> list[str]:
@@ -145,6 +163,7 @@ def _result(path: Path, number: int, content: Mapping[str, Any]) -> GroupResult:
             status=Status(content["status"]),
             detail=content["detail"],
             stages=dict(content["stages"]),
+            evidence=Evidence.from_json(content),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise InputFileError(f"{path}, line {number}: is damaged ({error}); remove the file to start again.") from None

@@ -30,7 +30,7 @@ import time
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -40,7 +40,7 @@ import numpy as np
 import pulp
 from numpy.typing import NDArray
 
-from citrus_tool.errors import UsageError
+from citrus_tool.errors import SoundnessError, UsageError
 
 ROW_SLACK: Final = 1e-5
 """Every plane's row is relaxed by this fraction of the plane's half range eps ||L||_1."""
@@ -51,13 +51,16 @@ DUAL_TOLERANCE: Final = 1e-7
 SMALLEST_COEFFICIENT: Final = 1e-8
 """Scaled coefficients below this leave the row at their worst value (HiGHS drops those below 1e-9)."""
 
+COUNT_TOLERANCE: Final = 0.5
+"""Counts of two solvers that are further apart are different counts."""
+
 SEARCH_STEPS: Final = 200
 """Steps of the search that may spare the solver."""
 SEARCH_MARGIN: Final = 1e-6
 """How far below 0 the search aims, as a fraction of a plane's half range."""
 
 Array = NDArray[np.float64]
-SolverName = Literal["cbc", "highs"]
+SolverName = Literal["cbc", "highs", "both"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +149,16 @@ class Answer:
     objective: float | None
     words: str
 
+    @property
+    def usable(self) -> bool:
+        """Whether there is a dual bound that is a number."""
+        return self.ending is not Ending.NO_BOUND and self.dual_bound is not None and not math.isnan(self.dual_bound)
+
+    @property
+    def bound(self) -> float:
+        """The dual bound, where it is usable; infinite otherwise."""
+        return self.dual_bound if self.usable and self.dual_bound is not None else math.inf
+
 
 class Solver(ABC):
     """One MILP solver behind PuLP."""
@@ -212,11 +225,10 @@ def bound_fooled(
             seconds=time.monotonic() - start,
         )
     problem, variables = _model(planes, eps)
+    answer = _answer(solver, problem, time_limit, threads)
     try:
-        answer = solver.solve(problem, time_limit=time_limit, threads=threads)
         proposal = _proposal(variables, planes.coefficient.shape[1], eps)
-    except (pulp.PulpError, OSError, ValueError) as error:
-        answer = Answer(ending=Ending.NO_BOUND, dual_bound=None, objective=None, words=f"the solver failed: {error}")
+    except ValueError:
         proposal = None
     floor = max((planes.fooled(u) for u in [*known, *([] if proposal is None else [proposal])]), default=0)
     slack = DUAL_SLACK + 2 * DUAL_TOLERANCE * planes.coefficient.shape[1]
@@ -230,6 +242,14 @@ def bound_fooled(
     return MasterBound(
         fooled_upper=fooled_upper, ending=ending, words=words, proposal=proposal, seconds=time.monotonic() - start
     )
+
+
+def _answer(solver: Solver, problem: pulp.LpProblem, time_limit: float, threads: int) -> Answer:
+    """The solver's answer; a crash is one without a bound."""
+    try:
+        return solver.solve(problem, time_limit=time_limit, threads=threads)
+    except (pulp.PulpError, OSError, ValueError) as error:
+        return Answer(ending=Ending.NO_BOUND, dual_bound=None, objective=None, words=f"the solver failed: {error}")
 
 
 def _distrust(answer: Answer, floor: int, slack: float) -> str | None:
@@ -383,12 +403,41 @@ class Highs(Solver):
         )
 
 
-SOLVERS: Final[dict[SolverName, Solver]] = {"cbc": Cbc(), "highs": Highs()}
+@dataclass(frozen=True, kw_only=True)
+class Both(Solver):
+    """Two solvers, each with the whole time limit, whose answers must be able to hold together.
+
+    They do not where one's dual bound is below what the other says it reaches, or where both claim the optimum and mean
+    different counts. A solver without a bound has no answer to compare.
+    """
+
+    first: Solver
+    second: Solver
+
+    def solve(self, problem: pulp.LpProblem, *, time_limit: float, threads: int) -> Answer:
+        """The lower of the two dual bounds. Raises SoundnessError, with both answers, where the solvers disagree."""
+        one, other = (_answer(some, problem, time_limit, threads) for some in (self.first, self.second))
+        for low, high in ((one, other), (other, one)):
+            if high.objective is not None and high.usable and low.bound + COUNT_TOLERANCE < high.objective:
+                raise SoundnessError(
+                    f"the MILP solvers disagree: one says that at most {low.bound:g} inputs can be fooled"
+                    f" ({low.words}), the other reaches {high.objective:g} ({high.words}); the certificate is void,"
+                    " please report the network and the settings."
+                )
+        best = min((one, other), key=lambda answer: (not answer.usable, answer.bound))
+        return replace(best, words=f"{one.words}; {other.words}")
+
+
+SOLVERS: Final[dict[SolverName, Solver]] = {
+    "cbc": Cbc(),
+    "highs": Highs(),
+    "both": Both(first=Cbc(), second=Highs()),
+}
 """The solvers by the name that `--solver` takes."""
 
 
 def named(name: SolverName) -> Solver:
     """The solver of that name. Raises UsageError for CBC where PuLP brings no executable for this machine."""
-    if name == "cbc" and not _cbc().available():
+    if name != "highs" and not _cbc().available():
         raise UsageError("PuLP has no CBC executable for this machine; use --solver highs.")
     return SOLVERS[name]

@@ -13,7 +13,7 @@ import os
 import shutil
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,6 +26,7 @@ from torch import Tensor
 from citrus_tool.bounds.fold import foldable_nodes
 from citrus_tool.bounds.optimised import GRID, Instance
 from citrus_tool.certify.front import Front, Products
+from citrus_tool.certify.partition import Block
 from citrus_tool.certify.search import Leaf
 from citrus_tool.errors import InputFileError
 from citrus_tool.files import require_writable_file, write_bytes
@@ -38,7 +39,7 @@ class Refutation:
     """A combination of atoms (position in the group, wrong label), each atom's execution, and the leaves.
 
     Without shares (a combination of one atom) a leaf bounds the margin, with them the sum of share (margin - guard).
-    `fronts`, `closed`: as in settle.Evidence.
+    `fronts`, `closed`: as in settle.Grounds.
     """
 
     atoms: tuple[tuple[int, int], ...]
@@ -72,6 +73,71 @@ class GroupProof:
     def certified(self) -> int:
         """Inputs that stay correct."""
         return sum(kind != "lost" for kind in self.kinds) - self.fooled
+
+
+def regrouped(
+    proofs: Mapping[int, GroupProof],
+    still: Sequence[int],
+    blocks: Sequence[Block],
+    across: Sequence[Refutation],
+) -> list[GroupProof]:
+    """The proofs of a partition of the same inputs: the groups less their open inputs, then the blocks of those.
+
+    Args:
+        proofs: of the groups, by index.
+        still: the open inputs (indices into the data), which the blocks number.
+        across: refutations found across the groups, with the open inputs' numbers as positions.
+    """
+    number_of = {index: number for number, index in enumerate(still)}
+    block_of = {member: place for place, block in enumerate(blocks) for member in block.members}
+    home: dict[int, tuple[GroupProof, int]] = {}
+    inside: list[list[Refutation]] = [[] for _ in blocks]
+
+    def sort(one: Refutation, members: Sequence[int]) -> None:
+        """Puts a refutation of these open inputs to their block, if they share one."""
+        places = {block_of[member] for member in members}
+        if len(places) == 1:
+            (place,) = places
+            position = blocks[place].members.index
+            atoms = tuple((position(member), label) for member, (_, label) in zip(members, one.atoms, strict=True))
+            inside[place].append(replace(one, atoms=atoms))
+
+    found: list[GroupProof] = []
+    for _, proof in sorted(proofs.items()):
+        kept = [place for place, index in enumerate(proof.indices) if index not in number_of]
+        new = {place: number for number, place in enumerate(kept)}
+        mine = []
+        for one in proof.refutations:
+            if all(place in new for place, _ in one.atoms):
+                mine.append(replace(one, atoms=tuple((new[place], label) for place, label in one.atoms)))
+            else:
+                sort(one, [number_of[proof.indices[place]] for place, _ in one.atoms])
+        home |= {number_of[index]: (proof, p) for p, index in enumerate(proof.indices) if index in number_of}
+        if kept:
+            found.append(_gathered([(proof, place) for place in kept], len(found), mine, fooled=0))
+    for one in across:
+        sort(one, [member for member, _ in one.atoms])
+    for place, block in enumerate(blocks):
+        members = [home[member] for member in block.members]
+        found.append(_gathered(members, len(found), inside[place], fooled=block.bound))
+    return found
+
+
+def _gathered(
+    members: Sequence[tuple[GroupProof, int]], index: int, refutations: Sequence[Refutation], *, fooled: int
+) -> GroupProof:
+    """A group of inputs (proof, position) of other groups."""
+    return GroupProof(
+        index=index,
+        indices=tuple(proof.indices[place] for proof, place in members),
+        images=torch.stack([proof.images[place] for proof, place in members]),
+        labels=tuple(proof.labels[place] for proof, place in members),
+        rivals=tuple(proof.rivals[place] for proof, place in members),
+        kinds=tuple(proof.kinds[place] for proof, place in members),
+        excluded=tuple(proof.excluded[place] for proof, place in members),
+        refutations=tuple(refutations),
+        fooled=fooled,
+    )
 
 
 class _Arrays:

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
@@ -33,24 +34,31 @@ from citrus_tool.certify.branch import Budget
 from citrus_tool.certify.certificate import Certificate, GroupResult, Status
 from citrus_tool.certify.check_graph import read_graph
 from citrus_tool.certify.conflicts import Atom, Conflicts
+from citrus_tool.certify.dataset import Across, Remainder, Rest, across, attacked
+from citrus_tool.certify.evidence import Evidence, Verdict
 from citrus_tool.certify.journal import Journal, open_journal
 from citrus_tool.certify.master import Ending, MasterBound, Planes, Solver, SolverName, bound_fooled, named
-from citrus_tool.certify.proof import GroupProof, Recorder, Refutation
-from citrus_tool.certify.screen import BoundsName, Clean, Screened, clean_stage, held, judged, screen
-from citrus_tool.certify.settle import executions, settle
+from citrus_tool.certify.proof import GroupProof, Recorder, Refutation, regrouped
+from citrus_tool.certify.screen import BoundsName, Clean, OpenInput, Screened, clean_stage, held, judged, screen
+from citrus_tool.certify.settle import Grounds, executions, settle
+from citrus_tool.certify.settle import OpenInput as Execution
 from citrus_tool.data import Dataset
-from citrus_tool.errors import DataError, InterruptedRunError, SoundnessError, UsageError
+from citrus_tool.errors import DataError, InputFileError, InterruptedRunError, SoundnessError, UsageError
 from citrus_tool.network import Network
-from citrus_tool.onnx_io import OnnxModel, OnnxRunner
+from citrus_tool.onnx_io import OnnxModel, OnnxRunner, require_parity
 from citrus_tool.progress import Progress, Silent
 from citrus_tool.threat import Threat
+from citrus_tool.workers import spread
 
 Protocol = Literal["all", "correct"]
+Scope = Literal["groups", "dataset"]
 
 CHUNK_INPUTS: Final = 500
 """Inputs that go through the batched stages together."""
 BRANCHED_INPUTS: Final = 100
 """The same with branch and bound, which takes seconds for an input: the journal gets a chunk's groups together."""
+RELAXED: Final = 20
+"""Open inputs whose executions are bounded together."""
 CHUNK_BYTES: Final = 2**29
 """Upper limit of the size of a chunk's planes, in bytes."""
 PROVER: Final = 2
@@ -67,6 +75,8 @@ class CertifySettings:
         group_size: inputs that share one perturbation; the last group may be smaller.
         protocol: `all` inputs in order, misclassified ones count as lost; or `correct`: of the first 3 * limit inputs
             the misclassified ones are dropped and the first `limit` others kept (RaVeN, RACoon, RABBit).
+        scope: one perturbation for each of the consecutive `groups`, or one for the whole `dataset`, whose certificate
+            is never below that of the groups (dataset.py).
         bounds: the strongest bounds in use; `ibp` stops after IBP, `crown` runs IBP, CROWN and the MILP, `alpha` puts
             alpha-CROWN before the MILP, `full` alpha-CROWN, branch and bound on each input, and the cross-execution
             loop in place of the MILP (networks that branch and bound cannot split keep the MILP).
@@ -75,13 +85,15 @@ class CertifySettings:
             that this limit cuts short depends on the machine.
         intermediate: bounds of hidden neurons, by CROWN intersected with IBP, or by CROWN alone (as published).
         solver, threads: of the MILP.
-        time_limit: seconds a group that the MILP or the cross-execution loop may take.
+        time_limit: seconds a group that the MILP or the cross-execution loop may take; the search across groups may
+            take as much for each group with an open input.
         attack_steps, attack_restarts, seed: of the attack on the shared perturbation.
         limit: how many inputs are judged; None: all.
     """
 
     group_size: int = 5
     protocol: Protocol = "all"
+    scope: Scope = "groups"
     bounds: BoundsName = "crown"
     intermediate: Intermediate = "intersect"
     branch_nodes: int = 4000
@@ -95,7 +107,13 @@ class CertifySettings:
     limit: int | None = None
 
     def __post_init__(self) -> None:
-        choices = {"protocol": Protocol, "bounds": BoundsName, "intermediate": Intermediate, "solver": SolverName}
+        choices = {
+            "protocol": Protocol,
+            "scope": Scope,
+            "bounds": BoundsName,
+            "intermediate": Intermediate,
+            "solver": SolverName,
+        }
         for field, kind in choices.items():
             if getattr(self, field) not in get_args(kind):
                 raise UsageError(f"{field} is {getattr(self, field)!r}; choose one of {', '.join(get_args(kind))}.")
@@ -123,6 +141,7 @@ def certify_uap(
     proof: Path | None = None,
     progress: Progress | None = None,
     solver: Solver | None = None,
+    workers: int = 1,
 ) -> Certificate:
     """The certificate of `model` on `data` under one shared perturbation per group.
 
@@ -131,31 +150,28 @@ def certify_uap(
         journal: file that gets one line per finished group; `resume` goes on with it.
         proof: file that gets the proof, for `citrus check`.
         solver: another MILP solver in place of the one that `settings` names.
+        workers: processes that groups are spread over, each with as many threads as this one; the result is the same.
 
     Raises:
         DataError: shape or number of classes do not fit the network, or no input is left to judge.
+        CheckFailedError: the network is not (any more) that of the file.
         UsageError: the target is no class of the network; a proof is wanted of bounds that have none.
         UnsupportedNetworkError: a proof is wanted of a network that the checker cannot read.
         UsageError, InputFileError: the journal is of another run, or no journal (journal.open_journal).
         SoundnessError: a lower bound lies above an upper bound; names group, stage and values.
-        InterruptedRunError: Ctrl-C; finished groups are in the journal.
+        InterruptedRunError: Ctrl-C, or a worker died; finished groups are in the journal.
     """
     progress = progress or Silent()
     data.require_classifier(model.network.input_shape, model.network.num_classes, str(model.path))
     threat.require_target(model.network.num_classes)
-    network = threat.network(model.network)
-    run = _Run(
-        bounded=network.frozen(dtype=torch.float64, device=device),
-        attacked=network.frozen(dtype=torch.float32, device=device),
-        runner=OnnxRunner(model),
-        data=data,
-        threat=threat,
-        settings=settings,
-        solver=solver or named(settings.solver),
-        device=torch.device(device),
-        recorder=None if proof is None else _recorder(proof, model, threat, settings, network, resume=resume),
-    )
+    require_parity(model.network, OnnxRunner(model), model.path)
+    solver = solver or named(settings.solver)
+    build = partial(_Run.of, model, data, threat, settings, solver, device, proof)
+    run = build(resume=resume)
     results: dict[int, GroupResult] = {}
+    remainders: dict[int, Remainder] = {}
+    proofs: dict[int, GroupProof] = {}
+    dataset = settings.scope == "dataset"
     groups: list[tuple[int, ...]] = []
     with ExitStack() as stack:
         log: Journal | None = None
@@ -171,28 +187,39 @@ def certify_uap(
                     open_journal(journal, _identity(model, data, threat, settings), groups, resume=resume)
                 )
                 results.update(run.recorded(log.done))
+                if dataset:
+                    remainders.update(_remainders(journal, {index: log.notes.get(index) for index in results}))
             progress.start("groups", len(groups), "groups")
             progress.advance(len(results))
             size = run.chunk_groups()
+            tasks = []
             for first in range(0, len(groups), size):
                 members = range(first, min(first + size, len(groups)))
-                if all(index in results for index in members):
-                    continue
                 part = chosen[first * k : (members[-1] + 1) * k]
-                for result in run.chunk(first, candidates[part], clean.select(part), skip=results.keys()):
-                    results[result.index] = result
-                    if log is not None:
-                        log.write(result)
-                    progress.advance(1, note=_note(results))
+                skip = frozenset(results).intersection(members)
+                if len(skip) < len(members):
+                    tasks.append(_Chunk(first=first, indices=candidates[part], clean=clean.select(part), skip=skip))
+            for one in _finished(run, partial(build, resume=True), tasks, workers):
+                result, index = one.result, one.result.index
+                results[index], remainders[index] = result, one.remainder
+                if one.proof is not None:
+                    proofs[index] = one.proof
+                if log is not None:
+                    log.write(result, one.remainder.to_json() if dataset else None)
+                progress.advance(1, note=_note(results))
+            ordered: tuple[GroupResult, ...] = tuple(results[index] for index in range(len(groups)))
+            together = None
+            if dataset:
+                row = dict(zip(candidates[chosen].tolist(), chosen.tolist(), strict=True))
+                ordered, together = run.together(ordered, remainders, proofs, clean, row, progress)
             if log is not None:
                 log.finish()
         except KeyboardInterrupt:
             saved = f"continue with --resume ({journal})" if journal is not None else "nothing was saved (no journal)"
             raise InterruptedRunError(f"stopped after {len(results)} of {len(groups)} groups; {saved}.") from None
     if run.recorder is not None:
-        run.recorder.pack(len(groups), {"data": data.name, "split": data.split, "version": __version__})
+        run.recorder.pack(len(ordered), {"data": data.name, "split": data.split, "version": __version__})
     progress.finish()
-    ordered = tuple(results[index] for index in range(len(groups)))
     return Certificate(
         model=str(model.path),
         sha256=model.sha256,
@@ -206,7 +233,32 @@ def certify_uap(
         groups=ordered,
         stages={"clean": clean_seconds, **_total(group.stages for group in ordered)},
         version=__version__,
+        together=together,
     )
+
+
+def _finished(run: _Run, build: Callable[[], _Run], tasks: Sequence[_Chunk], workers: int) -> Iterator[_Finished]:
+    """The groups of all chunks, here or by worker processes, each of which builds a run of its own."""
+    if min(workers, len(tasks)) > 1:
+        done = spread(partial(_worker, build), tasks, workers, threads=torch.get_num_threads())
+        yield from (one for several in done for one in several)
+    else:
+        for task in tasks:
+            yield from run.chunk(task)
+
+
+def _worker(build: Callable[[], _Run]) -> Callable[[_Chunk], list[_Finished]]:
+    """What a worker process does with a chunk."""
+    run = build()
+    return lambda task: list(run.chunk(task))
+
+
+def _remainders(path: Path, notes: Mapping[int, Any]) -> dict[int, Remainder]:
+    """The remainders that a journal holds."""
+    try:
+        return {index: Remainder.of(note) for index, note in notes.items()}
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputFileError(f"{path}: a note is damaged ({error!r}); remove the file to start again.") from None
 
 
 def _identity(model: OnnxModel, data: Dataset, threat: Threat, settings: CertifySettings) -> dict[str, Any]:
@@ -286,13 +338,34 @@ class _Open:
     correct: Tensor  # (k,) bool
     ibp: Tensor
     proven: Tensor
+    labels: tuple[int, ...]
     u: Tensor  # (C, H, W) float32
-    fooled: int  # by u, replayed
+    fallen: Tensor  # (k,) bool, fooled by u, replayed
     seconds: dict[str, float]
+
+    @property
+    def fooled(self) -> int:
+        return int(self.fallen.sum())
 
     @property
     def open(self) -> Tensor:
         return self.correct & ~self.proven
+
+    def of(self, members: Sequence[int], index: int) -> _Open:
+        """Some of the inputs as a group of their own, without a witness."""
+        some = list(members)
+        return _Open(
+            index=index,
+            indices=tuple(self.indices[member] for member in some),
+            position=self.position[some],
+            correct=self.correct[some],
+            ibp=self.ibp[some],
+            proven=self.proven[some],
+            labels=tuple(self.labels[member] for member in some),
+            u=torch.zeros_like(self.u),
+            fallen=torch.zeros(len(some), dtype=torch.bool),
+            seconds={},
+        )
 
     def result(self, fooled_upper: int, status: Status, detail: str) -> GroupResult:
         correct = int(self.correct.sum())
@@ -308,7 +381,75 @@ class _Open:
             status=Status.EXACT if certified == attacked else status,
             detail=detail,
             stages=dict(self.seconds),
+            evidence=Evidence(
+                labels=self.labels,
+                verdicts=tuple(map(self._verdict, range(len(self.indices)))),
+                perturbation=self.u.numpy() if self.fooled else None,
+            ),
         )
+
+    def _verdict(self, place: int) -> Verdict:
+        if not self.correct[place]:
+            return Verdict.LOST
+        if self.proven[place]:
+            return Verdict.IBP if self.ibp[place] else Verdict.PROVEN
+        return Verdict.FOOLED if self.fallen[place] else Verdict.OPEN
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Chunk:
+    """Groups that go through the batched stages together.
+
+    Attributes:
+        first: number of the first of them.
+        indices, clean: of their inputs.
+        skip: numbers of groups that are done already. The batched stages run on the whole chunk all the same, so that a
+            resumed run gives the same result as an uninterrupted one: the attack's random numbers depend on the batch.
+    """
+
+    first: int
+    indices: Tensor
+    clean: Clean
+    skip: frozenset[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Finished:
+    """A group that is done: its bracket, what it leaves open, and its proof where that is still to be recorded."""
+
+    result: GroupResult
+    remainder: Remainder
+    proof: GroupProof | None
+
+
+def _remainder(
+    group: _Open, screened: Screened, u: Tensor, refuted: Collection[frozenset[Atom]], eps: float
+) -> Remainder:
+    """What the group's stages left open."""
+    places = [p for p, is_open in enumerate(group.open.tolist()) if is_open]
+    entries = [screened.planes.get(int(group.position[place])) for place in places]
+    gaps = [
+        math.inf if entry is None else float((eps * np.abs(entry.coefficient).sum(1) - entry.offset).max(initial=0.0))
+        for entry in entries
+    ]
+    return Remainder(
+        inputs=tuple(group.indices[place] for place in places),
+        labels=tuple(() if entry is None else tuple(entry.label.tolist()) for entry in entries),
+        gaps=tuple(gap if math.isfinite(gap) else 0.0 for gap in gaps),
+        refuted=tuple(tuple(sorted(some)) for some in sorted(refuted, key=sorted)),
+        u=u,
+    )
+
+
+def _refutation(grounds: Grounds, places: Sequence[int], inputs: Sequence[Execution]) -> Refutation:
+    """The proof of a combination of `inputs`, which are at `places` in the group."""
+    return Refutation(
+        atoms=tuple((places[member], label) for member, label in grounds.combination),
+        instances=tuple(inputs[member].member.instance for member, _ in grounds.combination),
+        leaves=grounds.leaves,
+        fronts=grounds.fronts,
+        closed=grounds.closed,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -325,6 +466,32 @@ class _Run:
     device: torch.device
     recorder: Recorder | None
 
+    @staticmethod
+    def of(
+        model: OnnxModel,
+        data: Dataset,
+        threat: Threat,
+        settings: CertifySettings,
+        solver: Solver,
+        device: str,
+        proof: Path | None,
+        *,
+        resume: bool,
+    ) -> _Run:
+        """The run of `certify_uap`'s arguments; `resume` keeps what is recorded already."""
+        network = threat.network(model.network)
+        return _Run(
+            bounded=network.frozen(dtype=torch.float64, device=device),
+            attacked=network.frozen(dtype=torch.float32, device=device),
+            runner=OnnxRunner(model),
+            data=data,
+            threat=threat,
+            settings=settings,
+            solver=solver,
+            device=torch.device(device),
+            recorder=None if proof is None else _recorder(proof, model, threat, settings, network, resume=resume),
+        )
+
     @property
     def eps(self) -> float:
         return self.threat.eps
@@ -339,6 +506,8 @@ class _Run:
         recorder = self.recorder
         if recorder is None:
             return dict(done)
+        if self.settings.scope == "dataset":  # its proofs are regrouped at the end, from memory
+            return {}
         return {n: group for n, group in done.items() if recorder.has(n, group.indices, group.certified)}
 
     def clean(self, progress: Progress) -> tuple[Tensor, Clean]:
@@ -373,13 +542,10 @@ class _Run:
         inputs = CHUNK_INPUTS if self.settings.bounds in ("ibp", "crown") else BRANCHED_INPUTS
         return max(1, min(inputs, CHUNK_BYTES // per_input) // self.settings.group_size)
 
-    def chunk(self, first: int, indices: Tensor, clean: Clean, *, skip: Any) -> Iterator[GroupResult]:
-        """The groups of one chunk, beginning with group number `first`; those in `skip` are not finished again.
-
-        The batched stages run on the whole chunk even if some groups are skipped, so that a resumed run gives the same
-        result as an uninterrupted one: the attack's random numbers depend on the batch.
-        """
+    def chunk(self, task: _Chunk) -> Iterator[_Finished]:
+        """The groups of one chunk but those that are done; their proofs are recorded, or kept in scope dataset."""
         settings, k = self.settings, self.settings.group_size
+        first, indices, clean = task.first, task.indices, task.clean
         x, labels = self.data.pixels(indices), clean.rival
         seconds: dict[str, float] = {}
         screened = screen(
@@ -406,7 +572,7 @@ class _Run:
             u = self._attack(first, positions, x, labels, clean.held & ~screened.proven)
         share = {stage: value / len(positions) for stage, value in seconds.items()}
         for number, position in enumerate(positions):
-            if first + number in skip:
+            if first + number in task.skip:
                 continue
             group = _Open(
                 index=first + number,
@@ -415,16 +581,20 @@ class _Run:
                 correct=clean.held[position],
                 ibp=screened.ibp[position],
                 proven=screened.proven[position],
+                labels=tuple(self.data.labels[indices[position]].tolist()),
                 u=u[number],
-                fooled=0,
+                fallen=torch.zeros(len(position), dtype=torch.bool),
                 seconds=dict(share),
             )
             with _timed(group.seconds, "replay"):
                 group = self._replayed(group, screened, u[number], x, labels)
-            result, together = self._finish(group, screened, x, labels)
-            if self.recorder is not None:
-                self.recorder.write(self._proof(group, result, screened, x, labels, together))
-            yield result
+            result, witness, refuted, together = self._finish(group, screened, x, labels)
+            proof = None if self.recorder is None else self._proof(group, result, screened, x, labels, together)
+            if proof is not None and settings.scope == "groups":
+                self._record(proof)
+                proof = None
+            remainder = _remainder(group, screened, witness.u, refuted, self.eps)
+            yield _Finished(result=result, remainder=remainder, proof=proof)
 
     def _proof(
         self,
@@ -461,7 +631,7 @@ class _Run:
 
     def _attack(self, first: int, positions: tuple[Tensor, ...], x: Tensor, labels: Tensor, attacked: Tensor) -> Tensor:
         """The worst u found for each group against its inputs in `attacked` (n,); (g, C, H, W) on the CPU."""
-        k = self.settings.group_size
+        k = max(len(position) for position in positions)
         index = torch.stack([torch.cat([p, p[-1:].expand(k - len(p))]) for p in positions])  # pads a smaller last group
         real = torch.stack([torch.arange(k) < len(p) for p in positions])
         u, _ = attack_groups(
@@ -523,8 +693,9 @@ class _Run:
                 " cross-execution stage excludes it; the certificate is void, please report the network."
             )
         seen = self.runner.logits(self.threat.inputs(x[inputs], u))
-        fooled = int((lost & ~held(seen, truth, target)).sum())
-        return replace(group, u=u, fooled=fooled) if fooled > group.fooled else group
+        fallen = torch.zeros_like(group.correct)
+        fallen[group.correct] = torch.from_numpy(lost & ~held(seen, truth, target))
+        return replace(group, u=u, fallen=fallen) if int(fallen.sum()) > group.fooled else group
 
     def _allowed(self, screened: Screened, position: int, labels: NDArray[np.int64], u: NDArray[np.float64]) -> bool:
         """Whether the bounds of an input allow all of `labels` to win at u."""
@@ -537,23 +708,26 @@ class _Run:
 
     def _finish(
         self, group: _Open, screened: Screened, x: Tensor, labels: Tensor
-    ) -> tuple[GroupResult, tuple[Refutation, ...]]:
-        """The group's bracket, by the cross-execution loop, or by the MILP where it can help; the loop's proofs."""
+    ) -> tuple[GroupResult, _Open, Collection[frozenset[Atom]], tuple[Refutation, ...]]:
+        """The group's bracket and witness, by the cross-execution loop, or by the MILP where it can help.
+
+        Also the combinations that the loop refuted, and their proofs.
+        """
         if self.joint and group.fooled < int(group.open.sum()):
             return self._settled(group, screened, x, labels)
-        return self._counted(group, screened, x, labels), ()
+        return *self._counted(group, screened, x, labels), (), ()
 
-    def _counted(self, group: _Open, screened: Screened, x: Tensor, labels: Tensor) -> GroupResult:
-        """The group's bracket, by the MILP where it can help."""
+    def _counted(self, group: _Open, screened: Screened, x: Tensor, labels: Tensor) -> tuple[GroupResult, _Open]:
+        """The group's bracket and witness, by the MILP where it can help."""
         count = int(group.open.sum())
         if count == 0:
-            return group.result(0, Status.EXACT, "every correct input is proven by itself")
+            return group.result(0, Status.EXACT, "every correct input is proven by itself"), group
         if self.settings.bounds == "ibp":
-            return group.result(count, Status.BOUNDED, "IBP only, no MILP")
+            return group.result(count, Status.BOUNDED, "IBP only, no MILP"), group
         if count == 1:
-            return group.result(count, Status.BOUNDED, "no MILP: with one open input it cannot help")
+            return group.result(count, Status.BOUNDED, "no MILP: with one open input it cannot help"), group
         if group.fooled == count:
-            return group.result(count, Status.EXACT, "no MILP: one perturbation fools every open input")
+            return group.result(count, Status.EXACT, "no MILP: one perturbation fools every open input"), group
         with _timed(group.seconds, "milp"):
             bound = self._master(group, screened)
         if group.fooled < bound.fooled_upper and bound.proposal is not None:
@@ -562,22 +736,16 @@ class _Run:
             with _timed(group.seconds, "replay"):
                 group = self._replayed(group, screened, u, x, labels)
         status = {Ending.OPTIMAL: Status.BOUNDED, Ending.TIME_LIMIT: Status.TIMEOUT, Ending.NO_BOUND: Status.ERROR}
-        return group.result(bound.fooled_upper, status[bound.ending], bound.words)
+        return group.result(bound.fooled_upper, status[bound.ending], bound.words), group
 
     def _settled(
         self, group: _Open, screened: Screened, x: Tensor, labels: Tensor
-    ) -> tuple[GroupResult, tuple[Refutation, ...]]:
-        """The group's bracket by the cross-execution loop, and its proofs."""
+    ) -> tuple[GroupResult, _Open, Collection[frozenset[Atom]], tuple[Refutation, ...]]:
+        """What `_finish` gives, by the cross-execution loop."""
         with _timed(group.seconds, "joint"):
             positions = group.position[group.open]
-            inputs = executions(
-                self.bounded,
-                x[positions].to(self.device),
-                labels[positions].tolist(),
-                [tuple(screened.planes[position].label.tolist()) for position in positions.tolist()],
-                [float(screened.guard[position]) for position in positions.tolist()],
-                self.eps,
-            )
+            open_labels = [tuple(screened.planes[position].label.tolist()) for position in positions.tolist()]
+            inputs = self._executions(open_labels, x[positions], labels[positions], screened.guard[positions])
             found = settle(
                 self.attacked,
                 inputs,
@@ -598,17 +766,140 @@ class _Run:
             f"cross-execution search: {len(found.conflicts.refuted)} combinations refuted, {found.nodes} parts bounded"
         )
         places = torch.nonzero(group.open).flatten().tolist()
-        refuted = tuple(
-            Refutation(
-                atoms=tuple((places[member], label) for member, label in one.combination),
-                instances=tuple(inputs[member].member.instance for member, _ in one.combination),
-                leaves=one.leaves,
-                fronts=one.fronts,
-                closed=one.closed,
-            )
-            for one in found.evidence
+        proofs = tuple(_refutation(one, places, inputs) for one in found.grounds)
+        result = replace(replayed, proven=proven).result(found.fooled_upper, status, detail)
+        return result, replayed, found.conflicts.refuted, proofs
+
+    def together(
+        self,
+        groups: Sequence[GroupResult],
+        remainders: Mapping[int, Remainder],
+        proofs: Mapping[int, GroupProof],
+        clean: Clean,
+        row: Mapping[int, int],
+        progress: Progress,
+    ) -> tuple[tuple[GroupResult, ...], int]:
+        """The groups of a partition chosen for one perturbation of the whole data set, and how many it leaves correct.
+
+        Args:
+            groups: the results of the consecutive groups; `remainders`, and `proofs` if recorded, by their index.
+            clean, row: what the candidates are without a perturbation, and the row there of an index into the data.
+
+        Raises: as `_replayed`.
+        """
+        seconds: dict[str, float] = {}
+        held_ = sum(group.clean_correct for group in groups)
+        rest = Rest.of([remainders[group.index] for group in groups])
+        if not rest.inputs:
+            for proof in proofs.values():
+                self._record(proof)
+            return tuple(groups), held_
+        rows = [row[index] for index in rest.inputs]
+        x, rivals = self.data.pixels(torch.tensor(rest.inputs)), clean.rival[rows]
+        found: Across | None = None
+        with _timed(seconds, "dataset"):
+            if self.joint:
+                inputs = self._executions(rest.labels, x, rivals, clean.guard[rows])
+                found = across(
+                    self.attacked,
+                    inputs,
+                    rest,
+                    self.eps,
+                    seconds=self.settings.time_limit * len(rest.given),
+                    generator=self._generator(3, 0),
+                    progress=progress,
+                    target=self.threat.target,
+                    record=self.recorder is not None,
+                )
+                u = found.u
+            else:
+                u = attacked(
+                    self.attacked,
+                    x.to(self.device),
+                    rivals.to(self.device),
+                    rest.tried,
+                    self.eps,
+                    generator=self._generator(3, 0),
+                    target=self.threat.target,
+                ).best
+        everything = torch.arange(len(rest.inputs))
+        whole = _Open(
+            index=0,
+            indices=rest.inputs,
+            position=everything,
+            correct=torch.ones_like(everything, dtype=torch.bool),
+            ibp=torch.zeros_like(everything, dtype=torch.bool),
+            proven=torch.zeros_like(everything, dtype=torch.bool),
+            labels=tuple(self.data.labels[list(rest.inputs)].tolist()),
+            u=torch.zeros_like(x[0]),
+            fallen=torch.zeros_like(everything, dtype=torch.bool),
+            seconds={},
         )
-        return replace(replayed, proven=proven).result(found.fooled_upper, status, detail), refuted
+        screened = Screened(
+            ibp=whole.ibp,
+            proven=whole.proven,
+            guard=clean.guard[rows],
+            planes={
+                place: OpenInput(
+                    label=np.array(labels),
+                    coefficient=np.zeros((len(labels), x[0].numel())),
+                    offset=np.zeros(len(labels)),
+                )
+                for place, labels in enumerate(rest.labels)
+                if labels
+            },
+            excluded={},
+            proofs={},
+            seconds={},
+        )
+        with _timed(seconds, "replay"):
+            whole = self._replayed(whole, screened, u.cpu(), x, rivals, None if found is None else found.conflicts)
+        if found is None:
+            return tuple(groups), held_ - whole.fooled
+        parts = [whole.of(block.members, index) for index, block in enumerate(found.blocks)]
+        with _timed(seconds, "attack"):
+            worst = self._attack(len(groups), tuple(one.position for one in parts), x, rivals, whole.correct)
+        share = {stage: value / len(parts) for stage, value in seconds.items()}
+        still, chosen = set(rest.inputs), list[GroupResult]()
+        for group in groups:
+            kept = tuple(index for index in group.indices if index not in still)
+            if kept:
+                chosen.append(group.without(len(group.indices) - len(kept), kept, index=len(chosen)))
+        first = len(chosen)
+        for number, (one, block) in enumerate(zip(parts, found.blocks, strict=True)):
+            for perturbation in (whole.u, worst[number]):
+                one = self._replayed(one, screened, perturbation, x, rivals)
+            alone = set(found.conflicts.excluded()).intersection(block.members)
+            proven = torch.tensor([member in alone for member in block.members])
+            one = replace(one, index=first + number, seconds=share, proven=proven)
+            words = f"at most {block.bound} of {len(block.members)} fooled at once"
+            chosen.append(one.result(block.bound, Status.BOUNDED if found.complete else Status.TIMEOUT, words))
+        if self.recorder is not None:
+            across_ = [_refutation(some, range(len(inputs)), inputs) for some in found.grounds]
+            for part in regrouped(proofs, rest.inputs, found.blocks, across_):
+                self._record(part)
+        return tuple(chosen), held_ - whole.fooled
+
+    def _record(self, proof: GroupProof) -> None:
+        if self.recorder is not None:
+            self.recorder.write(proof)
+
+    def _executions(
+        self, labels: Sequence[tuple[int, ...]], x: Tensor, rivals: Tensor, guard: Tensor
+    ) -> list[Execution]:
+        """The executions of open inputs x (n, C, H, W), some at a time."""
+        found: list[Execution] = []
+        for part in torch.split(torch.arange(len(x)), RELAXED):
+            some = part.tolist()
+            found += executions(
+                self.bounded,
+                x[part].to(self.device),
+                rivals[part].tolist(),
+                [labels[place] for place in some],
+                guard[part].tolist(),
+                self.eps,
+            )
+        return found
 
     def _master(self, group: _Open, screened: Screened) -> MasterBound:
         inputs = [screened.planes[int(position)] for position in group.position[group.open]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -61,6 +61,7 @@ if TYPE_CHECKING:
 )
 @options.run_dir_options("runs/MODEL_METHOD")
 @options.run_options
+@options.report_option
 @options.output_options
 @click.pass_context
 def harden(
@@ -87,7 +88,7 @@ def harden(
     group_size: int,
     limit: int,
     bounds: Literal["ibp", "crown", "alpha", "full"],
-    solver: Literal["cbc", "highs"],
+    solver: Literal["cbc", "highs", "both"],
     time_limit: float,
     out: Path | None,
     run_dir: Path | None,
@@ -95,6 +96,7 @@ def harden(
     device: Literal["auto", "cpu", "cuda"],
     threads: int | None,
     seed: int,
+    report_path: Path | None,
     json_path: Path | None,
     quiet: bool,
     config: Path | None,
@@ -114,7 +116,7 @@ def harden(
       citrus harden M.onnx --data mnist --eps 0.1 --out H.onnx
       citrus harden M.onnx --data mnist --spec prop.vnnlib --out H.onnx
     """
-    terminal.require_output(json_path)
+    terminal.require_output(json_path, report_path)
     from citrus_tool.certify.uap import CertifySettings
     from citrus_tool.workflow import DataChoice, ModelChoice, choose_recipe, harden_file, read_spec
 
@@ -125,16 +127,18 @@ def harden(
         eps = target.eps if eps is None else eps
     if eps is None:
         raise UsageError("harden needs a radius to train for; add --eps, e.g. --eps 0.1, or --spec F.vnnlib.")
-    changes = {
-        "method": method, "init": init, "tau_ratio": tau_ratio, "pgd_steps": pgd_steps, "same_input": same_input,
-        "group_size": group_size, "lr": lr, "l1": l1, "groups_per_batch": groups_per_batch, "seed": seed,
-    }  # fmt: skip
-    run_dir = run_dir or Path("runs") / f"{model.stem}_{method}"
+    defaults = {"method": method, "init": init, "group_size": group_size, "seed": seed}
+    numbers = ("tau_ratio", "pgd_steps", "same_input", "lr", "l1", "groups_per_batch")
+    chosen = choose_recipe(
+        data_name, name=recipe, eps=eps, epochs=epochs, changes=options.given(ctx, *defaults, *numbers),
+        defaults=defaults,
+    )  # fmt: skip
+    run_dir = run_dir or Path("runs") / f"{model.stem}_{chosen.method}"
     report = harden_file(
         source,
         choice,
-        choose_recipe(data_name, name=recipe, eps=eps, epochs=epochs, changes=changes),
-        out=out or run_dir / f"{model.stem}_{method}.onnx",
+        chosen,
+        out=out or run_dir / f"{model.stem}_{chosen.method}.onnx",
         run_dir=run_dir,
         certify=CertifySettings(
             group_size=group_size, bounds=bounds, solver=solver, time_limit=time_limit, seed=seed, limit=limit
@@ -147,6 +151,7 @@ def harden(
         progress=terminal.progress(quiet),
     )
     show_harden(report, json_path)
+    terminal.write_report(report_path, run_dir)
 
 
 def show_harden(report: HardenReport, json_path: Path | None) -> None:
@@ -230,18 +235,19 @@ def train(
 
     options.use_threads(threads)
     standard = method == "standard"
-    if not standard and eps is None:
-        raise UsageError(f"method {method} needs a radius to train for; add --eps, e.g. --eps 0.1.")
-    changes: dict[str, Any] = {
-        "method": method, "init": "keep" if standard else "shi", "lr": lr, "l1": l1,
-        "groups_per_batch": groups_per_batch, "seed": seed,
-    }  # fmt: skip
-    run_dir = run_dir or Path("runs") / f"{Path(data_name).stem}_{architecture}_{method}"
     name = recipe or ("standard" if standard else None)
+    chosen = choose_recipe(
+        data_name, name=name, eps=eps or 0.0, epochs=epochs,
+        changes=options.given(ctx, "method", "lr", "l1", "groups_per_batch", "seed"),
+        defaults={"method": method, "init": "keep" if standard else "shi", "seed": seed},
+    )  # fmt: skip
+    if chosen.method != "standard" and eps is None:
+        raise UsageError(f"method {chosen.method} needs a radius to train for; add --eps, e.g. --eps 0.1.")
+    run_dir = run_dir or Path("runs") / f"{Path(data_name).stem}_{architecture}_{chosen.method}"
     report = train_file(
         architecture,
         DataChoice(name=data_name, root=data_root, seed=seed),
-        choose_recipe(data_name, name=name, eps=eps or 0.0, epochs=epochs, changes=changes),
+        chosen,
         out=out or run_dir / f"{architecture}.onnx",
         run_dir=run_dir,
         device=device,

@@ -45,13 +45,17 @@ def load(path: Path, *, whole: bool = False) -> Source:
 
     `whole` takes the input tensor as one sample, whatever its first axis.
     """
+    return parse(path, content(path), whole=whole)
+
+
+def content(path: Path) -> bytes:
+    """The file's bytes; raises InputFileError."""
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except FileNotFoundError:
         raise InputFileError(f"{path}: no such file; give the path of an ONNX network.") from None
     except OSError as error:
         raise InputFileError(f"{path}: cannot be read ({error.strerror or error}).") from None
-    return parse(path, data, whole=whole)
 
 
 def parse(path: Path, data: bytes, *, whole: bool = False) -> Source:

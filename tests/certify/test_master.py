@@ -15,6 +15,7 @@ from citrus_tool.certify.master import (
     SOLVERS,
     Answer,
     Array,
+    Both,
     Ending,
     MasterBound,
     Planes,
@@ -24,7 +25,7 @@ from citrus_tool.certify.master import (
     read_cbc_log,
     search,
 )
-from citrus_tool.errors import UsageError
+from citrus_tool.errors import SoundnessError, UsageError
 
 EPS = 0.1
 
@@ -285,6 +286,45 @@ def test_a_proposal_is_clamped_into_the_box_and_nan_is_dropped() -> None:
     assert np.abs(wild).max() == EPS
     assert solve(BLOCKED, 3, Fake(says(Ending.TIME_LIMIT, 3.0), value=math.nan)).proposal is None
     assert solve(BLOCKED, 3, Fake(says(Ending.TIME_LIMIT, 3.0), value=None)).proposal is None
+
+
+def both(first: Answer | Exception, second: Answer | Exception) -> MasterBound:
+    return solve(BLOCKED, 3, Both(first=Fake(first), second=Fake(second)))
+
+
+def test_of_two_solvers_the_lower_bound_counts() -> None:
+    late = says(Ending.TIME_LIMIT, 3.0, 1.0)
+    for pair in ((late, says(Ending.OPTIMAL, 2.0, 2.0)), (says(Ending.OPTIMAL, 2.0, 2.0), late)):
+        bound = both(*pair)
+        assert (bound.fooled_upper, bound.ending, bound.words) == (2, Ending.OPTIMAL, "fake; fake")
+
+
+@pytest.mark.parametrize(
+    "silent",
+    [
+        says(Ending.NO_BOUND, 0.0, 0.0),
+        says(Ending.OPTIMAL, None, 1.0),
+        says(Ending.OPTIMAL, math.nan, 1.0),
+        pulp.PulpSolverError("killed"),
+    ],
+)
+def test_a_solver_without_a_bound_has_no_say(silent: Answer | Exception) -> None:
+    good = says(Ending.OPTIMAL, 2.0, 2.0)
+    assert both(good, silent).fooled_upper == both(silent, good).fooled_upper == 2
+    assert both(silent, silent).fooled_upper == 3
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (says(Ending.OPTIMAL, 1.0, 1.0), says(Ending.OPTIMAL, 2.0, 2.0)),
+        (says(Ending.OPTIMAL, 2.0, 2.0), says(Ending.TIME_LIMIT, 1.2, 0.0)),
+        (says(Ending.OPTIMAL, -math.inf, None), says(Ending.OPTIMAL, 2.0, 2.0)),
+    ],
+)
+def test_solvers_that_disagree_stop_the_run_with_both_answers(one: Answer, other: Answer) -> None:
+    with pytest.raises(SoundnessError, match=r"the MILP solvers disagree: one says that at most .* the other reaches"):
+        both(one, other)
 
 
 @pytest.mark.parametrize("name", list(SOLVERS))
