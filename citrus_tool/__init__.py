@@ -1,6 +1,13 @@
 """citrus: certified training and certification against universal adversarial perturbations.
 
+    import citrus_tool as citrus
+
+    model = citrus.load("M.onnx")
+    hardened = model.harden("mnist", eps=0.1)
+    print(hardened.model.certify("mnist", eps=0.1, limit=1000))
+
 The public API is listed here and loaded on first use, so that `import citrus_tool` and `citrus --help` are instant.
+What most users need is in `citrus_tool.api`; the rest are the parts that it is made of.
 """
 
 from __future__ import annotations
@@ -11,10 +18,20 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from citrus_tool.api import Hardened as Hardened
+    from citrus_tool.api import Model as Model
+    from citrus_tool.api import Step as Step
+    from citrus_tool.api import attack as attack
+    from citrus_tool.api import certify as certify
+    from citrus_tool.api import evaluate as evaluate
+    from citrus_tool.api import harden as harden
+    from citrus_tool.api import load as load
+    from citrus_tool.api import verify as verify
     from citrus_tool.certify.certificate import Certificate as Certificate
     from citrus_tool.certify.uap import CertifySettings as CertifySettings
     from citrus_tool.certify.uap import certify_uap as certify_uap
     from citrus_tool.data import Dataset as Dataset
+    from citrus_tool.data import Splits as Splits
     from citrus_tool.data import load as load_data
     from citrus_tool.errors import CitrusError as CitrusError
     from citrus_tool.harden.recipes import Recipe as Recipe
@@ -27,61 +44,96 @@ if TYPE_CHECKING:
     from citrus_tool.onnx_io import read as read
     from citrus_tool.onnx_io import write as write
     from citrus_tool.progress import Progress as Progress
+    from citrus_tool.queries.verify import Answer as Answer
+    from citrus_tool.queries.verify import Verdict as Verdict
     from citrus_tool.threat import Threat as Threat
-    from citrus_tool.workflow import certify_file as certify_file
-    from citrus_tool.workflow import evaluate_file as evaluate_file
-    from citrus_tool.workflow import harden_file as harden_file
+    from citrus_tool.workflow import AttackReport as AttackReport
+    from citrus_tool.workflow import Evaluation as Evaluation
+    from citrus_tool.workflow import Figures as Figures
+    from citrus_tool.workflow import HardenReport as HardenReport
     from citrus_tool.workflow import train_file as train_file
 
 _HOME = {
+    "Answer": "citrus_tool.queries.verify",
+    "AttackReport": "citrus_tool.workflow",
     "Certificate": "citrus_tool.certify.certificate",
     "CertifySettings": "citrus_tool.certify.uap",
     "CitrusError": "citrus_tool.errors",
     "Dataset": "citrus_tool.data",
+    "Evaluation": "citrus_tool.workflow",
+    "Figures": "citrus_tool.workflow",
+    "HardenReport": "citrus_tool.workflow",
+    "Hardened": "citrus_tool.api",
+    "Model": "citrus_tool.api",
     "Network": "citrus_tool.network",
     "OnnxModel": "citrus_tool.onnx_io",
     "OnnxRunner": "citrus_tool.onnx_io",
     "Progress": "citrus_tool.progress",
     "Recipe": "citrus_tool.harden.recipes",
+    "Splits": "citrus_tool.data",
+    "Step": "citrus_tool.api",
     "Threat": "citrus_tool.threat",
     "TrainResult": "citrus_tool.harden.trainer",
-    "certify_file": "citrus_tool.workflow",
+    "Verdict": "citrus_tool.queries.verify",
+    "attack": "citrus_tool.api",
+    "certify": "citrus_tool.api",
     "certify_uap": "citrus_tool.certify.uap",
-    "evaluate_file": "citrus_tool.workflow",
+    "evaluate": "citrus_tool.api",
     "export": "citrus_tool.onnx_io",
     "fit": "citrus_tool.harden.trainer",
-    "harden_file": "citrus_tool.workflow",
+    "harden": "citrus_tool.api",
+    "load": "citrus_tool.api",
     "load_data": "citrus_tool.data:load",
     "read": "citrus_tool.onnx_io",
     "train_file": "citrus_tool.workflow",
+    "verify": "citrus_tool.api",
     "write": "citrus_tool.onnx_io",
 }
 """Public name -> the module (and the name there, where it is another one) that it is loaded from at first use."""
 
 __all__ = [
+    "Answer",
+    "AttackReport",
     "Certificate",
     "CertifySettings",
     "CitrusError",
     "Dataset",
+    "Evaluation",
+    "Figures",
+    "HardenReport",
+    "Hardened",
+    "Model",
     "Network",
     "OnnxModel",
     "OnnxRunner",
     "Progress",
     "Recipe",
+    "Splits",
+    "Step",
     "Threat",
     "TrainResult",
+    "Verdict",
     "__version__",
-    "certify_file",
+    "attack",
+    "certify",
     "certify_uap",
-    "evaluate_file",
+    "evaluate",
     "export",
     "fit",
-    "harden_file",
+    "harden",
+    "load",
     "load_data",
     "read",
     "train_file",
+    "verify",
     "write",
 ]
+
+for _folder in ("certify", "harden"):
+    # functions of the API, and folders of the package: importing a folder for the first time puts it under its name
+    # here, so that is done now (they are empty), and the name is free again for the function
+    importlib.import_module(f"{__name__}.{_folder}")
+    del globals()[_folder]
 
 
 def __getattr__(name: str) -> Any:
@@ -89,3 +141,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'citrus_tool' has no attribute {name!r}")
     module, _, there = _HOME[name].partition(":")
     return getattr(importlib.import_module(module), there or name)
+
+
+def __dir__() -> list[str]:
+    return __all__

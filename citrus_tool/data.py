@@ -35,6 +35,7 @@ import torch
 from torch import Tensor
 
 from citrus_tool.errors import DataError, UsageError
+from citrus_tool.tables import Table, Tabular
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -45,8 +46,8 @@ NAMED_VALIDATION = 5000
 """Size of the validation split that is drawn from the official MNIST and CIFAR-10 training sets."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Dataset:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Dataset(Tabular):
     """Labelled images of one split.
 
     Attributes:
@@ -115,6 +116,40 @@ class Dataset:
             classes_known=self.classes_known,
         )
 
+    @staticmethod
+    def from_arrays(
+        images: Array | Tensor,
+        labels: Array | Tensor | Sequence[int],
+        *,
+        name: str = "arrays",
+        split: Split = "test",
+        layout: Literal["NCHW", "NHWC"] | None = None,
+        num_classes: int | None = None,
+    ) -> Dataset:
+        """Labelled images that are in memory already.
+
+        Args:
+            images: (N, C, H, W) or (N, H, W, C); uint8 in 0 to 255, or floating point in [0, 1].
+            labels: (N,) whole numbers from 0.
+            layout: which of the two; None: told from the shape where it allows one reading only.
+            num_classes: None: largest label + 1.
+
+        Raises:
+            DataError: out of contract; the message names the first offending entry.
+        """
+        x, y = _array(images), _array(labels)
+        return _of_arrays(x, y, layout=layout, num_classes=num_classes, where=f"data {name}", name=name, split=split)
+
+    def table(self) -> Table:
+        """Sizes, shape and classes."""
+        rows = [
+            ["split", self.split],
+            ["images", f"{len(self)} x {' x '.join(str(s) for s in self.shape)} {str(self.images.dtype)[6:]}"],
+            ["classes", str(self.num_classes)],
+            ["sha256", self.sha256()[:16]],
+        ]
+        return Table(title=f"data {self.name}", columns=["what", "value"], rows=rows)
+
     def take(self, n: int) -> Dataset:
         """The first `n` images (all of them when there are fewer)."""
         return self.select(torch.arange(min(n, len(self))))
@@ -138,6 +173,48 @@ class Dataset:
                 f"{model} has {num_classes} outputs, but data {self.name} has {self.num_classes} classes;"
                 " choose the data set that the network was made for."
             )
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Splits(Tabular):
+    """The three splits of one data set: training sees `train`, choices are made on `validation`, figures on `test`.
+
+    Raises:
+        DataError: shapes or numbers of classes differ.
+    """
+
+    train: Dataset
+    validation: Dataset
+    test: Dataset
+
+    def __post_init__(self) -> None:
+        for part in (self.validation, self.test):
+            if (part.shape, part.num_classes) != (self.train.shape, self.train.num_classes):
+                raise DataError(
+                    f"data {part.name} ({part.split}) has images of shape {part.shape} in {part.num_classes} classes,"
+                    f" the training split {self.train.shape} in {self.train.num_classes}; give splits of one data set."
+                )
+
+    @property
+    def name(self) -> str:
+        return self.train.name
+
+    def load(self, split: Split, limit: int | None = None) -> Dataset:
+        """One of the three, or its first `limit` images."""
+        part = {"train": self.train, "validation": self.validation, "test": self.test}[split]
+        return part if limit is None else part.take(limit)
+
+    @staticmethod
+    def of(whole: Dataset, *, seed: int = 0) -> Splits:
+        """70 / 15 / 15 % of `whole`, stratified, drawn by the seed, in shuffled order."""
+        train, validation, test = (_split_of(whole, split, seed) for split in SPLITS)
+        return Splits(train=train, validation=validation, test=test)
+
+    def table(self) -> Table:
+        """Sizes of the splits."""
+        parts = {"train": self.train, "validation": self.validation, "test": self.test}
+        rows = [[name, str(len(part)), " x ".join(map(str, part.shape))] for name, part in parts.items()]
+        return Table(title=f"data {self.name}", columns=["split", "images", "shape"], rows=rows)
 
 
 def _check_pixels(images: Tensor, where: str) -> None:
@@ -405,35 +482,52 @@ def _npz(path: Path, split: Split, seed: int) -> Dataset:
     missing = sorted({"x", "y"} - entries.keys())
     if missing:
         raise DataError(f"{path}: has no array {missing[0]!r}, only {sorted(entries)}; save x=images and y=labels.")
-    x, y = entries["x"], entries["y"]
-    if x.ndim != 4:
-        raise DataError(f"{path}: x has shape {x.shape}; 4 axes (N, C, H, W) are needed.")
-    if y.ndim != 1 or len(y) != len(x):
-        raise DataError(f"{path}: {len(x)} images but labels of shape {y.shape}; give one label for each image.")
-    if len(x) == 0:
-        raise DataError(f"{path}: there are no images.")
-    if x.dtype != np.uint8:
-        if not np.issubdtype(x.dtype, np.floating):
-            raise DataError(f"{path}: x is {x.dtype}; save uint8, or floats in [0, 1].")
-        x = x.astype(np.float32)
-    x = np.ascontiguousarray(_to_nchw(x, str(entries["layout"]) if "layout" in entries else None, path))
-    fraction = np.flatnonzero(y.astype(np.float64) != np.floor(y.astype(np.float64))) if y.dtype.kind in "fiu" else [0]
-    if len(fraction):
-        raise DataError(f"{path}: label {y[fraction[0]]!r} at index {fraction[0]} is not an integer.")
     if "num_classes" in entries and entries["num_classes"].size != 1:
         raise DataError(f"{path}: num_classes must be one integer.")
-    labels = y.astype(np.int64)
-    classes = int(entries["num_classes"]) if "num_classes" in entries else max(int(labels.max()) + 1, 1)
     # the whole file is checked, so that an error names an index of the file and not of a split
-    whole = Dataset(
+    whole = _of_arrays(
+        entries["x"],
+        entries["y"],
+        layout=str(entries["layout"]) if "layout" in entries else None,
+        num_classes=int(entries["num_classes"]) if "num_classes" in entries else None,
+        where=str(path),
         name=str(path),
         split="whole file",
-        images=torch.from_numpy(x),
-        labels=torch.from_numpy(labels),
-        num_classes=classes,
-        classes_known="num_classes" in entries,
     )
     return _split_of(whole, split, seed)
+
+
+def _array(values: Array | Tensor | Sequence[int]) -> Array:
+    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+
+
+def _of_arrays(
+    x: Array, y: Array, *, layout: str | None, num_classes: int | None, where: str, name: str, split: str
+) -> Dataset:
+    """A data set of images x (NCHW; NHWC where that is the only reading) and labels y; `where` starts every error."""
+    if x.ndim != 4:
+        raise DataError(f"{where}: x has shape {x.shape}; 4 axes (N, C, H, W) are needed.")
+    if y.ndim != 1 or len(y) != len(x):
+        raise DataError(f"{where}: {len(x)} images but labels of shape {y.shape}; give one label for each image.")
+    if len(x) == 0:
+        raise DataError(f"{where}: there are no images.")
+    if x.dtype != np.uint8:
+        if not np.issubdtype(x.dtype, np.floating):
+            raise DataError(f"{where}: x is {x.dtype}; give uint8, or floats in [0, 1].")
+        x = x.astype(np.float32)
+    x = np.ascontiguousarray(_to_nchw(x, layout, where))
+    fraction = np.flatnonzero(y.astype(np.float64) != np.floor(y.astype(np.float64))) if y.dtype.kind in "fiu" else [0]
+    if len(fraction):
+        raise DataError(f"{where}: label {y[fraction[0]]!r} at index {fraction[0]} is not an integer.")
+    labels = y.astype(np.int64)
+    return Dataset(
+        name=name,
+        split=split,
+        images=torch.from_numpy(x),
+        labels=torch.from_numpy(labels),
+        num_classes=max(int(labels.max()) + 1, 1) if num_classes is None else num_classes,
+        classes_known=num_classes is not None,
+    )
 
 
 def _split_of(whole: Dataset, split: Split, seed: int) -> Dataset:
@@ -448,13 +542,13 @@ def _split_of(whole: Dataset, split: Split, seed: int) -> Dataset:
     )
 
 
-def _to_nchw(x: Array, layout: str | None, path: Path) -> Array:
+def _to_nchw(x: Array, layout: str | None, where: str) -> Array:
     if layout is not None and layout.upper() not in ("NCHW", "NHWC"):
-        raise DataError(f"{path}: layout is {layout!r}; it is NCHW or NHWC.")
+        raise DataError(f"{where}: layout is {layout!r}; it is NCHW or NHWC.")
     first, last = x.shape[1] in (1, 3), x.shape[3] in (1, 3)
     if layout is None and first and last:
         raise DataError(
-            f"{path}: x has shape {x.shape}, which reads as NCHW and as NHWC; add layout='NCHW' (or 'NHWC') to savez."
+            f"{where}: x has shape {x.shape}, which reads as NCHW and as NHWC; add layout='NCHW' (or 'NHWC')."
         )
     nhwc = layout.upper() == "NHWC" if layout is not None else last
     return x.transpose(0, 3, 1, 2) if nhwc else x

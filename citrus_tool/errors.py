@@ -15,6 +15,10 @@ class CitrusError(Exception):
     exit_code: ClassVar[int] = 3
 
 
+class AccuracyWarning(UserWarning):
+    """A network does so badly on the data that its normalisation, layout or labels are probably not those given."""
+
+
 class UsageError(CitrusError):
     """An option or argument makes no sense: eps below 0, an unknown name, options that exclude each other."""
 

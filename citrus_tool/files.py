@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from citrus_tool.errors import InputFileError
 
@@ -68,3 +70,12 @@ def _probe(folder: Path) -> None:
             pass
     except OSError as error:
         raise InputFileError(f"{folder}: cannot be written to ({error.strerror}); name another folder.") from None
+
+
+def toml_value(value: Any) -> str:
+    """A number, flag, text or list as TOML; anything else as the text that it prints as."""
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(toml_value(entry) for entry in value)}]"
+    if isinstance(value, bool | int | float):
+        return json.dumps(value)
+    return json.dumps(str(value), ensure_ascii=False)

@@ -9,10 +9,11 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -23,19 +24,22 @@ from citrus_tool import __version__, architectures, data, onnx_io
 from citrus_tool.attacks.dataset import attack_dataset
 from citrus_tool.attacks.pgd import pgd
 from citrus_tool.attacks.universal import attack_groups
-from citrus_tool.certify.certificate import Certificate
+from citrus_tool.certify.certificate import Certificate, clean_name
 from citrus_tool.certify.check import Checked, check
 from citrus_tool.certify.screen import held, judged
 from citrus_tool.certify.uap import CertifySettings, certify_uap
 from citrus_tool.data import Dataset, Split
-from citrus_tool.errors import DataError, InputFileError, UsageError
-from citrus_tool.files import require_writable_file, require_writable_folder, write_bytes, write_text
+from citrus_tool.errors import AccuracyWarning, DataError, InputFileError, UsageError
+from citrus_tool.files import require_writable_file, require_writable_folder, toml_value, write_bytes, write_text
 from citrus_tool.harden import checkpoint, recipes, trainer
 from citrus_tool.harden.batch_norm import insert_batch_norm, restore_layers
 from citrus_tool.harden.recipes import Recipe
+from citrus_tool.harden.trainer import OnEpoch
 from citrus_tool.network import Network
+from citrus_tool.normalisation import doubt
 from citrus_tool.onnx_io import Inspection, OnnxModel, OnnxRunner
 from citrus_tool.progress import Progress, Silent
+from citrus_tool.tables import Table, Tabular, percent
 from citrus_tool.threat import Threat
 
 BATCH = 256
@@ -54,6 +58,28 @@ RECIPE_OF_DATA: Mapping[str, str] = {
     "tinyimagenet": "tinyimagenet-1",
 }
 """The recipe that `harden` takes for a data set when none is named; other data take mnist-cpu."""
+
+
+class DataSource(Protocol):
+    """Where images come from: a DataChoice, or data in memory (data.Splits)."""
+
+    @property
+    def name(self) -> str:
+        """What reports call it."""
+
+    def load(self, split: Split, limit: int | None = None) -> Dataset:
+        """One split of it, or its first `limit` images."""
+
+
+class ModelSource(Protocol):
+    """Where a network comes from: a ModelChoice, or one in memory (api.Model)."""
+
+    @property
+    def path(self) -> Path:
+        """What reports and errors call it; a file need not be there."""
+
+    def read(self, dataset: Dataset) -> OnnxModel:
+        """The network, checked to be a classifier for `dataset`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +111,20 @@ class ModelChoice:
         return model
 
 
-@dataclass(frozen=True, kw_only=True)
-class Figures:
+def read_trained(source: ModelSource, dataset: Dataset, choice: DataSource) -> OnnxModel:
+    """The network, with an AccuracyWarning that names the fix where it does badly (normalisation.doubt).
+
+    Alternatives are tried on the validation split of `choice`, which `dataset` is a split of.
+    """
+    model = source.read(dataset)
+    sentence = doubt(model, dataset, lambda: choice.load("validation"))
+    if sentence is not None:
+        warnings.warn(sentence, AccuracyWarning, stacklevel=3)
+    return model
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Figures(Tabular):
     """What a network is worth on the test split, in percent.
 
     `standard_accuracy` is of the whole split, by the ONNX file on onnxruntime; the others are of the certificate's
@@ -102,9 +140,25 @@ class Figures:
         """The fields by name."""
         return dataclasses.asdict(self)
 
+    def table(self) -> Table:
+        """The four accuracies."""
+        return Table(title="accuracy", columns=["accuracy", "%"], rows=figure_rows(self))
 
-@dataclass(frozen=True, kw_only=True)
-class HardenReport:
+
+def figure_rows(*figures: Figures) -> list[list[str]]:
+    """One row for each accuracy, one column for each of `figures`."""
+    names = {
+        "standard_accuracy": "standard",
+        "ibp_certified_accuracy": "IBP certified",
+        "certified_uap_accuracy": "certified UAP",
+        "attacked_uap_accuracy": "attacked UAP",
+    }
+    plain = [entry.to_json() for entry in figures]
+    return [[name, *(percent(entry[key]) for entry in plain)] for key, name in names.items()]
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class HardenReport(Tabular):
     """The result of `harden`: where the new file is, how training went, and the figures before and after."""
 
     model: Path
@@ -139,9 +193,15 @@ class HardenReport:
             "version": __version__,
         }
 
+    def table(self) -> Table:
+        """Before and after, in percent."""
+        about = f"{self.recipe.method} at eps {self.recipe.eps:g}, groups of {self.group_size}, {self.inputs} inputs"
+        rows = figure_rows(self.before, self.after)
+        return Table(title=about, columns=["accuracy in %", "before", "after"], rows=rows)
 
-@dataclass(frozen=True, kw_only=True)
-class TrainReport:
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class TrainReport(Tabular):
     """The result of `train`: the file, how training went, and its standard accuracy on the test split (percent)."""
 
     architecture: str
@@ -170,9 +230,15 @@ class TrainReport:
             "version": __version__,
         }
 
+    def table(self) -> Table:
+        """Standard accuracy, best epoch and time."""
+        row = [self.architecture, percent(self.standard_accuracy), str(self.best_epoch), f"{self.seconds:.1f}"]
+        columns = ["network", "standard accuracy in %", "best epoch", "seconds"]
+        return Table(title=f"{self.recipe.method} training on {self.data}", columns=columns, rows=[row])
 
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Evaluation(Tabular):
     """The result of `evaluate`: figures, and the accuracy (percent) under one PGD perturbation an input."""
 
     model: Path
@@ -198,9 +264,15 @@ class Evaluation:
             "version": __version__,
         }
 
+    def table(self) -> Table:
+        """All accuracies, in percent."""
+        rows = [*figure_rows(self.figures), ["PGD (one input each)", percent(self.pgd_accuracy)]]
+        about = f"{self.data} ({self.split}), eps {self.eps:g}, groups of {self.group_size}, {self.inputs} inputs"
+        return Table(title=about, columns=["accuracy in %", self.model.name], rows=rows)
 
-@dataclass(frozen=True, kw_only=True)
-class AttackReport:
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class AttackReport(Tabular):
     """The result of `attack-uap`: the strongest perturbations found and what the ONNX file does under them.
 
     `perturbations` is (g, C, H, W) in pixel space; `correct` and `attacked` count inputs that onnxruntime classifies
@@ -234,6 +306,13 @@ class AttackReport:
             "attacked_uap_accuracy": 100 * self.attacked / self.inputs,
             "version": __version__,
         }
+
+    def table(self) -> Table:
+        """Inputs that hold without and with the perturbations."""
+        counts = {clean_name(self.threat.target): self.correct, "attacked UAP": self.attacked}
+        rows = [[name, str(count), percent(100 * count / self.inputs)] for name, count in counts.items()]
+        about = f"{self.threat.words}; {self.data} ({self.split}), groups of {self.group_size}"
+        return Table(title=about, columns=[f"of {self.inputs} inputs", "count", "%"], rows=rows)
 
 
 def resolve_device(name: Literal["auto", "cpu", "cuda"]) -> str:
@@ -308,8 +387,8 @@ def inspect_file(model: ModelChoice, choice: DataChoice | None = None) -> Inspec
 
 
 def harden_file(
-    source: ModelChoice,
-    choice: DataChoice,
+    source: ModelSource,
+    choice: DataSource,
     recipe: Recipe,
     *,
     out: Path,
@@ -321,13 +400,15 @@ def harden_file(
     batch_norm: bool = False,
     settings: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
+    on_epoch: OnEpoch | None = None,
 ) -> HardenReport:
     """Trains the file's network by `recipe` and writes it to `out` with only its weights changed.
 
     The epoch is chosen on the validation split. Before and after are judged on the test split: standard accuracy on
     all of it, the rest by `certify` at the recipe's eps. `batch_norm` puts batch norm in for training, as the identity
     at first, and folds it back into the file's weights. `run_dir` receives `settings`, the journals of both
-    certifications, the report and, unless `keep_checkpoints` is off, the checkpoints that `resume` needs.
+    certifications, the report and, unless `keep_checkpoints` is off, the checkpoints that `resume` needs. `on_epoch`
+    gets each epoch's entry of the history as it is made.
 
     Raises:
         CitrusError: a file, an option or the data is wrong; nothing has been written then.
@@ -335,9 +416,10 @@ def harden_file(
     """
     progress = progress or Silent()
     where = resolve_device(device)
+    trainer.method_named(recipe.method)
     train, validation, test = (choice.load(split) for split in data.SPLITS)
-    model = source.read(test)
-    if out.exists() and out.samefile(source.path):
+    model = read_trained(source, test, choice)
+    if out.exists() and source.path.exists() and out.samefile(source.path):
         raise UsageError(f"{out} is the network that is hardened; give the result another name.")
     _require_outputs(out, run_dir, fresh=keep_checkpoints and not resume)
     threat = Threat(eps=recipe.eps)
@@ -355,6 +437,7 @@ def harden_file(
         resume=resume and checkpoint.exists(run_dir),  # a run that was stopped before training has none yet
         device=where,
         progress=progress,
+        on_epoch=on_epoch,
     )
     trained = result.network
     if batch_norm:
@@ -381,7 +464,7 @@ def harden_file(
 
 def train_file(
     architecture: str,
-    choice: DataChoice,
+    choice: DataSource,
     recipe: Recipe,
     *,
     out: Path,
@@ -390,20 +473,23 @@ def train_file(
     resume: bool = False,
     settings: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
+    on_epoch: OnEpoch | None = None,
 ) -> TrainReport:
     """Trains a named architecture from scratch and exports it to `out`; raises as `harden_file`."""
     progress = progress or Silent()
     where = resolve_device(device)
+    trainer.method_named(recipe.method)
     train, validation, test = (choice.load(split) for split in data.SPLITS)
     network = architectures.build(architecture, test.shape, test.num_classes, seed=recipe.seed)
     require_no_teacher(recipe)
     _require_outputs(out, run_dir, fresh=not resume)
     save_settings(run_dir, settings)
     result = trainer.fit(
-        network, train, validation, recipe, run_dir=run_dir, resume=resume, device=where, progress=progress
-    )
+        network, train, validation, recipe, run_dir=run_dir, resume=resume, device=where, progress=progress,
+        on_epoch=on_epoch,
+    )  # fmt: skip
     model = onnx_io.export(onnx_io.fold_batch_norm(result.network), out, metadata=_metadata(recipe, choice))
-    accuracy = 100 * _standard_correct(OnnxRunner(model), test, progress, "test") / len(test)
+    accuracy = standard_accuracy(model, test, progress, stage="test")
     progress.finish()
     report = TrainReport(
         architecture=architecture,
@@ -420,8 +506,8 @@ def train_file(
 
 
 def certify_file(
-    source: ModelChoice,
-    choice: DataChoice,
+    source: ModelSource,
+    choice: DataSource,
     threat: Threat,
     certify: CertifySettings,
     *,
@@ -430,18 +516,21 @@ def certify_file(
     device: Literal["auto", "cpu", "cuda"] = "auto",
     resume: bool = False,
     proof: Path | None = None,
+    workers: int = 1,
     settings: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Certificate:
     """The certificate of a file on one split; finished groups go to `run_dir`/journal.jsonl, for `resume`.
 
-    `proof` gets what `check_file` verifies.
+    `proof` gets what `check_file` verifies; `workers` as in `certify_uap`.
     """
     where = resolve_device(device)
     dataset = choice.load(split)
-    model = source.read(dataset)
+    model = read_trained(source, dataset, choice)
     if run_dir is None:
-        return certify_uap(model, dataset, threat, certify, device=where, proof=proof, progress=progress or Silent())
+        return certify_uap(
+            model, dataset, threat, certify, device=where, proof=proof, workers=workers, progress=progress or Silent()
+        )
     require_writable_folder(run_dir)
     save_settings(run_dir, settings)
     certificate = certify_uap(
@@ -453,6 +542,7 @@ def certify_file(
         journal=run_dir / "journal.jsonl",
         resume=resume,
         proof=proof,
+        workers=workers,
         progress=progress or Silent(),
     )
     write_text(run_dir / "certificate.json", json.dumps(certificate.to_json(), indent=2, allow_nan=False) + "\n")
@@ -486,8 +576,8 @@ def check_file(
 
 
 def evaluate_file(
-    source: ModelChoice,
-    choice: DataChoice,
+    source: ModelSource,
+    choice: DataSource,
     threat: Threat,
     certify: CertifySettings,
     *,
@@ -500,7 +590,7 @@ def evaluate_file(
     progress = progress or Silent()
     where = resolve_device(device)
     dataset = choice.load(split)
-    model = source.read(dataset)
+    model = read_trained(source, dataset, choice)
     judged = dataset.take(certify.limit) if certify.limit is not None else dataset
     figures = _figures(model, dataset, threat, certify, where, progress)
     robust = _pgd_correct(model.network, judged, threat, pgd_steps, certify.seed, where, progress)
@@ -518,8 +608,8 @@ def evaluate_file(
 
 
 def attack_file(
-    source: ModelChoice,
-    choice: DataChoice,
+    source: ModelSource,
+    choice: DataSource,
     threat: Threat,
     *,
     group_size: int | None = 5,
@@ -545,7 +635,7 @@ def attack_file(
     progress = progress or Silent()
     where = resolve_device(device)
     whole = choice.load(split)
-    model = source.read(whole)
+    model = read_trained(source, whole, choice)
     threat.require_target(model.network.num_classes)
     if save is not None:
         require_writable_file(save)
@@ -637,19 +727,11 @@ def _require_outputs(out: Path, run_dir: Path, *, fresh: bool) -> None:
 def save_settings(run_dir: Path, settings: Mapping[str, Any] | None) -> None:
     """Writes the effective options as TOML that --config reads; options that are not set are left out."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    lines = [f"{key} = {_toml(value)}" for key, value in (settings or {}).items() if value is not None]
+    lines = [f"{key} = {toml_value(value)}" for key, value in (settings or {}).items() if value is not None]
     write_text(run_dir / "settings.toml", "\n".join(lines) + "\n")
 
 
-def _toml(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(_toml(entry) for entry in value)}]"
-    if isinstance(value, bool | int | float):
-        return json.dumps(value)
-    return json.dumps(str(value), ensure_ascii=False)
-
-
-def _metadata(recipe: Recipe, choice: DataChoice) -> dict[str, str]:
+def _metadata(recipe: Recipe, choice: DataSource) -> dict[str, str]:
     """What the written file says about its origin (metadata_props)."""
     return {
         "citrus_version": __version__,
@@ -676,9 +758,8 @@ def _figures(
     certificate = certify_uap(
         model, dataset, threat, certify, device=device, journal=journal, resume=resume, progress=progress
     ).to_json()
-    correct = _standard_correct(OnnxRunner(model), dataset, progress, "standard accuracy")
     return Figures(
-        standard_accuracy=100 * correct / len(dataset),
+        standard_accuracy=standard_accuracy(model, dataset, progress),
         ibp_certified_accuracy=100 * certificate["ibp_certified"] / certificate["inputs"],
         certified_uap_accuracy=certificate["certified_uap_accuracy"],
         attacked_uap_accuracy=certificate["attacked_uap_accuracy"],
@@ -694,14 +775,18 @@ def _correct(logits: np.ndarray[Any, np.dtype[Any]], labels: np.ndarray[Any, np.
     return true > others.max(axis=1)
 
 
-def _standard_correct(runner: OnnxRunner, dataset: Dataset, progress: Progress, stage: str) -> int:
+def standard_accuracy(
+    model: OnnxModel, dataset: Dataset, progress: Progress, *, stage: str = "standard accuracy"
+) -> float:
+    """Percent of `dataset` that the file on onnxruntime classifies correctly; a tie is not correct."""
+    runner = OnnxRunner(model)
     progress.start(stage, len(dataset), "inputs")
     correct = 0
     for start in range(0, len(dataset), BATCH):
         part = slice(start, min(start + BATCH, len(dataset)))
         correct += int(_correct(runner.logits(dataset.pixels(part)), dataset.labels[part].numpy()).sum())
         progress.advance(part.stop - part.start)
-    return correct
+    return 100 * correct / len(dataset)
 
 
 def _pgd_correct(

@@ -167,7 +167,7 @@ def test_npz_layouts(tmp_path: Path) -> None:
         ({"x": np.zeros((40, 16))}, r"x has shape \(40, 16\); 4 axes"),
         ({"x": np.zeros((39, 1, 4, 4))}, "39 images but labels of shape"),
         ({"x": np.zeros((0, 1, 4, 4)), "y": np.zeros(0, dtype=int)}, "there are no images"),
-        ({"x": np.zeros((40, 1, 4, 4), dtype=np.int64)}, "x is int64; save uint8, or floats"),
+        ({"x": np.zeros((40, 1, 4, 4), dtype=np.int64)}, "x is int64; give uint8, or floats"),
         ({"x": np.full((40, 1, 4, 4), 255.0)}, r"pixel \(0, 0, 0, 0\) .* is 255, outside \[0, 1\]"),
         ({"x": np.full((40, 1, 4, 4), np.nan)}, "is nan, outside"),
         ({"y": np.arange(40) / 2}, "label .*0.5.* at index 1 is not an integer"),

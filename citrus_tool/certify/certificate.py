@@ -8,7 +8,9 @@ from enum import Enum
 from itertools import pairwise
 from typing import Any
 
+from citrus_tool.certify.evidence import Evidence
 from citrus_tool.errors import SoundnessError
+from citrus_tool.tables import Table, Tabular, percent
 from citrus_tool.threat import Threat
 
 
@@ -46,6 +48,7 @@ class GroupResult:
         attacked: inputs that stayed correct under the worst shared perturbation found (an upper bound).
         detail: what the MILP said, or why there was none.
         stages: seconds by stage; work done on many groups at once is shared out evenly.
+        evidence: each input's label and verdict, and the worst perturbation found; None in journals that have none.
 
     Raises: SoundnessError unless 0 <= IBP <= individual <= certified <= attacked <= clean <= number of inputs.
     """
@@ -60,6 +63,7 @@ class GroupResult:
     status: Status
     detail: str
     stages: Mapping[str, float]
+    evidence: Evidence | None = None
 
     def __post_init__(self) -> None:
         chain = [
@@ -89,6 +93,9 @@ class GroupResult:
         return replace(
             self, index=index, indices=indices, clean_correct=clean, individually_certified=clean, certified=clean,
             attacked=clean, status=Status.EXACT, detail="every correct input is proven by itself",
+            evidence=None if self.evidence is None else self.evidence.without_perturbation(
+                [self.indices.index(one) for one in indices]
+            ),
         )  # fmt: skip
 
     def to_json(self) -> dict[str, Any]:
@@ -103,6 +110,7 @@ class GroupResult:
             "status": self.status.value,
             "detail": self.detail,
             "seconds": self.seconds,
+            **(self.evidence.to_json() if self.evidence is not None else {}),
         }
 
 
@@ -110,8 +118,13 @@ def _span(indices: Sequence[int]) -> str:
     return str(indices[0]) if len(indices) == 1 else f"{indices[0]} to {indices[-1]}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Certificate:
+def clean_name(target: int | None) -> str:
+    """What tables call the inputs that hold without a perturbation."""
+    return "clean correct" if target is None else f"clean, not class {target}"
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Certificate(Tabular):
     """Bounds on the worst-case UAP accuracy of a network on a data split, summed over groups (Theorem 3 of the paper).
 
     With `together` (scope dataset) the claim is about one perturbation for all inputs, and the groups are a partition
@@ -179,6 +192,19 @@ class Certificate:
     @property
     def seconds(self) -> float:
         return sum(self.stages.values())
+
+    def table(self) -> Table:
+        """The five counts, and their percentages of the inputs."""
+        counts = {
+            clean_name(self.threat.target): self.clean_correct,
+            "IBP certified": self.ibp_certified,
+            "individually certified": self.individually_certified,
+            "certified UAP": self.certified,
+            "attacked UAP": self.attacked,
+        }
+        rows = [[name, str(count), percent(100 * count / self.inputs)] for name, count in counts.items()]
+        about = f"{self.threat.words}; {self.data} ({self.split}), groups of {self.settings['group_size']}"
+        return Table(title=about, columns=[f"of {self.inputs} inputs", "count", "%"], rows=rows)
 
     def to_json(self) -> dict[str, Any]:
         """DESIGN's fields: counts are numbers of inputs, accuracies are percent."""

@@ -24,7 +24,7 @@ from citrus_tool.bounds.rounding import exact_products
 from citrus_tool.certify.conflicts import Atom, Combination, Conflicts
 from citrus_tool.certify.front import multiply
 from citrus_tool.certify.partition import Block, block, partition
-from citrus_tool.certify.settle import PRODUCTS, Arena, Evidence, Loop, OpenInput
+from citrus_tool.certify.settle import PRODUCTS, Arena, Grounds, Loop, OpenInput
 from citrus_tool.network import INPUT, Network
 from citrus_tool.progress import Progress
 
@@ -128,14 +128,14 @@ class Across:
 
     Attributes:
         blocks: the chosen partition of the open inputs, each block with the most that one perturbation fools of it.
-        conflicts: refuted combinations; evidence: for those that were found here, if recorded.
+        conflicts: refuted combinations; grounds: for those that were found here, if recorded.
         u: (C, H, W) float32 perturbation that fools most of all, as far as PyTorch's float32 goes; a replay decides.
         nodes: parts of the box bounded.  complete: no pair was left undecided for want of time.
     """
 
     blocks: tuple[Block, ...]
     conflicts: Conflicts
-    evidence: tuple[Evidence, ...]
+    grounds: tuple[Grounds, ...]
     u: Tensor
     nodes: int
     complete: bool
@@ -174,7 +174,7 @@ def across(
     return Across(
         blocks=blocks,
         conflicts=conflicts,
-        evidence=tuple(loop.evidence[old] for old in conflicts.refuted if old in loop.evidence),
+        grounds=tuple(loop.grounds[old] for old in conflicts.refuted if old in loop.grounds),
         u=arena.best,
         nodes=loop.nodes,
         complete=complete,

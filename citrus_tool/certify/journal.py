@@ -1,8 +1,9 @@
 """The journal of a certification: JSON lines, one per finished group, so that a stopped run can go on.
 
 First line: {"journal": FORMAT, "run": {...}}, what the run is made of; then one line per group (GroupResult with its
-`index` and `stages`); then, when all groups are done, {"finished": true}. Lines are flushed one by one. A torn last
-line (the machine stopped while it was written) is dropped; anything else that is not as written is an error.
+`index`, `stages` and perturbation); then, when all groups are done, {"finished": true}. Lines are flushed one by one.
+A torn last line (the machine stopped while it was written) is dropped; anything else that is not as written is an
+error.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from citrus_tool.certify.certificate import GroupResult, Status
+from citrus_tool.certify.evidence import Evidence
 from citrus_tool.errors import InputFileError, UsageError
 from citrus_tool.files import require_writable_file
 
@@ -40,7 +42,8 @@ class Journal:
 
     def write(self, group: GroupResult, note: Any = None) -> None:
         """Appends one finished group, with a JSON value to go with it."""
-        line = {"index": group.index, **group.to_json(), "stages": dict(group.stages)}
+        evidence = group.evidence.packed() if group.evidence is not None else {}
+        line = {"index": group.index, **group.to_json(), "stages": dict(group.stages), **evidence}
         self._line(line if note is None else {**line, "note": note})
 
     def finish(self) -> None:
@@ -67,9 +70,9 @@ def open_journal(path: Path, run: Mapping[str, Any], groups: Sequence[tuple[int,
     run = json.loads(json.dumps(run, allow_nan=False))
     lines = _lines(path)
     if lines and not resume:
-        if '{"finished": true}' not in lines[-1:] and len(lines) > 1:
+        if count := _unfinished(lines):
             raise UsageError(
-                f"{path} holds an unfinished run of {len(lines) - 1} groups; continue it with --resume,"
+                f"{path} holds an unfinished run of {count} groups; continue it with --resume,"
                 " or remove the file to start again."
             )
         lines = []
@@ -102,6 +105,15 @@ def open_journal(path: Path, run: Mapping[str, Any], groups: Sequence[tuple[int,
     if not lines:
         journal._line({"journal": FORMAT, "run": run})
     return journal
+
+
+def unfinished(path: Path) -> int:
+    """How many groups of an unfinished run the file holds; 0 where there is no file, or its run is finished."""
+    return _unfinished(_lines(path))
+
+
+def _unfinished(lines: Sequence[str]) -> int:
+    return 0 if '{"finished": true}' in lines[-1:] else max(0, len(lines) - 1)
 
 
 def _lines(path: Path) -> list[str]:
@@ -151,6 +163,7 @@ def _result(path: Path, number: int, content: Mapping[str, Any]) -> GroupResult:
             status=Status(content["status"]),
             detail=content["detail"],
             stages=dict(content["stages"]),
+            evidence=Evidence.from_json(content),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise InputFileError(f"{path}, line {number}: is damaged ({error}); remove the file to start again.") from None

@@ -39,7 +39,7 @@ class Refutation:
     """A combination of atoms (position in the group, wrong label), each atom's execution, and the leaves.
 
     Without shares (a combination of one atom) a leaf bounds the margin, with them the sum of share (margin - guard).
-    `fronts`, `closed`: as in settle.Evidence.
+    `fronts`, `closed`: as in settle.Grounds.
     """
 
     atoms: tuple[tuple[int, int], ...]

@@ -52,7 +52,7 @@ class OpenInput:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evidence:
+class Grounds:
     """Why a combination is refuted: the closed parts of the box, which cover it.
 
     fronts: where the search started from products, of each atom: then the parts cover what is closed neither in a front
@@ -72,14 +72,14 @@ class Settlement:
     Attributes:
         fooled_upper: no |u| <= eps fools more of the open inputs.
         u: (C, H, W) float32 perturbation that fools most, as far as PyTorch's float32 goes; a replay decides.
-        conflicts: the refuted combinations behind the bound; evidence: for each of them, if recorded.
+        conflicts: the refuted combinations behind the bound; grounds: for each of them, if recorded.
         nodes: parts of the box bounded.  complete: the loop ended before its deadline.
     """
 
     fooled_upper: int
     u: Tensor
     conflicts: Conflicts
-    evidence: tuple[Evidence, ...]
+    grounds: tuple[Grounds, ...]
     nodes: int
     complete: bool
 
@@ -145,7 +145,7 @@ class Loop:
         self.inputs, self.arena, self.deadline, self.generator, self.record = inputs, arena, deadline, generator, record
         self.conflicts = Conflicts(labels=[one.member.labels for one in inputs])
         self.tasks: dict[Combination, _Task] = {}
-        self.evidence: dict[frozenset[Atom], Evidence] = {}
+        self.grounds: dict[frozenset[Atom], Grounds] = {}
         self.nodes = 0
         self.fronts: dict[Atom, tuple[Front, ...]] = {}
         self.point: Tensor | None = None  # a minimising point of the part that was worst last
@@ -310,7 +310,7 @@ class Loop:
             return
         self.conflicts.add(combination)
         if task.search.leaves is not None:
-            self.evidence[frozenset(combination)] = Evidence(
+            self.grounds[frozenset(combination)] = Grounds(
                 combination=combination, leaves=tuple(task.search.leaves), fronts=task.fronts, closed=task.closed
             )
         task.search = None
@@ -354,7 +354,7 @@ def settle(
         u: (C, H, W) float32, the best perturbation known.
         seconds: after which the bracket is returned as it is.
         target: as in threat.Threat; the inputs' only label then.
-        record: keeps the evidence.
+        record: keeps the grounds.
     """
     truth = torch.tensor([one.member.instance.label for one in inputs], device=u.device)
     x = torch.stack([one.x for one in inputs])
@@ -363,12 +363,12 @@ def settle(
     with torch.no_grad(), exact_products():
         arena.judge(u[None])
         bound, complete = loop.run()
-    evidence = tuple(loop.evidence[old] for old in loop.conflicts.refuted if old in loop.evidence)
+    grounds = tuple(loop.grounds[old] for old in loop.conflicts.refuted if old in loop.grounds)
     return Settlement(
         fooled_upper=bound,
         u=arena.best,
         conflicts=loop.conflicts,
-        evidence=evidence,
+        grounds=grounds,
         nodes=loop.nodes,
         complete=complete,
     )

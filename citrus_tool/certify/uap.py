@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
@@ -34,18 +35,20 @@ from citrus_tool.certify.certificate import Certificate, GroupResult, Status
 from citrus_tool.certify.check_graph import read_graph
 from citrus_tool.certify.conflicts import Atom, Conflicts
 from citrus_tool.certify.dataset import Across, Remainder, Rest, across, attacked
+from citrus_tool.certify.evidence import Evidence, Verdict
 from citrus_tool.certify.journal import Journal, open_journal
 from citrus_tool.certify.master import Ending, MasterBound, Planes, Solver, SolverName, bound_fooled, named
 from citrus_tool.certify.proof import GroupProof, Recorder, Refutation, regrouped
 from citrus_tool.certify.screen import BoundsName, Clean, OpenInput, Screened, clean_stage, held, judged, screen
-from citrus_tool.certify.settle import Evidence, executions, settle
+from citrus_tool.certify.settle import Grounds, executions, settle
 from citrus_tool.certify.settle import OpenInput as Execution
 from citrus_tool.data import Dataset
 from citrus_tool.errors import DataError, InputFileError, InterruptedRunError, SoundnessError, UsageError
 from citrus_tool.network import Network
-from citrus_tool.onnx_io import OnnxModel, OnnxRunner
+from citrus_tool.onnx_io import OnnxModel, OnnxRunner, require_parity
 from citrus_tool.progress import Progress, Silent
 from citrus_tool.threat import Threat
+from citrus_tool.workers import spread
 
 Protocol = Literal["all", "correct"]
 Scope = Literal["groups", "dataset"]
@@ -138,6 +141,7 @@ def certify_uap(
     proof: Path | None = None,
     progress: Progress | None = None,
     solver: Solver | None = None,
+    workers: int = 1,
 ) -> Certificate:
     """The certificate of `model` on `data` under one shared perturbation per group.
 
@@ -146,30 +150,24 @@ def certify_uap(
         journal: file that gets one line per finished group; `resume` goes on with it.
         proof: file that gets the proof, for `citrus check`.
         solver: another MILP solver in place of the one that `settings` names.
+        workers: processes that groups are spread over, each with as many threads as this one; the result is the same.
 
     Raises:
         DataError: shape or number of classes do not fit the network, or no input is left to judge.
+        CheckFailedError: the network is not (any more) that of the file.
         UsageError: the target is no class of the network; a proof is wanted of bounds that have none.
         UnsupportedNetworkError: a proof is wanted of a network that the checker cannot read.
         UsageError, InputFileError: the journal is of another run, or no journal (journal.open_journal).
         SoundnessError: a lower bound lies above an upper bound; names group, stage and values.
-        InterruptedRunError: Ctrl-C; finished groups are in the journal.
+        InterruptedRunError: Ctrl-C, or a worker died; finished groups are in the journal.
     """
     progress = progress or Silent()
     data.require_classifier(model.network.input_shape, model.network.num_classes, str(model.path))
     threat.require_target(model.network.num_classes)
-    network = threat.network(model.network)
-    run = _Run(
-        bounded=network.frozen(dtype=torch.float64, device=device),
-        attacked=network.frozen(dtype=torch.float32, device=device),
-        runner=OnnxRunner(model),
-        data=data,
-        threat=threat,
-        settings=settings,
-        solver=solver or named(settings.solver),
-        device=torch.device(device),
-        recorder=None if proof is None else _recorder(proof, model, threat, settings, network, resume=resume),
-    )
+    require_parity(model.network, OnnxRunner(model), model.path)
+    solver = solver or named(settings.solver)
+    build = partial(_Run.of, model, data, threat, settings, solver, device, proof)
+    run = build(resume=resume)
     results: dict[int, GroupResult] = {}
     remainders: dict[int, Remainder] = {}
     proofs: dict[int, GroupProof] = {}
@@ -194,22 +192,21 @@ def certify_uap(
             progress.start("groups", len(groups), "groups")
             progress.advance(len(results))
             size = run.chunk_groups()
+            tasks = []
             for first in range(0, len(groups), size):
                 members = range(first, min(first + size, len(groups)))
-                if all(index in results for index in members):
-                    continue
                 part = chosen[first * k : (members[-1] + 1) * k]
-                for one in run.chunk(first, candidates[part], clean.select(part), skip=results.keys()):
-                    result, index = one.result, one.result.index
-                    results[index], remainders[index] = result, one.remainder
-                    if one.proof is not None and run.recorder is not None:
-                        if dataset:
-                            proofs[index] = one.proof
-                        else:
-                            run.recorder.write(one.proof)
-                    if log is not None:
-                        log.write(result, one.remainder.to_json() if dataset else None)
-                    progress.advance(1, note=_note(results))
+                skip = frozenset(results).intersection(members)
+                if len(skip) < len(members):
+                    tasks.append(_Chunk(first=first, indices=candidates[part], clean=clean.select(part), skip=skip))
+            for one in _finished(run, partial(build, resume=True), tasks, workers):
+                result, index = one.result, one.result.index
+                results[index], remainders[index] = result, one.remainder
+                if one.proof is not None:
+                    proofs[index] = one.proof
+                if log is not None:
+                    log.write(result, one.remainder.to_json() if dataset else None)
+                progress.advance(1, note=_note(results))
             ordered: tuple[GroupResult, ...] = tuple(results[index] for index in range(len(groups)))
             together = None
             if dataset:
@@ -238,6 +235,22 @@ def certify_uap(
         version=__version__,
         together=together,
     )
+
+
+def _finished(run: _Run, build: Callable[[], _Run], tasks: Sequence[_Chunk], workers: int) -> Iterator[_Finished]:
+    """The groups of all chunks, here or by worker processes, each of which builds a run of its own."""
+    if min(workers, len(tasks)) > 1:
+        done = spread(partial(_worker, build), tasks, workers, threads=torch.get_num_threads())
+        yield from (one for several in done for one in several)
+    else:
+        for task in tasks:
+            yield from run.chunk(task)
+
+
+def _worker(build: Callable[[], _Run]) -> Callable[[_Chunk], list[_Finished]]:
+    """What a worker process does with a chunk."""
+    run = build()
+    return lambda task: list(run.chunk(task))
 
 
 def _remainders(path: Path, notes: Mapping[int, Any]) -> dict[int, Remainder]:
@@ -325,9 +338,14 @@ class _Open:
     correct: Tensor  # (k,) bool
     ibp: Tensor
     proven: Tensor
+    labels: tuple[int, ...]
     u: Tensor  # (C, H, W) float32
-    fooled: int  # by u, replayed
+    fallen: Tensor  # (k,) bool, fooled by u, replayed
     seconds: dict[str, float]
+
+    @property
+    def fooled(self) -> int:
+        return int(self.fallen.sum())
 
     @property
     def open(self) -> Tensor:
@@ -343,8 +361,9 @@ class _Open:
             correct=self.correct[some],
             ibp=self.ibp[some],
             proven=self.proven[some],
+            labels=tuple(self.labels[member] for member in some),
             u=torch.zeros_like(self.u),
-            fooled=0,
+            fallen=torch.zeros(len(some), dtype=torch.bool),
             seconds={},
         )
 
@@ -362,12 +381,41 @@ class _Open:
             status=Status.EXACT if certified == attacked else status,
             detail=detail,
             stages=dict(self.seconds),
+            evidence=Evidence(
+                labels=self.labels,
+                verdicts=tuple(map(self._verdict, range(len(self.indices)))),
+                perturbation=self.u.numpy() if self.fooled else None,
+            ),
         )
+
+    def _verdict(self, place: int) -> Verdict:
+        if not self.correct[place]:
+            return Verdict.LOST
+        if self.proven[place]:
+            return Verdict.IBP if self.ibp[place] else Verdict.PROVEN
+        return Verdict.FOOLED if self.fallen[place] else Verdict.OPEN
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Chunk:
+    """Groups that go through the batched stages together.
+
+    Attributes:
+        first: number of the first of them.
+        indices, clean: of their inputs.
+        skip: numbers of groups that are done already. The batched stages run on the whole chunk all the same, so that a
+            resumed run gives the same result as an uninterrupted one: the attack's random numbers depend on the batch.
+    """
+
+    first: int
+    indices: Tensor
+    clean: Clean
+    skip: frozenset[int]
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Finished:
-    """A group that is done: its bracket, what it leaves open, and its proof if that is recorded."""
+    """A group that is done: its bracket, what it leaves open, and its proof where that is still to be recorded."""
 
     result: GroupResult
     remainder: Remainder
@@ -393,14 +441,14 @@ def _remainder(
     )
 
 
-def _refutation(evidence: Evidence, places: Sequence[int], inputs: Sequence[Execution]) -> Refutation:
+def _refutation(grounds: Grounds, places: Sequence[int], inputs: Sequence[Execution]) -> Refutation:
     """The proof of a combination of `inputs`, which are at `places` in the group."""
     return Refutation(
-        atoms=tuple((places[member], label) for member, label in evidence.combination),
-        instances=tuple(inputs[member].member.instance for member, _ in evidence.combination),
-        leaves=evidence.leaves,
-        fronts=evidence.fronts,
-        closed=evidence.closed,
+        atoms=tuple((places[member], label) for member, label in grounds.combination),
+        instances=tuple(inputs[member].member.instance for member, _ in grounds.combination),
+        leaves=grounds.leaves,
+        fronts=grounds.fronts,
+        closed=grounds.closed,
     )
 
 
@@ -417,6 +465,32 @@ class _Run:
     solver: Solver
     device: torch.device
     recorder: Recorder | None
+
+    @staticmethod
+    def of(
+        model: OnnxModel,
+        data: Dataset,
+        threat: Threat,
+        settings: CertifySettings,
+        solver: Solver,
+        device: str,
+        proof: Path | None,
+        *,
+        resume: bool,
+    ) -> _Run:
+        """The run of `certify_uap`'s arguments; `resume` keeps what is recorded already."""
+        network = threat.network(model.network)
+        return _Run(
+            bounded=network.frozen(dtype=torch.float64, device=device),
+            attacked=network.frozen(dtype=torch.float32, device=device),
+            runner=OnnxRunner(model),
+            data=data,
+            threat=threat,
+            settings=settings,
+            solver=solver,
+            device=torch.device(device),
+            recorder=None if proof is None else _recorder(proof, model, threat, settings, network, resume=resume),
+        )
 
     @property
     def eps(self) -> float:
@@ -468,13 +542,10 @@ class _Run:
         inputs = CHUNK_INPUTS if self.settings.bounds in ("ibp", "crown") else BRANCHED_INPUTS
         return max(1, min(inputs, CHUNK_BYTES // per_input) // self.settings.group_size)
 
-    def chunk(self, first: int, indices: Tensor, clean: Clean, *, skip: Any) -> Iterator[_Finished]:
-        """The groups of one chunk, beginning with group number `first`; those in `skip` are not finished again.
-
-        The batched stages run on the whole chunk even if some groups are skipped, so that a resumed run gives the same
-        result as an uninterrupted one: the attack's random numbers depend on the batch.
-        """
+    def chunk(self, task: _Chunk) -> Iterator[_Finished]:
+        """The groups of one chunk but those that are done; their proofs are recorded, or kept in scope dataset."""
         settings, k = self.settings, self.settings.group_size
+        first, indices, clean = task.first, task.indices, task.clean
         x, labels = self.data.pixels(indices), clean.rival
         seconds: dict[str, float] = {}
         screened = screen(
@@ -501,7 +572,7 @@ class _Run:
             u = self._attack(first, positions, x, labels, clean.held & ~screened.proven)
         share = {stage: value / len(positions) for stage, value in seconds.items()}
         for number, position in enumerate(positions):
-            if first + number in skip:
+            if first + number in task.skip:
                 continue
             group = _Open(
                 index=first + number,
@@ -510,18 +581,20 @@ class _Run:
                 correct=clean.held[position],
                 ibp=screened.ibp[position],
                 proven=screened.proven[position],
+                labels=tuple(self.data.labels[indices[position]].tolist()),
                 u=u[number],
-                fooled=0,
+                fallen=torch.zeros(len(position), dtype=torch.bool),
                 seconds=dict(share),
             )
             with _timed(group.seconds, "replay"):
                 group = self._replayed(group, screened, u[number], x, labels)
             result, witness, refuted, together = self._finish(group, screened, x, labels)
-            yield _Finished(
-                result=result,
-                remainder=_remainder(group, screened, witness.u, refuted, self.eps),
-                proof=None if self.recorder is None else self._proof(group, result, screened, x, labels, together),
-            )
+            proof = None if self.recorder is None else self._proof(group, result, screened, x, labels, together)
+            if proof is not None and settings.scope == "groups":
+                self._record(proof)
+                proof = None
+            remainder = _remainder(group, screened, witness.u, refuted, self.eps)
+            yield _Finished(result=result, remainder=remainder, proof=proof)
 
     def _proof(
         self,
@@ -620,8 +693,9 @@ class _Run:
                 " cross-execution stage excludes it; the certificate is void, please report the network."
             )
         seen = self.runner.logits(self.threat.inputs(x[inputs], u))
-        fooled = int((lost & ~held(seen, truth, target)).sum())
-        return replace(group, u=u, fooled=fooled) if fooled > group.fooled else group
+        fallen = torch.zeros_like(group.correct)
+        fallen[group.correct] = torch.from_numpy(lost & ~held(seen, truth, target))
+        return replace(group, u=u, fallen=fallen) if int(fallen.sum()) > group.fooled else group
 
     def _allowed(self, screened: Screened, position: int, labels: NDArray[np.int64], u: NDArray[np.float64]) -> bool:
         """Whether the bounds of an input allow all of `labels` to win at u."""
@@ -692,7 +766,7 @@ class _Run:
             f"cross-execution search: {len(found.conflicts.refuted)} combinations refuted, {found.nodes} parts bounded"
         )
         places = torch.nonzero(group.open).flatten().tolist()
-        proofs = tuple(_refutation(one, places, inputs) for one in found.evidence)
+        proofs = tuple(_refutation(one, places, inputs) for one in found.grounds)
         result = replace(replayed, proven=proven).result(found.fooled_upper, status, detail)
         return result, replayed, found.conflicts.refuted, proofs
 
@@ -756,8 +830,9 @@ class _Run:
             correct=torch.ones_like(everything, dtype=torch.bool),
             ibp=torch.zeros_like(everything, dtype=torch.bool),
             proven=torch.zeros_like(everything, dtype=torch.bool),
+            labels=tuple(self.data.labels[list(rest.inputs)].tolist()),
             u=torch.zeros_like(x[0]),
-            fooled=0,
+            fallen=torch.zeros_like(everything, dtype=torch.bool),
             seconds={},
         )
         screened = Screened(
@@ -800,7 +875,7 @@ class _Run:
             words = f"at most {block.bound} of {len(block.members)} fooled at once"
             chosen.append(one.result(block.bound, Status.BOUNDED if found.complete else Status.TIMEOUT, words))
         if self.recorder is not None:
-            across_ = [_refutation(some, range(len(inputs)), inputs) for some in found.evidence]
+            across_ = [_refutation(some, range(len(inputs)), inputs) for some in found.grounds]
             for part in regrouped(proofs, rest.inputs, found.blocks, across_):
                 self._record(part)
         return tuple(chosen), held_ - whole.fooled

@@ -15,10 +15,13 @@ import click
 from citrus_tool import __version__
 from citrus_tool.cli.bench import bench
 from citrus_tool.cli.certify import attack_uap, certify_uap, check, evaluate
+from citrus_tool.cli.compare import compare
 from citrus_tool.cli.data import data
 from citrus_tool.cli.demo import demo
 from citrus_tool.cli.export import export_query
+from citrus_tool.cli.init import init
 from citrus_tool.cli.inspect import inspect
+from citrus_tool.cli.report import report
 from citrus_tool.cli.train import harden, train
 from citrus_tool.cli.tune import tune
 from citrus_tool.cli.verify import supports, verify
@@ -58,12 +61,15 @@ def citrus() -> None:
 
 for _command in (
     demo,
+    init,
     inspect,
     harden,
     certify_uap,
+    compare,
     check,
     attack_uap,
     evaluate,
+    report,
     verify,
     supports,
     vnncomp,

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from citrus_tool.cli import options, terminal
+from citrus_tool.errors import UsageError
+from citrus_tool.files import write_text
+
+if TYPE_CHECKING:
+    from citrus_tool.certify.certificate import Certificate
 
 Split = Literal["train", "validation", "test"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -18,22 +24,49 @@ def clean_name(target: int | None) -> str:
     return "clean correct" if target is None else f"clean, not class {target}"
 
 
+def sweep_table(certificates: Sequence[Certificate], target: int | None) -> tuple[list[str], list[list[str]]]:
+    """Headings and one row for each certificate: eps, the counts in percent, seconds."""
+    from citrus_tool.sweep import COLUMNS, percents, spelled
+
+    headings = ["eps", *COLUMNS.values(), "seconds"]
+    headings[1] = clean_name(target)
+    return headings, [
+        [spelled(one.threat.eps), *(terminal.percent(share) for share in percents(one).values()), f"{one.seconds:.1f}"]
+        for one in certificates
+    ]
+
+
+def write_tables(
+    csv_path: Path | None,
+    latex_path: Path | None,
+    certificates: Sequence[Certificate],
+    table: tuple[list[str], list[list[str]]],
+) -> None:
+    """Writes the files of --csv (counts and percentages) and --latex (`table`)."""
+    from citrus_tool.sweep import csv_rows
+    from citrus_tool.tables import to_csv, to_latex
+
+    if csv_path is not None:
+        write_text(csv_path, to_csv(*csv_rows(certificates)))
+    if latex_path is not None:
+        one = certificates[0]
+        note = (
+            f"{one.model}: percent of {one.inputs} inputs ({one.data}, {one.split}) in groups of"
+            f" {one.settings['group_size']}, protocol {one.settings['protocol']}; citrus {one.version}"
+        )
+        write_text(latex_path, to_latex(*table, note))
+
+
 @click.command("certify-uap")
 @options.model_argument
 @options.data_options
 @options.split_option
 @options.limit_option(None)
 @options.normalisation_options
-@options.eps_option
+@options.eps_list_option
 @options.threat_options
 @options.group_size_option
-@click.option(
-    "--protocol",
-    type=click.Choice(["all", "correct"]),
-    default="all",
-    show_default=True,
-    help="Judge all inputs, or only those that are classified correctly without a perturbation.",
-)
+@options.protocol_option
 @click.option(
     "--scope",
     type=click.Choice(["groups", "dataset"]),
@@ -42,28 +75,15 @@ def clean_name(target: int | None) -> str:
     help="One perturbation for each group of inputs, or one for all of them.",
 )
 @options.certify_options
-@click.option(
-    "--intermediate",
-    type=click.Choice(["intersect", "crown"]),
-    default="intersect",
-    show_default=True,
-    help="Bounds inside the network: CROWN's, or their intersection with IBP's.",
-)
-@click.option(
-    "--branch-nodes",
-    type=click.IntRange(min=1),
-    default=4000,
-    show_default=True,
-    help="With --bounds full: parts of the box that branch and bound may look at for one input.",
-)
-@click.option(
-    "--branch-seconds",
-    type=click.FloatRange(min=0, min_open=True),
-    default=60.0,
-    show_default=True,
-    help="With --bounds alpha or full: seconds for one input that CROWN leaves open, on average.",
-)
+@options.branch_options
 @options.attack_options
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Processes that groups are spread over; with --threads 1, as many as there are cores is fastest.",
+)
 @click.option(
     "--certificate",
     type=options.PATH,
@@ -72,6 +92,8 @@ def clean_name(target: int | None) -> str:
 )
 @options.run_dir_options("runs/MODEL_certify")
 @options.run_options
+@options.report_option
+@options.table_options
 @options.output_options
 @click.pass_context
 def certify_uap(
@@ -83,7 +105,7 @@ def certify_uap(
     limit: int | None,
     mean: tuple[float, ...] | None,
     std: tuple[float, ...] | None,
-    eps: float,
+    eps: tuple[float, ...],
     clip: bool,
     target: int | None,
     group_size: int,
@@ -97,12 +119,16 @@ def certify_uap(
     branch_seconds: float,
     attack_steps: int,
     attack_restarts: int,
+    workers: int,
     certificate: Path | None,
     run_dir: Path | None,
     resume: bool,
     device: Device,
     threads: int | None,
     seed: int,
+    report_path: Path | None,
+    csv_path: Path | None,
+    latex_path: Path | None,
     json_path: Path | None,
     quiet: bool,
     config: Path | None,
@@ -112,40 +138,75 @@ def certify_uap(
     \b
     Example:
       citrus certify-uap M.onnx --data mnist --eps 0.1 --limit 1000 --json certificate.json
+      citrus certify-uap M.onnx --data mnist --eps 0.02,0.05,0.1 --limit 1000 --latex sweep.tex
     """
-    terminal.require_output(json_path)
+    terminal.require_output(json_path, report_path, csv_path, latex_path)
+    if len(eps) > 1 and certificate is not None:
+        raise UsageError("--certificate holds the proof of one eps; give one --eps, or leave it out.")
     from citrus_tool.certify.uap import CertifySettings
+    from citrus_tool.sweep import sweep_file
     from citrus_tool.threat import Threat
     from citrus_tool.workflow import DataChoice, ModelChoice, certify_file
 
     options.use_threads(threads)
-    found = certify_file(
-        ModelChoice(path=model, mean=mean, std=std),
-        DataChoice(name=data_name, root=data_root, seed=seed),
-        Threat(eps=eps, clip=clip, target=target),
-        CertifySettings(
-            group_size=group_size,
-            protocol=protocol,
-            scope=scope,
-            bounds=bounds,
-            intermediate=intermediate,
-            branch_nodes=branch_nodes,
-            branch_seconds=branch_seconds,
-            solver=solver,
-            time_limit=time_limit,
-            attack_steps=attack_steps,
-            attack_restarts=attack_restarts,
-            seed=seed,
-            limit=limit,
-        ),
+    source = ModelChoice(path=model, mean=mean, std=std)
+    choice = DataChoice(name=data_name, root=data_root, seed=seed)
+    threats = [Threat(eps=one, clip=clip, target=target) for one in eps]
+    settings = CertifySettings(
+        group_size=group_size,
+        protocol=protocol,
+        scope=scope,
+        bounds=bounds,
+        intermediate=intermediate,
+        branch_nodes=branch_nodes,
+        branch_seconds=branch_seconds,
+        solver=solver,
+        time_limit=time_limit,
+        attack_steps=attack_steps,
+        attack_restarts=attack_restarts,
+        seed=seed,
+        limit=limit,
+    )
+    effective = options.effective(ctx)
+    if len(threats) > 1:
+        swept = sweep_file(
+            source,
+            choice,
+            threats,
+            settings,
+            split=split,
+            run_dir=run_dir or Path("runs") / f"{model.stem}_sweep",
+            device=device,
+            resume=resume,
+            workers=workers,
+            settings=effective,
+            progress=terminal.progress(quiet),
+        )
+        table = sweep_table(swept.certificates, target)
+        terminal.show(swept.to_json(), json_path, *table)
+        if not terminal.is_stdout(json_path):
+            first = swept.certificates[0]
+            click.echo(f"\npercent of {first.inputs} inputs ({data_name}, {split}) in groups of {group_size}")
+        write_tables(csv_path, latex_path, swept.certificates, table)
+        terminal.write_report(report_path, swept.to_json(), f"sweep of {model.name}")
+        return
+    folder = run_dir or Path("runs") / f"{model.stem}_certify"
+    proven = certify_file(
+        source,
+        choice,
+        threats[0],
+        settings,
         split=split,
-        run_dir=run_dir or Path("runs") / f"{model.stem}_certify",
+        run_dir=folder,
         device=device,
         resume=resume,
         proof=certificate,
-        settings=options.effective(ctx),
+        workers=workers,
+        settings={**effective, "eps": threats[0].eps},
         progress=terminal.progress(quiet),
-    ).to_json()
+    )
+    write_tables(csv_path, latex_path, [proven], sweep_table([proven], target))
+    found = proven.to_json()
     inputs = found["inputs"]
     counts = {
         clean_name(target): "clean_correct",
@@ -156,6 +217,7 @@ def certify_uap(
     }
     rows = [[name, str(found[key]), terminal.percent(100 * found[key] / inputs)] for name, key in counts.items()]
     terminal.show(found, json_path, [f"of {inputs} inputs", "count", "%"], rows)
+    terminal.write_report(report_path, folder)
 
 
 @click.command()
@@ -287,6 +349,7 @@ def attack_uap(
 @options.certify_options
 @click.option("--pgd-steps", type=click.IntRange(min=1), default=50, show_default=True, help="Steps of the PGD attack.")
 @options.run_options
+@options.report_option
 @options.output_options
 def evaluate(
     model: Path,
@@ -305,6 +368,7 @@ def evaluate(
     device: Device,
     threads: int | None,
     seed: int,
+    report_path: Path | None,
     json_path: Path | None,
     quiet: bool,
     config: Path | None,
@@ -318,7 +382,7 @@ def evaluate(
     Example:
       citrus evaluate M.onnx --data mnist --eps 0.1
     """
-    terminal.require_output(json_path)
+    terminal.require_output(json_path, report_path)
     from citrus_tool.certify.uap import CertifySettings
     from citrus_tool.cli.train import figure_rows
     from citrus_tool.threat import Threat
@@ -339,3 +403,4 @@ def evaluate(
     )
     rows = [*figure_rows(result.figures), ["PGD (one input each)", terminal.percent(result.pgd_accuracy)]]
     terminal.show(result.to_json(), json_path, ["accuracy in %", model.name], rows)
+    terminal.write_report(report_path, result.to_json(), f"evaluation of {model.name}")

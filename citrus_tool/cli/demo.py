@@ -27,10 +27,12 @@ from citrus_tool.cli.train import show_harden
     show_default=True,
     help="auto takes a GPU when there is one.",
 )
+@options.report_option
 @options.output_options
 def demo(
     run_dir: Path,
     device: Literal["auto", "cpu", "cuda"],
+    report_path: Path | None,
     json_path: Path | None,
     quiet: bool,
     config: Path | None,
@@ -41,8 +43,12 @@ def demo(
     Example:
       citrus demo
     """
-    terminal.require_output(json_path)
+    terminal.require_output(json_path, report_path)
     from citrus_tool import workflow
 
     options.use_threads(1)  # so small a network gains nothing from more, and loses much on a busy machine
     show_harden(workflow.demo(run_dir=run_dir, device=device, progress=terminal.progress(quiet)), json_path)
+    page = report_path or run_dir / "report.html"
+    terminal.write_report(page, run_dir)
+    if not terminal.is_stdout(json_path):
+        click.echo(f"report: {page}")

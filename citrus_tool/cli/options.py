@@ -27,6 +27,17 @@ class Eps(click.ParamType[float]):
         return value if isinstance(value, float) else parse_eps(str(value))
 
 
+class EpsList(click.ParamType[tuple[float, ...]]):
+    """One radius or several with commas between them, as `--eps 1/255,2/255`; a number or a list in a TOML file."""
+
+    name = "eps list"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        """Raises UsageError for what is not a number in [0, 1]."""
+        parts = value if isinstance(value, list | tuple) else str(value).split(",")
+        return tuple(Eps().convert(part, param, ctx) for part in parts)
+
+
 class Numbers(click.ParamType[tuple[float, ...]]):
     """Numbers with commas between them, as `--mean 0.49,0.48,0.45`; a list in a TOML file."""
 
@@ -44,10 +55,29 @@ class Numbers(click.ParamType[tuple[float, ...]]):
 PATH = click.Path(path_type=Path)
 
 
+NOT_SETTINGS = ("config", "json", "csv", "latex", "quiet", "report", "resume")
+"""Options of one call, not of a run."""
+
+
 def _flags(command: click.Command) -> dict[str, str]:
     """Long flag without dashes -> parameter name, of the options that a TOML file may hold."""
     found = {o.opts[0].removeprefix("--"): o.name for o in command.params if isinstance(o, click.Option) and o.name}
-    return {flag: name for flag, name in found.items() if flag not in ("config", "json", "quiet", "resume")}
+    return {flag: name for flag, name in found.items() if flag not in NOT_SETTINGS}
+
+
+def _known(command: click.Command) -> dict[str, str]:
+    """What a --config file may hold for this command: its options, and its network."""
+    model = {"model": "model"} if any(param.name == "model" for param in command.params) else {}
+    return {**_flags(command), **model}
+
+
+def _others(ctx: click.Context) -> dict[str, dict[str, str]]:
+    """What a --config file may hold for each command, by the command's name."""
+    root = ctx.find_root()
+    if not isinstance(root.command, click.Group):
+        return {}
+    commands = {name: root.command.get_command(root, name) for name in root.command.list_commands(root)}
+    return {name: _known(command) for name, command in commands.items() if command is not None}
 
 
 def effective(ctx: click.Context) -> dict[str, Any]:
@@ -62,7 +92,11 @@ def given(ctx: click.Context, *names: str) -> dict[str, Any]:
 
 
 def _read_config(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
-    """Makes the entries of a TOML file the defaults of this command; flags on the command line win."""
+    """Makes the entries of a TOML file the defaults of this command; flags on the command line win.
+
+    A table named after a command is for that one. Other entries are for every command; those that only other commands
+    know are passed over, and what no command knows is an error.
+    """
     if value is None:
         return None
     try:
@@ -71,15 +105,25 @@ def _read_config(ctx: click.Context, param: click.Parameter, value: Path | None)
         raise InputFileError(f"{value}: cannot be read ({error.strerror}).") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputFileError(f"{value}: is not TOML ({error}).") from None
-    known = _flags(ctx.command)
+    known = _known(ctx.command)
     defaults: dict[str, Any] = {}
-    for key, entry in settings.items():
+    entries = {key: entry for key, entry in settings.items() if not isinstance(entry, dict)}
+    tables = {key: entry for key, entry in settings.items() if isinstance(entry, dict)}
+    others = _others(ctx) if tables or not entries.keys() <= known.keys() else {}
+    for table in tables:
+        if table not in others:
+            near = difflib.get_close_matches(table, others, n=1)
+            hint = f"did you mean [{near[0]}]?" if near else "tables are named after commands."
+            raise UsageError(f"{value}: [{table}] is no command; {hint}")
+    own = tables.get(ctx.info_name or "", {})
+    for key, entry in [*entries.items(), *own.items()]:
         flag = key.replace("_", "-")
-        if flag not in known:
+        if flag in known:
+            defaults[known[flag]] = entry
+        elif key in own or not any(flag in flags for flags in others.values()):
             near = difflib.get_close_matches(flag, known, n=1)
             hint = f"; did you mean {near[0]}?" if near else "."
             raise UsageError(f"{value}: {key!r} is not an option of {ctx.command_path}{hint}")
-        defaults[known[flag]] = entry
     ctx.default_map = {**(ctx.default_map or {}), **defaults}
     return value
 
@@ -95,7 +139,8 @@ def stacked(*decorators: Callable[[F], F]) -> Callable[[F], F]:
     return decorate
 
 
-model_argument = click.argument("model", type=PATH)
+MODEL = click.Path(path_type=Path)
+model_argument = click.argument("model", type=MODEL)
 
 data_options = stacked(
     click.option("--data", "data_name", default="digits", show_default=True, metavar="NAME|FILE.npz|FOLDER",
@@ -130,6 +175,10 @@ normalisation_options = stacked(
 eps_option = click.option("--eps", type=Eps(), required=True,
                           help="Radius of the perturbation in pixel space [0, 1], e.g. 0.1 or 2/255.")  # fmt: skip
 
+eps_list_option = click.option("--eps", type=EpsList(), required=True, metavar="EPS[,EPS...]",
+                               help="Radius of the perturbation in pixel space [0, 1], e.g. 0.1 or 2/255; or several"
+                                    " with commas between them.")  # fmt: skip
+
 threat_options = stacked(
     click.option("--clip", is_flag=True, help="The network sees clip(x + u, 0, 1) instead of x + u."),
     click.option("--target", type=click.IntRange(min=0), metavar="CLASS",
@@ -154,6 +203,19 @@ certify_options = stacked(
                  help="MILP solver; both runs two, and stops with an error where they disagree."),
     click.option("--time-limit", type=click.FloatRange(min=0, min_open=True), default=60.0, show_default=True,
                  help="Seconds for one group's MILP or cross-execution loop."),
+)  # fmt: skip
+
+protocol_option = click.option("--protocol", type=click.Choice(["all", "correct"]), default="all", show_default=True,
+                               help="Judge all inputs, or only those that are classified correctly without a"
+                                    " perturbation.")  # fmt: skip
+
+branch_options = stacked(
+    click.option("--intermediate", type=click.Choice(["intersect", "crown"]), default="intersect", show_default=True,
+                 help="Bounds inside the network: CROWN's, or their intersection with IBP's."),
+    click.option("--branch-nodes", type=click.IntRange(min=1), default=4000, show_default=True,
+                 help="With --bounds full: parts of the box that branch and bound may look at for one input."),
+    click.option("--branch-seconds", type=click.FloatRange(min=0, min_open=True), default=60.0, show_default=True,
+                 help="With --bounds alpha or full: seconds for one input that CROWN leaves open, on average."),
 )  # fmt: skip
 
 attack_options = stacked(
@@ -194,10 +256,17 @@ def run_dir_options(default: str) -> Callable[[F], F]:
     )  # fmt: skip
 
 
+report_option = click.option("--report", "report_path", type=PATH, metavar="FILE.html",
+                             help="Also write an HTML report, one file, for any browser.")  # fmt: skip
+table_options = stacked(
+    click.option("--csv", "csv_path", type=PATH, metavar="FILE", help="Write the table as CSV."),
+    click.option("--latex", "latex_path", type=PATH, metavar="FILE", help="Write the table as LaTeX (booktabs)."),
+)
+
 output_options = stacked(
     click.option("--json", "json_path", type=click.Path(path_type=Path, allow_dash=True), metavar="FILE",
                  help="Write the result as JSON; - prints it instead of the table."),
-    click.option("--quiet", is_flag=True, help="No progress on stderr."),
+    click.option("--quiet", is_flag=True, help="No progress and no warnings on stderr."),
     click.option("--config", type=PATH, metavar="FILE.toml", is_eager=True, callback=_read_config,
                  help="Read options from a TOML file; flags win."),
 )  # fmt: skip

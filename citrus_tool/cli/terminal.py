@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from citrus_tool.errors import AccuracyWarning
 from citrus_tool.files import require_writable_file, write_text
 from citrus_tool.progress import Progress, Silent
 
@@ -22,10 +26,32 @@ LINE_SECONDS = 10.0
 
 
 def progress(quiet: bool) -> Progress:
-    """Bars on a terminal, a line about every ten seconds elsewhere, nothing when `quiet`."""
+    """Bars on a terminal, a line about every ten seconds elsewhere, nothing when `quiet`.
+
+    From here to the end of the command, citrus' warnings are one line each on stderr, once, or dropped when `quiet`.
+    """
+    click.get_current_context().with_resource(_warnings(quiet))
     if quiet:
         return Silent()
-    return Bars() if sys.stderr.isatty() else Lines()
+    return Bars() if sys.stderr.isatty() and os.environ.get("TERM") != "dumb" else Lines()
+
+
+@contextmanager
+def _warnings(quiet: bool) -> Iterator[None]:
+    shown: set[str] = set()
+    with warnings.catch_warnings():
+        other = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+            if not issubclass(category, AccuracyWarning):
+                other(message, category, *where, **more)
+            elif str(message) not in shown:
+                shown.add(str(message))
+                click.echo(f"citrus: warning: {message}", err=True)
+
+        warnings.simplefilter("ignore" if quiet else "always", AccuracyWarning)
+        warnings.showwarning = show
+        yield
 
 
 class Lines(Progress):
@@ -118,10 +144,21 @@ def is_stdout(json_path: Path | None) -> bool:
     return json_path is not None and str(json_path) == "-"
 
 
-def require_output(json_path: Path | None) -> None:
-    """Refuses a --json file that cannot be written, before any work is done."""
-    if json_path is not None and not is_stdout(json_path):
-        require_writable_file(json_path)
+def require_output(*paths: Path | None) -> None:
+    """Refuses files of --json and the like that cannot be written, before any work is done."""
+    for path in paths:
+        if path is not None and not is_stdout(path):
+            require_writable_file(path)
+
+
+def write_report(report_path: Path | None, run: Path | Mapping[str, Any], name: str = "") -> None:
+    """Writes the page of --report about a run folder, or about a result in JSON values that is called `name`."""
+    if report_path is None:
+        return
+    from citrus_tool.report import parse, read, write_report
+
+    for reason in write_report([read(run) if isinstance(run, Path) else parse(run, name)], report_path):
+        click.echo(f"report: left out: {reason}", err=True)
 
 
 def show(

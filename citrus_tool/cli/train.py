@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 )
 @options.run_dir_options("runs/MODEL_METHOD")
 @options.run_options
+@options.report_option
 @options.output_options
 @click.pass_context
 def harden(
@@ -74,6 +75,7 @@ def harden(
     device: Literal["auto", "cpu", "cuda"],
     threads: int | None,
     seed: int,
+    report_path: Path | None,
     json_path: Path | None,
     quiet: bool,
     config: Path | None,
@@ -88,7 +90,7 @@ def harden(
     Example:
       citrus harden M.onnx --data mnist --eps 0.1 --out H.onnx
     """
-    terminal.require_output(json_path)
+    terminal.require_output(json_path, report_path)
     from citrus_tool.certify.uap import CertifySettings
     from citrus_tool.workflow import DataChoice, ModelChoice, choose_recipe, harden_file
 
@@ -116,6 +118,7 @@ def harden(
         progress=terminal.progress(quiet),
     )
     show_harden(report, json_path)
+    terminal.write_report(report_path, run_dir)
 
 
 def show_harden(report: HardenReport, json_path: Path | None) -> None:

@@ -26,6 +26,7 @@ from citrus_tool.files import require_writable_folder
     help="Caps every instance's timeout.",
 )
 @click.option("--answers", type=options.PATH, metavar="FILE.csv", help="Known answers: onnx,vnnlib,verdict.")
+@options.report_option
 @options.output_options
 def vnncomp(
     instances: Path,
@@ -35,6 +36,7 @@ def vnncomp(
     threads: int | None,
     time_limit: float | None,
     answers: Path | None,
+    report_path: Path | None,
     json_path: Path | None,
     quiet: bool,
     config: Path | None,
@@ -45,7 +47,7 @@ def vnncomp(
     Example:
       citrus vnncomp vnnlib/instances.csv --workers 2
     """
-    terminal.require_output(json_path)
+    terminal.require_output(json_path, report_path)
     from citrus_tool.queries import benchmark
 
     listed = benchmark.read_instances(instances)
@@ -83,5 +85,6 @@ def vnncomp(
     if not terminal.is_stdout(json_path):
         decided = counts["sat"] + counts["unsat"]
         click.echo(f"\n{decided} of {len(records)} decided, {counts['error']} errors, score {score}; {folder}")
+    terminal.write_report(report_path, folder)
     if wrong:
         raise CheckFailedError(f"{wrong[0].vnnlib}: the answer {wrong[0].verdict} is wrong ({wrong[0].note}).")

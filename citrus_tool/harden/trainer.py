@@ -48,6 +48,9 @@ _DEFAULTS: Mapping[str, Any] = {
     if name not in ("eps", "tau_ratio", "epochs")
 }
 """What a recipe's fields are when a checkpoint from before they existed does not hold them."""
+OnEpoch = Callable[[Mapping[str, Any]], None]
+"""Receives an epoch's entry of the history (see `fit`) when the epoch is closed and saved."""
+
 _READ_EVERY = 20
 """Batches between two looks at the loss on the device (the only points where the host waits for it)."""
 
@@ -84,6 +87,7 @@ def fit(
     device: str = "cpu",
     progress: Progress | None = None,
     enough: Callable[[Mapping[str, Any]], bool] | None = None,
+    on_epoch: OnEpoch | None = None,
 ) -> TrainResult:
     """Trains a copy of `network` on `train` and returns the best epoch by `validation`.
 
@@ -97,6 +101,7 @@ def fit(
         device: "cpu" or "cuda"; the data set must fit in its memory.
         enough: is asked with the history's entry of every validated epoch at full eps (after a resume again with the
             last one); True ends the run there, with the best epoch so far.
+        on_epoch: gets every epoch's entry as it is made (a resumed run: from where it goes on).
 
     Raises:
         UsageError: unknown method or device, a used run folder without resume, resume with another recipe or data.
@@ -112,8 +117,9 @@ def fit(
     if run_dir is None and resume:
         raise UsageError("resume needs the run folder of the run to continue; give --run-dir.")
     run = _Run(
-        network=network, train=train, validation=validation, recipe=recipe, method=_method(recipe.method),
-        device=_device(device), run_dir=run_dir, progress=progress or Silent(), enough=enough or (lambda entry: False),
+        network=network, train=train, validation=validation, recipe=recipe, method=method_named(recipe.method),
+        device=_device(device), run_dir=run_dir, progress=progress or Silent(), on_epoch=on_epoch,
+        enough=enough or (lambda entry: False),
     )  # fmt: skip
     if run_dir is not None:
         files.require_writable_folder(run_dir)
@@ -124,7 +130,8 @@ def fit(
     return run.finish()
 
 
-def _method(name: str) -> Method:
+def method_named(name: str) -> Method:
+    """The training method of that name; raises UsageError that lists the names."""
     if name not in METHODS:
         near = difflib.get_close_matches(name, METHODS, n=1)
         meant = f" Did you mean {near[0]!r}?" if near else ""
@@ -158,10 +165,12 @@ class _Run:
 
     def __init__(
         self, *, network: Network, train: Dataset, validation: Dataset, recipe: Recipe, method: Method,
-        device: torch.device, run_dir: Path | None, progress: Progress, enough: Callable[[Mapping[str, Any]], bool],
+        device: torch.device, run_dir: Path | None, progress: Progress, on_epoch: OnEpoch | None,
+        enough: Callable[[Mapping[str, Any]], bool],
     ) -> None:  # fmt: skip
         self.recipe, self.device, self.run_dir, self.progress = recipe, device, run_dir, progress
-        self.validation, self.enough = validation, enough
+        self.on_epoch, self.enough = on_epoch, enough
+        self.validation = validation
         self.feed = Feed.of(train, recipe, device)
         self.origin = {
             "recipe": recipe.to_json(), "train data": train.sha256(), "validation data": validation.sha256(),
@@ -197,6 +206,8 @@ class _Run:
                 self.at.history.append(entry)
                 self.at.epoch, self.at.batch, self.at.epoch_seconds, self.sums = self.at.epoch + 1, 0, 0.0, {}
                 self.save()
+                if self.on_epoch is not None:
+                    self.on_epoch(entry)
         self.progress.finish()
         result = copy.deepcopy(self.network).cpu()
         for name, tensor in _tensors(result).items():

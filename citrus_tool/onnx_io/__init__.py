@@ -10,5 +10,6 @@ from citrus_tool.onnx_io.model import OnnxModel as OnnxModel
 from citrus_tool.onnx_io.reader import read as read
 from citrus_tool.onnx_io.runner import OnnxRunner as OnnxRunner
 from citrus_tool.onnx_io.runner import Parity as Parity
+from citrus_tool.onnx_io.runner import require_parity as require_parity
 from citrus_tool.onnx_io.writer import export as export
 from citrus_tool.onnx_io.writer import write as write

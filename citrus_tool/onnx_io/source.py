@@ -42,13 +42,17 @@ class Source:
 
 def load(path: Path) -> Source:
     """Reads and checks `path` (.onnx, or gzipped). Raises InputFileError or UnsupportedNetworkError."""
+    return parse(path, content(path))
+
+
+def content(path: Path) -> bytes:
+    """The file's bytes; raises InputFileError."""
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except FileNotFoundError:
         raise InputFileError(f"{path}: no such file; give the path of an ONNX network.") from None
     except OSError as error:
         raise InputFileError(f"{path}: cannot be read ({error.strerror or error}).") from None
-    return parse(path, data)
 
 
 def parse(path: Path, data: bytes) -> Source:

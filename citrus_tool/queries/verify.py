@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -26,6 +26,7 @@ from citrus_tool.queries.falsify import Falsifier
 from citrus_tool.queries.problem import Files, Problem, Replay, problems
 from citrus_tool.queries.prove import Prover
 from citrus_tool.queries.spec import Spec
+from citrus_tool.tables import Table, Tabular
 
 Log = Callable[[str], None]
 
@@ -50,13 +51,20 @@ class Verdict(Enum):
     TIMED_OUT = "timed-out"
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Answer:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Answer(Tabular):
     """A verdict; `witness` holds every tensor of the query where it is SAT, `reason` one sentence otherwise."""
 
     verdict: Verdict
     witness: Mapping[str, NDArray[np.float32]] | None = None
     reason: str = ""
+
+    def table(self) -> Table:
+        """The verdict, and the shape of the witness or the reason."""
+        rows = [[name, " x ".join(map(str, value.shape))] for name, value in (self.witness or {}).items()]
+        if self.reason:
+            rows.append(["reason", self.reason])
+        return Table(title=f"query: {self.verdict.value}", columns=["answer", self.verdict.value], rows=rows)
 
 
 def read_models(spec: Spec, paths: Mapping[str, Path]) -> dict[str, OnnxModel]:
@@ -65,22 +73,27 @@ def read_models(spec: Spec, paths: Mapping[str, Path]) -> dict[str, OnnxModel]:
     Inputs keep the file's own shape and order. Raises UsageError where names and files do not match, and what
     `onnx_io.read` raises.
     """
-    needed = {network.name for network in spec.networks if network.equal_to is None}
-    declared = {network.name for network in spec.networks}
-    for name in paths:
-        if name not in declared:
-            raise UsageError(f"--network {name}=...: the query declares no network {name!r}, only {_list(declared)}.")
-        if name not in needed:
-            raise UsageError(f"--network {name}=...: {name} is equal-to another network and takes no file of its own.")
-    missing = needed - set(paths)
-    if missing:
-        name = min(missing)
-        raise UsageError(f"network {name!r} has no file; add --network {name}=FILE.onnx.")
+    require_names(spec, paths)
     models: dict[str, OnnxModel] = {}
     for name, path in paths.items():
         source = load(path)
         models[name] = assemble(source, input_shape=source.input_shape)
     return models
+
+
+def require_names(spec: Spec, names: Collection[str]) -> None:
+    """Raises UsageError unless `names` are those of the networks that are not `equal-to` another one."""
+    needed = {network.name for network in spec.networks if network.equal_to is None}
+    declared = {network.name for network in spec.networks}
+    for name in names:
+        if name not in declared:
+            raise UsageError(f"--network {name}=...: the query declares no network {name!r}, only {_list(declared)}.")
+        if name not in needed:
+            raise UsageError(f"--network {name}=...: {name} is equal-to another network and takes no file of its own.")
+    missing = needed - set(names)
+    if missing:
+        name = min(missing)
+        raise UsageError(f"network {name!r} has no file; add --network {name}=FILE.onnx.")
 
 
 def _list(names: set[str]) -> str:

@@ -46,7 +46,7 @@ from citrus_tool.threat import Threat
 from tests.certify.toys import SHAPE, as_onnx, data_for, tiny_chain, tiny_residual
 
 SETTINGS = CertifySettings(
-    group_size=4, bounds="full", branch_nodes=200, time_limit=3.0, attack_steps=20, attack_restarts=2
+    group_size=4, bounds="full", branch_nodes=200, time_limit=60.0, attack_steps=20, attack_restarts=2
 )
 
 

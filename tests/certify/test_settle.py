@@ -177,7 +177,7 @@ def test_the_loop_is_exact_on_tiny_networks(make: Make, k: int) -> None:
         assert found.complete
         assert found.fooled_upper == truth
         refuted = found.conflicts.refuted
-        assert {frozenset(one.combination) for one in found.evidence} >= refuted or not found.evidence
+        assert {frozenset(one.combination) for one in found.grounds} >= refuted or not found.grounds
         relational += any(len(combination) > 1 for combination in refuted)
         # what is refuted does not happen at sampled perturbations
         generator = torch.Generator().manual_seed(seed)

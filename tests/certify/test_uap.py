@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pulp
@@ -17,10 +17,18 @@ from torch import Tensor, nn
 from citrus_tool.bounds.crown import LinearMargins, crown
 from citrus_tool.certify import master, screen, uap
 from citrus_tool.certify.certificate import Certificate, GroupResult, Status
+from citrus_tool.certify.check import check
 from citrus_tool.certify.master import Answer, Ending, Solver
 from citrus_tool.certify.uap import CertifySettings, certify_uap
 from citrus_tool.data import Dataset
-from citrus_tool.errors import DataError, InputFileError, InterruptedRunError, SoundnessError, UsageError
+from citrus_tool.errors import (
+    CheckFailedError,
+    DataError,
+    InputFileError,
+    InterruptedRunError,
+    SoundnessError,
+    UsageError,
+)
 from citrus_tool.network import Network, Reshape, chain
 from citrus_tool.onnx_io import OnnxModel, OnnxRunner
 from citrus_tool.progress import Progress
@@ -197,6 +205,7 @@ def test_an_input_is_correct_only_if_the_file_agrees(tmp_path: Path, monkeypatch
         return logits
 
     monkeypatch.setattr(OnnxRunner, "logits", flipped)
+    monkeypatch.setattr(uap, "require_parity", lambda *_: None)
     assert certify(model, data, 0.0).clean_correct == 5
 
 
@@ -627,3 +636,38 @@ def test_clean_margins_are_those_of_numpy() -> None:
     logits = np.array([[3.0, 1.0, 2.0], [1.0, 1.0, 0.0], [0.0, 5.0, np.nan]])
     labels = np.array([0, 1, 1])
     assert screen.held(logits, labels).tolist() == [True, False, False]
+
+
+def test_a_network_that_is_no_longer_the_files(tmp_path: Path) -> None:
+    network = tiny_chain(0)
+    model, data = as_onnx(network, tmp_path), data_for(network, 4, 0)
+    with torch.no_grad():
+        next(model.network.parameters()).add_(0.5)
+    with pytest.raises(CheckFailedError, match="the torch network and onnxruntime differ"):
+        certify(model, data, 0.1)
+
+
+@pytest.mark.parametrize("scope", ["groups", "dataset"])
+def test_workers_give_the_same_result_and_proof(
+    scope: Literal["groups", "dataset"], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uap, "BRANCHED_INPUTS", 6)
+    network = tiny_chain(5)
+    data, model = data_for(network, 12, 5), as_onnx(network, tmp_path)
+    settings = replace(QUICK, bounds="full", scope=scope, branch_nodes=8, attack_restarts=1, time_limit=30)
+    alone, spread = (
+        certify(model, data, 0.15, settings, proof=tmp_path / f"proof{workers}", workers=workers) for workers in (1, 2)
+    )
+    assert comparable(alone) == comparable(spread)
+    assert check(tmp_path / "proof1", model.path).certified == check(tmp_path / "proof2", model.path).certified
+
+
+def test_an_interrupted_pool_keeps_what_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uap, "CHUNK_INPUTS", 6)
+    network = tiny_chain(5)
+    data, model = data_for(network, 12, 5), as_onnx(network, tmp_path)
+    journal = tmp_path / "journal.jsonl"
+    with pytest.raises(InterruptedRunError, match="continue with --resume"):
+        certify(model, data, 0.2, journal=journal, workers=2, progress=StopAfter(1))
+    resumed = certify(model, data, 0.2, journal=journal, workers=2, resume=True)
+    assert comparable(resumed) == comparable(certify(model, data, 0.2))

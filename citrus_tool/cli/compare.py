@@ -1,0 +1,128 @@
+"""`citrus compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from citrus_tool.cli import options, terminal
+from citrus_tool.errors import UsageError
+from citrus_tool.files import write_text
+
+
+@click.command("compare")
+@click.argument("models", metavar="MODEL MODEL...", type=options.MODEL, nargs=-1, required=True)
+@options.data_options
+@options.split_option
+@options.limit_option(None)
+@options.normalisation_options
+@options.eps_list_option
+@options.threat_options
+@options.group_size_option
+@options.protocol_option
+@options.certify_options
+@options.branch_options
+@options.attack_options
+@options.run_dir_options("runs/compare")
+@options.run_options
+@options.table_options
+@options.output_options
+@click.pass_context
+def compare(
+    ctx: click.Context,
+    models: tuple[Path, ...],
+    data_name: str,
+    data_root: Path | None,
+    split: Literal["train", "validation", "test"],
+    limit: int | None,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    eps: tuple[float, ...],
+    clip: bool,
+    target: int | None,
+    group_size: int,
+    protocol: Literal["all", "correct"],
+    bounds: Literal["ibp", "crown", "alpha", "full"],
+    solver: Literal["cbc", "highs"],
+    time_limit: float,
+    intermediate: Literal["intersect", "crown"],
+    branch_nodes: int,
+    branch_seconds: float,
+    attack_steps: int,
+    attack_restarts: int,
+    run_dir: Path | None,
+    resume: bool,
+    device: Literal["auto", "cpu", "cuda"],
+    threads: int | None,
+    seed: int,
+    csv_path: Path | None,
+    latex_path: Path | None,
+    json_path: Path | None,
+    quiet: bool,
+    config: Path | None,
+) -> None:
+    """Certifies several networks on the same data: one table, and what each certifies that another does not.
+
+    \b
+    Standard accuracy is of the whole split, the others are of its first --limit inputs. --mean and --std
+    are those of all networks. A network that cannot be read is reported at the end (exit code 3 or 4).
+
+    \b
+    Example:
+      citrus compare M.onnx H.onnx --data mnist --eps 0.05,0.1 --limit 200 --latex table.tex
+    """
+    terminal.require_output(json_path, csv_path, latex_path)
+    if len(models) < 2:
+        raise UsageError("give at least two networks to compare; citrus certify-uap judges one.")
+    from citrus_tool.certify.uap import CertifySettings
+    from citrus_tool.compare import compare_files
+    from citrus_tool.tables import to_csv, to_latex
+    from citrus_tool.threat import Threat
+    from citrus_tool.workflow import DataChoice, ModelChoice
+
+    options.use_threads(threads)
+    found = compare_files(
+        [ModelChoice(path=model, mean=mean, std=std) for model in models],
+        DataChoice(name=data_name, root=data_root, seed=seed),
+        [Threat(eps=one, clip=clip, target=target) for one in eps],
+        CertifySettings(
+            group_size=group_size,
+            protocol=protocol,
+            bounds=bounds,
+            intermediate=intermediate,
+            branch_nodes=branch_nodes,
+            branch_seconds=branch_seconds,
+            solver=solver,
+            time_limit=time_limit,
+            attack_steps=attack_steps,
+            attack_restarts=attack_restarts,
+            seed=seed,
+            limit=limit,
+        ),
+        split=split,
+        run_dir=run_dir or Path("runs") / "compare",
+        device=device,
+        resume=resume,
+        settings=options.effective(ctx),
+        progress=terminal.progress(quiet),
+    )
+    terminal.show(found.to_json(), json_path, *found.table())
+    judged = [entry.sweep.certificates[0] for entry in found.networks if entry.sweep is not None]
+    words = f"groups of {group_size}, protocol {protocol}"
+    words = f"percent of {judged[0].inputs} inputs ({data_name}, {split}) in {words}" if judged else words
+    if not terminal.is_stdout(json_path):
+        click.echo(f"\n{words}; standard: of the whole split")
+        if found.pairs:
+            click.echo("\ncertified inputs, group by group:\n")
+            terminal.table(*found.pair_table())
+    if csv_path is not None:
+        write_text(csv_path, to_csv(*found.csv()))
+    if latex_path is not None:
+        write_text(latex_path, to_latex(*found.table(), words))
+    failed = [entry.error for entry in found.failed if entry.error is not None]
+    if failed:
+        raise type(failed[0])(
+            f"{len(failed)} of {len(models)} networks could not be judged: {' '.join(map(str, failed))}"
+        )

@@ -1,0 +1,70 @@
+"""`citrus init`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from citrus_tool.cli import options, terminal
+from citrus_tool.errors import UsageError
+from citrus_tool.files import require_writable_file
+
+
+@click.command("init")
+@options.model_argument
+@click.option(
+    "--data",
+    "data_name",
+    metavar="NAME|FILE.npz|FOLDER",
+    help="The network's data [default: the named set that fits its input].",
+)
+@click.option("--data-root", type=options.PATH, metavar="DIR", help="Where named data sets lie.")
+@options.normalisation_options
+@click.option("--out", type=options.PATH, metavar="FILE.toml", help="The file to write [default: MODEL.toml].")
+@click.option("--force", is_flag=True, help="Overwrite it.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Draws the splits.")
+@options.output_options
+def init(
+    model: Path,
+    data_name: str | None,
+    data_root: Path | None,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    out: Path | None,
+    force: bool,
+    seed: int,
+    json_path: Path | None,
+    quiet: bool,
+    config: Path | None,
+) -> None:
+    """Looks at a network and its data and writes a commented settings file for the other commands.
+
+    \b
+    The normalisation is the one under which the network does clearly better than on plain pixels, among
+    those in common use; on the validation split.
+
+    \b
+    Example:
+      citrus init M.onnx --data mine.npz
+      citrus certify-uap --config M.toml
+    """
+    terminal.require_output(json_path)
+    path = out or Path(f"{model.name.partition('.onnx')[0] or model.stem}.toml")
+    if path.exists() and not force:
+        raise UsageError(f"{path} exists and is left as it is; name another one with --out, or add --force.")
+    require_writable_file(path)
+    from citrus_tool.starter import guess, look, write
+    from citrus_tool.workflow import DataChoice, ModelChoice
+
+    source = ModelChoice(path=model, mean=mean, std=std)
+    name = data_name or guess(source)
+    start = look(source, DataChoice(name=name, root=data_root, seed=seed))
+    write(start, path)
+    facts = start.facts()
+    terminal.show(dict(facts) | {"config": str(path)}, json_path, ["found", ""], [list(fact) for fact in facts])
+    if start.doubt is not None and not quiet:
+        click.echo(f"citrus: warning: {start.doubt}", err=True)
+    if not terminal.is_stdout(json_path):
+        click.echo(f"\nwritten to {path}; read it, then:\n")
+        click.echo(f"  citrus certify-uap --config {path}\n  citrus harden --config {path}")

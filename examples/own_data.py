@@ -1,0 +1,42 @@
+"""Images in arrays, channels last, and a network that wants normalised input.
+
+python examples/own_data.py
+"""
+
+import numpy as np
+from sklearn.datasets import load_digits
+from torch import nn
+
+import citrus_tool as citrus
+
+
+def my_images() -> tuple[np.ndarray, np.ndarray]:
+    """Stand-ins for your own: uint8 (n, H, W, C), 0 to 255, and labels from 0."""
+    bunch = load_digits()
+    return (bunch.images[..., None] / 16 * 255).round().astype(np.uint8), bunch.target
+
+
+def main() -> None:
+    """Harden a fresh network on arrays, judge it on others, and look at what fools it."""
+    x, y = my_images()
+    whole = citrus.Dataset.from_arrays(x, y, name="mine", layout="NHWC", num_classes=10)
+    splits = citrus.Splits.of(whole, seed=0)  # 70 / 15 / 15 %; or Splits(train=..., validation=..., test=...)
+    print(splits)
+
+    # the network takes (pixel - mean) / std; eps stays in pixels
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    model = citrus.load(net, input_shape=(1, 8, 8), mean=(0.3,), std=(0.4,))
+
+    hardened = model.harden(
+        splits, eps=0.05, recipe="digits", init="shi", epochs=40, certify=citrus.CertifySettings(limit=100)
+    )
+    print(hardened)
+
+    report = hardened.model.attack(splits.test, eps=0.05, limit=100)
+    print(report)
+    worst = report.perturbations[0]
+    print(f"the first group's perturbation: shape {tuple(worst.shape)}, largest entry {worst.abs().max():.3f}")
+
+
+if __name__ == "__main__":
+    main()
