@@ -42,15 +42,15 @@ from citrus_tool.network import Network
 from citrus_tool.progress import Progress, Silent
 from citrus_tool.threat import Threat
 
+OnEpoch = Callable[[Mapping[str, Any]], None]
+"""Receives an epoch's entry of the history (see `fit`) when the epoch is closed and saved."""
+
 _DEFAULTS: Mapping[str, Any] = {
     name: value
     for name, value in Recipe(eps=0.0, tau_ratio=1.0, epochs=1).to_json().items()
     if name not in ("eps", "tau_ratio", "epochs")
 }
 """What a recipe's fields are when a checkpoint from before they existed does not hold them."""
-OnEpoch = Callable[[Mapping[str, Any]], None]
-"""Receives an epoch's entry of the history (see `fit`) when the epoch is closed and saved."""
-
 _READ_EVERY = 20
 """Batches between two looks at the loss on the device (the only points where the host waits for it)."""
 
@@ -86,8 +86,8 @@ def fit(
     resume: bool = False,
     device: str = "cpu",
     progress: Progress | None = None,
-    enough: Callable[[Mapping[str, Any]], bool] | None = None,
     on_epoch: OnEpoch | None = None,
+    enough: Callable[[Mapping[str, Any]], bool] | None = None,
 ) -> TrainResult:
     """Trains a copy of `network` on `train` and returns the best epoch by `validation`.
 
@@ -99,9 +99,9 @@ def fit(
         run_dir: receives a checkpoint after every epoch and on Ctrl-C; None keeps nothing.
         resume: continue from run_dir's checkpoint; recipe, data and network must be the ones it began with.
         device: "cpu" or "cuda"; the data set must fit in its memory.
+        on_epoch: gets every epoch's entry as it is made (a resumed run: from where it goes on).
         enough: is asked with the history's entry of every validated epoch at full eps (after a resume again with the
             last one); True ends the run there, with the best epoch so far.
-        on_epoch: gets every epoch's entry as it is made (a resumed run: from where it goes on).
 
     Raises:
         UsageError: unknown method or device, a used run folder without resume, resume with another recipe or data.
@@ -169,8 +169,7 @@ class _Run:
         enough: Callable[[Mapping[str, Any]], bool],
     ) -> None:  # fmt: skip
         self.recipe, self.device, self.run_dir, self.progress = recipe, device, run_dir, progress
-        self.on_epoch, self.enough = on_epoch, enough
-        self.validation = validation
+        self.on_epoch, self.validation, self.enough = on_epoch, validation, enough
         self.feed = Feed.of(train, recipe, device)
         self.origin = {
             "recipe": recipe.to_json(), "train data": train.sha256(), "validation data": validation.sha256(),

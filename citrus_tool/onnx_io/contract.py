@@ -66,6 +66,14 @@ class InputContract:
             y = layer(y)
         return np.ascontiguousarray(y.numpy())
 
+    def to_pixels(self, y: Tensor) -> Tensor:
+        """The inputs (n, *pixel_shape) in pixel space whose `to_file` is `y` (n, *file_shape), in float64."""
+        x = y.double()
+        x = x.permute(0, 3, 1, 2) if self.layout == "nhwc" else x.reshape(-1, *self.pixel_shape)
+        mean, std = (torch.tensor(v, dtype=torch.float64) for v in (self.mean, self.std))
+        shape = (-1, *(1,) * (len(self.pixel_shape) - 1))
+        return x * std.reshape(shape) + mean.reshape(shape)
+
 
 def detect(
     file_shape: tuple[int, ...],
