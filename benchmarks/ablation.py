@@ -1,12 +1,15 @@
-"""Variants of a training method on a subset, judged on the validation split: how citrus-plus was chosen.
+"""Variants of citrus-plus on a subset, judged on the validation split: the ablation, and how its parts were chosen.
 
-    python benchmarks/ablation.py cifar10-2 --subset 10000 --epochs 12 --seeds 3 --threads 1 \\
-        --variant citrus='{}' --variant citrus-plus='{}' --variant citrus-plus='{"worst": 0}'
+    python benchmarks/ablation.py mnist-0.1 --subset 10000 --epochs 8 --seeds 3 --threads 1
+    python benchmarks/ablation.py digits --epochs 50 --seeds 3 --threads 1
+    python benchmarks/ablation.py cifar10-2 --variant citrus='{}' --variant citrus-plus='{"worst": 0}'
 
-A variant is a method and the fields of the contest's recipe (bench/contests.py) that it changes; epochs are scaled with
-`Recipe.with_epochs`. Standard accuracy is of the whole validation split, certified and attacked UAP accuracy of its
-first 500 inputs under the contest's certifier; the test split is never read. Every finished run is a line of --journal
-and is not done again.
+A variant is a method and the fields of the contest's recipe (bench/contests.py) that it changes; without --variant it
+is every one of VARIANTS. Epochs are scaled with `Recipe.with_epochs`. Standard accuracy is of the whole validation
+split, certified and attacked UAP accuracy of its first 500 inputs under the contest's certifier; the test split is
+never read. A variant that distils learns from a network of the same seed that plain training made (--teacher-epochs).
+Every finished run is a line of --journal and is not done again, and the table shows what there is: mean and sample
+standard deviation over seeds.
 """
 
 from __future__ import annotations
@@ -27,30 +30,62 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from citrus_tool import architectures, data, onnx_io
 from citrus_tool.bench.contests import CERTIFIER, CPU, Contest, Job
 from citrus_tool.certify.uap import certify_uap
+from citrus_tool.data import Dataset
 from citrus_tool.harden import trainer
-from citrus_tool.harden.recipes import Recipe
+from citrus_tool.harden.recipes import Recipe, named
+from citrus_tool.network import Network
 from citrus_tool.threat import Threat
 
 INPUTS = 500
-"""Validation inputs that are certified."""
+"""Validation inputs that are certified, at most."""
+DIGITS = Contest(
+    name="digits", data="digits", eps="0.08", architecture="convtiny", normalisation=((0.3,), (0.4,)),
+    recipe=dataclasses.replace(named("digits").with_epochs(50), eps=0.08, warmup_epochs=1, init="shi", pgd_steps=5),
+    changes={"citrus-plus": {"alpha": 0.3, "worst": 1}},
+)  # fmt: skip
+"""A contest of seconds, with nothing tuned for it."""
+CONTESTS = (*CPU, DIGITS)
+VARIANTS = (
+    "citrus={}",
+    "citrus-plus={}",
+    'citrus-plus={"worst": 0}',
+    'citrus-plus={"alpha": 1.0}',
+    'citrus-plus={"pool": 1}',
+    'citrus-plus={"pool": 5}',
+    'citrus-plus={"tau_from": 1.0}',
+    'citrus-plus={"average": 0.99}',
+    'citrus-plus={"distil": 0.5}',
+)
+"""CITRUS, citrus-plus, and it without one of its parts (selection of boxes, mixture) or with one more."""
 
 
-def judged(contest: Contest, recipe: Recipe, subset: int, root: Path | None) -> dict[str, float]:
+def teacher(network: Network, train: Dataset, validation: Dataset, recipe: Recipe, epochs: int) -> Network:
+    """The network after plain training, with the recipe's augmentation."""
+    plain = dataclasses.replace(
+        named("standard").with_epochs(epochs), flip=recipe.flip, crop_padding=recipe.crop_padding, seed=recipe.seed
+    )
+    return trainer.fit(network, train, validation, plain).network
+
+
+def judged(contest: Contest, recipe: Recipe, subset: int, teacher_epochs: int, root: Path | None) -> dict[str, float]:
     """Trains by the recipe on the first `subset` training inputs and judges the last epoch."""
     train, validation = (data.load(contest.data, split=split, root=root) for split in ("train", "validation"))
     network = architectures.build(
         contest.architecture, train.shape, train.num_classes, seed=recipe.seed, normalisation=contest.normalisation
     )
+    if recipe.distil > 0:
+        network = teacher(network, train.take(subset), validation, recipe, teacher_epochs)
     result = trainer.fit(network, train.take(subset), validation, recipe)
     with tempfile.TemporaryDirectory() as folder:
         model = onnx_io.export(onnx_io.fold_batch_norm(result.network), Path(folder) / "m.onnx", metadata={})
         settings = dataclasses.replace(CERTIFIER, limit=INPUTS)
-        found = certify_uap(model, validation.take(INPUTS), Threat(eps=recipe.eps), settings).to_json()
+        found = certify_uap(model, validation, Threat(eps=recipe.eps), settings).to_json()
+    inputs = found["inputs"]
     return {
         "standard": trainer.accuracy(result.network, validation),
-        "certified": 100 * found["certified"] / INPUTS,
-        "attacked": 100 * found["attacked"] / INPUTS,
-        "ibp": 100 * found["ibp_certified"] / INPUTS,
+        "certified": 100 * found["certified"] / inputs,
+        "attacked": 100 * found["attacked"] / inputs,
+        "ibp": 100 * found["ibp_certified"] / inputs,
         "seconds": result.seconds,
     }
 
@@ -58,19 +93,23 @@ def judged(contest: Contest, recipe: Recipe, subset: int, root: Path | None) -> 
 def main() -> None:
     """Does what is missing and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("contest", choices=[contest.name for contest in CPU])
-    parser.add_argument("--variant", action="append", default=[], metavar="METHOD=JSON")
+    parser.add_argument("contest", choices=[contest.name for contest in CONTESTS])
+    parser.add_argument("--variant", action="append", metavar="METHOD=JSON")
     parser.add_argument("--subset", type=int, default=10_000)
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--teacher-epochs", type=int, default=8)
+    parser.add_argument("--list", action="store_true", help="print the table as the journal has it; run nothing")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--data-root", type=Path)
     parser.add_argument("--journal", type=Path, default=Path("results") / "ablation.jsonl")
     options = parser.parse_args()
+    variants = options.variant or VARIANTS
     torch.set_num_threads(options.threads)
-    contest = next(contest for contest in CPU if contest.name == options.contest)
-    lines = options.journal.read_text().splitlines() if options.journal.exists() else []
-    done: list[dict[str, Any]] = [json.loads(line) for line in lines]
+    contest = next(contest for contest in CONTESTS if contest.name == options.contest)
+    whole = options.journal.read_text().split("\n")[:-1] if options.journal.exists() else []
+    done: list[dict[str, Any]] = [json.loads(line) for line in whole]
+    defaults = Recipe(eps=0.0, tau_ratio=1.0, epochs=1, warmup_epochs=0, ramp_epochs=0).to_json()
 
     def recipe_of(variant: str, seed: int) -> Recipe:
         method, _, text = variant.partition("=")
@@ -80,23 +119,32 @@ def main() -> None:
         )  # fmt: skip
 
     def setting(recipe: Recipe) -> dict[str, Any]:
-        return {"contest": contest.name, "subset": options.subset, "recipe": recipe.to_json()}
+        distils = {"teacher_epochs": options.teacher_epochs} if recipe.distil > 0 else {}
+        return {"contest": contest.name, "subset": options.subset, "recipe": recipe.to_json(), **distils}
 
     def find(variant: str, seed: int) -> dict[str, Any] | None:
         wanted = setting(recipe_of(variant, seed))
-        return next((entry for entry in done if all(entry[name] == value for name, value in wanted.items())), None)
+        for entry in done:  # fields that a line does not hold, since they are newer, are at their defaults
+            known = {**entry, "recipe": {**defaults, **entry["recipe"]}}
+            if all(known.get(name) == value for name, value in wanted.items()):
+                return entry
+        return None
 
-    for seed in range(options.seeds):
-        for variant in options.variant:
+    for seed in range(0 if options.list else options.seeds):
+        for variant in variants:
             if find(variant, seed) is None:
                 recipe = recipe_of(variant, seed)
-                entry = {**setting(recipe), **judged(contest, recipe, options.subset, options.data_root)}
+                figures = judged(contest, recipe, options.subset, options.teacher_epochs, options.data_root)
+                entry = {**setting(recipe), **figures}
                 done.append(entry)
                 with options.journal.open("a") as file:
                     file.write(json.dumps(entry) + "\n")
     print("| variant | std | ucert | attacked | IBP | seeds |\n|---|---|---|---|---|---|")
-    for variant in options.variant:
+    for variant in variants:
         runs = [entry for seed in range(options.seeds) if (entry := find(variant, seed)) is not None]
+        if not runs:
+            print(f"| `{variant}` | not run | | | | 0 |")
+            continue
         columns = ([entry[name] for entry in runs] for name in ("standard", "certified", "attacked", "ibp"))
         shown = (f"{statistics.mean(c):.2f} ± {statistics.stdev(c) if len(c) > 1 else 0:.2f}" for c in columns)
         print(f"| `{variant}` | {' | '.join(shown)} | {len(runs)} |")

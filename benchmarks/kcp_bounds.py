@@ -31,6 +31,7 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from citrus_tool import data, onnx_io
+from citrus_tool.bench.boxes import own_and_others
 from citrus_tool.harden.adversarial import attack
 from citrus_tool.harden.boxes import box_margins, robust_cross_entropy, uniform_box
 from citrus_tool.harden.citrus import centres
@@ -79,16 +80,6 @@ def readings(network: Network, batch: Batch, eps: float, tau: float, recipe: Rec
     return robust_cross_entropy(by_ibp), robust_cross_entropy(by_crown)
 
 
-def own_and_others(network: Network, batch: Batch, eps: float, tau: float, recipe: Recipe) -> tuple[Tensor, Tensor]:
-    """Box losses (n,) at each input's own perturbation and (n, 4) at the others'."""
-    v = attack(network, batch, eps - tau, recipe, torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        own = robust_cross_entropy(box_margins(network, uniform_box(batch.x + v, tau), batch.labels))
-        found = centres(batch.x, v, recipe)
-        others = robust_cross_entropy(box_margins(network, uniform_box(found.flatten(0, 1), tau), batch.labels))
-    return own, others.reshape(found.shape[:2])
-
-
 def main() -> None:
     """Prints both tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -121,7 +112,9 @@ def main() -> None:
     share = (by_crown < by_ibp).double().mean() * 100
     print(f"boxes at tau {tau:.4g}: loss by intervals {by_ibp.mean():.4f}, by CROWN-IBP {by_crown.mean():.4f},")
     print(f"CROWN-IBP lower for {share:.1f} % of {len(by_ibp)} boxes")
-    own, others = own_and_others(network, Batch(x=x, labels=labels), options.eps, tau, recipe)
+    batch = Batch(x=x, labels=labels)
+    v = attack(network, batch, options.eps - tau, recipe, torch.Generator().manual_seed(0))
+    own, others = own_and_others(network, batch, v, tau, recipe)
     total, largest = others.sum(1).mean(), others.amax(1).mean()
     print(f"box losses: own {own.mean():.4f}, sum of the others {total:.4f}, largest of the others {largest:.4f}")
 

@@ -6,6 +6,7 @@
 All train ConvSmall (or --architecture) with k = 5 at eps 0.1, tau 0.04. "Literal" is Algorithm 1 as the paper prints
 it: a batch of 5, plain PGD, nested loops over i and j != i with one interval propagation for each box, one optimiser
 step. "Fast" is what `citrus harden` runs. Every step is timed by itself, methods in turn; the medians are compared.
+`--device cuda` times the fast steps there, each to its end.
 """
 
 from __future__ import annotations
@@ -65,13 +66,17 @@ def literal_step(
     optimiser.step()
 
 
-def median_rates(steps: Mapping[str, Callable[[], object]], images: int, repeats: int) -> dict[str, float]:
+def median_rates(
+    steps: Mapping[str, Callable[[], object]], images: int, repeats: int, device: str = "cpu"
+) -> dict[str, float]:
     """Images per second by the median step of each; the steps take turns, two rounds warm up."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for repeat in range(repeats + 2):
         for name, step in steps.items():
             start = time.perf_counter()
             step()
+            if device == "cuda":
+                torch.cuda.synchronize()
             if repeat >= 2:
                 seconds[name].append(time.perf_counter() - start)
     return {name: images / statistics.median(each) for name, each in seconds.items()}
@@ -79,10 +84,12 @@ def median_rates(steps: Mapping[str, Callable[[], object]], images: int, repeats
 
 def stepper_of(method: str, recipe: Recipe, options: argparse.Namespace, shape: Shape) -> Callable[[], object]:
     """One optimiser step of `method` on random images."""
-    network = architectures.build(options.architecture, shape, 10)
+    where = torch.device(options.device)
+    network = architectures.build(options.architecture, shape, 10).to(where)
     stepper = Stepper(network, recipe, METHODS[method])
-    point, generator = schedule.at(recipe, 0, 0, 1), torch.Generator().manual_seed(0)
-    batch = Batch(x=torch.rand(recipe.batch_size, *shape), labels=torch.randint(0, 10, (recipe.batch_size,)))
+    point, generator = schedule.at(recipe, 0, 0, 1), torch.Generator(where).manual_seed(0)
+    x, labels = torch.rand(recipe.batch_size, *shape), torch.randint(0, 10, (recipe.batch_size,))
+    batch = Batch(x=x.to(where), labels=labels.to(where))
     return lambda: stepper.step(batch, point, generator)
 
 
@@ -97,6 +104,7 @@ def main() -> None:
     parser.add_argument("--groups", type=int, default=50, help="groups of 5 in a fast step")
     parser.add_argument("--steps", type=int, default=8, help="timed fast steps of each method")
     parser.add_argument("--literal-steps", type=int, default=40, help="timed literal steps; 0: none")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--bfloat16", action="store_true", help="run the fast step's attack in bfloat16")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -109,10 +117,9 @@ def main() -> None:
     )  # fmt: skip
     names = list(METHODS) if options.methods == "all" else options.methods.split(",")
     steps = {name: stepper_of(name, recipe, options, shape) for name in names}
-    rates = median_rates(steps, recipe.batch_size, options.steps)
-    print(
-        f"{options.architecture}, {options.data}, k = {GROUP}, {options.pgd_steps} PGD steps, {options.threads} threads"
-    )
+    rates = median_rates(steps, recipe.batch_size, options.steps, options.device)
+    where = torch.cuda.get_device_name() if options.device == "cuda" else f"{options.threads} threads"
+    print(f"{options.architecture}, {options.data}, k = {GROUP}, {options.pgd_steps} PGD steps, {where}")
     for name, rate in rates.items():
         against = f"   {rates['sabr'] / rate:6.2f} times the cost of sabr" if "sabr" in rates else ""
         print(f"{name:20} {rate:10.1f} images/s   {images / rate:8.1f} s per epoch{against}")

@@ -39,6 +39,7 @@ from citrus_tool.network import Network
 from citrus_tool.normalisation import doubt
 from citrus_tool.onnx_io import Inspection, OnnxModel, OnnxRunner
 from citrus_tool.progress import Progress, Silent
+from citrus_tool.queries.target import Finding, Target, read_target
 from citrus_tool.tables import Table, Tabular, percent
 from citrus_tool.threat import Threat
 
@@ -157,9 +158,27 @@ def figure_rows(*figures: Figures) -> list[list[str]]:
     return [[name, *(percent(entry[key]) for entry in plain)] for key, name in names.items()]
 
 
+@dataclass(frozen=True, kw_only=True)
+class SpecVerdict:
+    """A property that was trained for: how many images it speaks of, its radius, and its verdicts (unsat: it holds)."""
+
+    file: Path
+    images: int
+    eps: float
+    before: str
+    after: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields by name."""
+        return {**dataclasses.asdict(self), "file": str(self.file)}
+
+
 @dataclass(frozen=True, kw_only=True, repr=False)
 class HardenReport(Tabular):
-    """The result of `harden`: where the new file is, how training went, and the figures before and after."""
+    """The result of `harden`: where the new file is, how training went, and the figures before and after.
+
+    `spec` has an entry for each property that was trained for.
+    """
 
     model: Path
     out: Path
@@ -172,6 +191,7 @@ class HardenReport(Tabular):
     data: str
     group_size: int
     inputs: int
+    spec: Sequence[SpecVerdict] = ()
 
     def to_json(self) -> dict[str, Any]:
         """DESIGN's fields and what is needed to repeat the run."""
@@ -188,6 +208,7 @@ class HardenReport(Tabular):
             "inputs": self.inputs,
             "before": self.before.to_json(),
             "after": self.after.to_json(),
+            "spec": [entry.to_json() for entry in self.spec],
             "recipe": self.recipe.to_json(),
             "history": [dict(entry) for entry in self.history],
             "version": __version__,
@@ -334,29 +355,42 @@ def shipped_model(name: str) -> Path:
 
 
 def choose_recipe(
-    dataset: str, *, name: str | None, eps: float, epochs: int | None, changes: Mapping[str, Any]
+    dataset: str,
+    *,
+    name: str | None,
+    eps: float,
+    epochs: int | None,
+    changes: Mapping[str, Any],
+    defaults: Mapping[str, Any] | None = None,
 ) -> Recipe:
-    """The recipe called `name` for the method that `changes` names, at `eps`, stretched to `epochs`, fields replaced.
-
-    `changes` with the value None are left out.
+    """The recipe called `name` for the wanted method, at `eps`, stretched to `epochs`, fields replaced.
 
     Args:
         name: a recipe's name, a TOML file (recipes.read), `auto` (recipes.automatic), or None for RECIPE_OF_DATA's.
+        changes: what the user asked for, by field; None asks for nothing.
+        defaults: fields that a command sets where neither `changes` nor a TOML file does.
 
     Raises:
         UsageError: an unknown name or senseless values.
         InputFileError: the TOML file cannot be read.
     """
-    method = changes.get("method")
+    changes = {field: value for field, value in changes.items() if value is not None}
+    defaults = defaults or {}
     if name is not None and name.endswith(".toml"):
-        recipe = recipes.read(Path(name), method)
-    elif name == "auto":
-        recipe = recipes.named(recipes.automatic(dataset, eps), method)
+        recipe = recipes.read(Path(name), changes.get("method"), defaults)
     else:
-        recipe = recipes.named(name or RECIPE_OF_DATA.get(dataset, "mnist-cpu"), method)
+        chosen = recipes.automatic(dataset, eps) if name == "auto" else name or RECIPE_OF_DATA.get(dataset, "mnist-cpu")
+        named = recipes.named(chosen, changes.get("method", defaults.get("method")))
+        recipe = dataclasses.replace(named, **{k: v for k, v in defaults.items() if k != "method"})
     if epochs is not None:
         recipe = recipe.with_epochs(epochs)
-    return dataclasses.replace(recipe, eps=eps, **{k: v for k, v in changes.items() if v is not None})
+    return dataclasses.replace(recipe, eps=eps, **changes)
+
+
+def require_no_teacher(recipe: Recipe) -> None:
+    """Raises UsageError for a recipe that distils, where training begins with an untrained network."""
+    if recipe.distil > 0:
+        raise UsageError("distil needs a trained network to learn from; harden a file, or set distil = 0.")
 
 
 def inspect_file(model: ModelChoice, choice: DataChoice | None = None) -> Inspection:
@@ -373,6 +407,14 @@ def inspect_file(model: ModelChoice, choice: DataChoice | None = None) -> Inspec
     )
 
 
+def read_spec(source: ModelChoice, choice: DataChoice, paths: Sequence[Path], *, seconds: float) -> Target:
+    """The properties in `paths` as a target for `harden_file`; `seconds` is what each verdict may take.
+
+    Raises as `queries.target.read_target`.
+    """
+    return read_target(paths, source.read(choice.load("test")), seconds=seconds)
+
+
 def harden_file(
     source: ModelSource,
     choice: DataSource,
@@ -381,6 +423,7 @@ def harden_file(
     out: Path,
     run_dir: Path,
     certify: CertifySettings,
+    target: Target | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     resume: bool = False,
     keep_checkpoints: bool = True,
@@ -392,7 +435,8 @@ def harden_file(
     """Trains the file's network by `recipe` and writes it to `out` with only its weights changed.
 
     The epoch is chosen on the validation split. Before and after are judged on the test split: standard accuracy on
-    all of it, the rest by `certify` at the recipe's eps. `batch_norm` puts batch norm in for training, as the identity
+    all of it, the rest by `certify` at the recipe's eps. The images of `target` (read_spec) join the training data, and
+    its properties are verified before and after. `batch_norm` puts batch norm in for training, as the identity
     at first, and folds it back into the file's weights. `run_dir` receives `settings`, the journals of both
     certifications, the report and, unless `keep_checkpoints` is off, the checkpoints that `resume` needs. `on_epoch`
     gets each epoch's entry of the history as it is made.
@@ -410,7 +454,10 @@ def harden_file(
         raise UsageError(f"{out} is the network that is hardened; give the result another name.")
     _require_outputs(out, run_dir, fresh=keep_checkpoints and not resume)
     threat = Threat(eps=recipe.eps)
-    _save_settings(run_dir, settings)
+    save_settings(run_dir, settings)
+    failed = _verdicts(target, source.path, progress, "properties before")
+    if target is not None:
+        train = target.joined(train)
     before = _figures(model, test, threat, certify, where, progress, run_dir / "before.jsonl", resume)
     network = (
         insert_batch_norm(model.network, torch.split(train.take(NORM_SAMPLES).pixels(), BATCH)) if batch_norm else None
@@ -431,6 +478,7 @@ def harden_file(
         trained = restore_layers(onnx_io.fold_batch_norm(trained), model.network)
     hardened = onnx_io.write(dataclasses.replace(model, network=trained), out, metadata=_metadata(recipe, choice))
     after = _figures(hardened, test, threat, certify, where, progress, run_dir / "after.jsonl", resume)
+    repaired = _verdicts(target, out, progress, "properties after")
     progress.finish()
     report = HardenReport(
         model=source.path,
@@ -444,6 +492,10 @@ def harden_file(
         data=choice.name,
         group_size=certify.group_size,
         inputs=min(certify.limit or len(test), len(test)),
+        spec=[
+            SpecVerdict(file=p.path, images=len(p.labels), eps=p.eps, before=old.verdict, after=new.verdict)
+            for p, old, new in zip(target.properties if target else (), failed, repaired, strict=True)
+        ],
     )
     write_text(run_dir / "report.json", json.dumps(report.to_json(), indent=2, allow_nan=False) + "\n")
     return report
@@ -468,8 +520,9 @@ def train_file(
     trainer.method_named(recipe.method)
     train, validation, test = (choice.load(split) for split in data.SPLITS)
     network = architectures.build(architecture, test.shape, test.num_classes, seed=recipe.seed)
+    require_no_teacher(recipe)
     _require_outputs(out, run_dir, fresh=not resume)
-    _save_settings(run_dir, settings)
+    save_settings(run_dir, settings)
     result = trainer.fit(
         network, train, validation, recipe, run_dir=run_dir, resume=resume, device=where, progress=progress,
         on_epoch=on_epoch,
@@ -518,7 +571,7 @@ def certify_file(
             model, dataset, threat, certify, device=where, proof=proof, workers=workers, progress=progress or Silent()
         )
     require_writable_folder(run_dir)
-    _save_settings(run_dir, settings)
+    save_settings(run_dir, settings)
     certificate = certify_uap(
         model,
         dataset,
@@ -710,7 +763,7 @@ def _require_outputs(out: Path, run_dir: Path, *, fresh: bool) -> None:
         require_writable_file(out)
 
 
-def _save_settings(run_dir: Path, settings: Mapping[str, Any] | None) -> None:
+def save_settings(run_dir: Path, settings: Mapping[str, Any] | None) -> None:
     """Writes the effective options as TOML that --config reads; options that are not set are left out."""
     run_dir.mkdir(parents=True, exist_ok=True)
     lines = [f"{key} = {toml_value(value)}" for key, value in (settings or {}).items() if value is not None]
@@ -750,6 +803,13 @@ def _figures(
         certified_uap_accuracy=certificate["certified_uap_accuracy"],
         attacked_uap_accuracy=certificate["attacked_uap_accuracy"],
     )
+
+
+def _verdicts(target: Target | None, network: Path, progress: Progress, stage: str) -> list[Finding]:
+    if target is None:
+        return []
+    progress.start(stage, len(target.properties), "properties")
+    return target.verdicts(network, lambda found: progress.advance(1, f"{found.path.name}: {found.verdict}"))
 
 
 def _correct(logits: np.ndarray[Any, np.dtype[Any]], labels: np.ndarray[Any, np.dtype[Any]]) -> Any:

@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from citrus_tool.bench.contests import SCALES, Job
-from citrus_tool.bench.journal import Entry
+from citrus_tool.bench.contests import SCALES, Contest, Job
+from citrus_tool.bench.journal import BoxLosses, Entry
 from citrus_tool.bench.run import certifier_digest
 
 NEAR_ZERO = 5.0
@@ -34,9 +34,9 @@ class Claim:
     def row(self, entries: Sequence[Entry]) -> list[str]:
         """The claim in words, its two figures, and whether it holds in means over seeds."""
         sign = "above" if self.above else "below"
-        left, (place, method) = _mean(entries, self.of, self.figure), self.of
+        left, (place, method) = mean(entries, self.of, self.figure), self.of
         if isinstance(self.against, tuple):
-            right, (other_place, other) = _mean(entries, self.against, self.figure), self.against
+            right, (other_place, other) = mean(entries, self.against, self.figure), self.against
         else:
             right, other_place, other = self.against, place, f"{self.against:g}"
         text = f"{self.figure}: {method} {sign} {other} ({place})"
@@ -48,9 +48,32 @@ class Claim:
         return [text, self.source, f"{left:.2f}", f"{right:.2f}", "holds" if holds else "does not hold"]
 
 
-def _mean(entries: Sequence[Entry], of: tuple[str, str], figure: str) -> float | None:
-    """Mean of a figure over the seeds of the current recipe; None without a run."""
-    contest = next(contest for contest in SCALES["cpu"].contests if contest.name == of[0])
+def box_rows(losses: Sequence[BoxLosses]) -> list[list[str]]:
+    """The two orderings of Fig. 4, of the boxes of its contest."""
+    header = ("own box above the sum of the others", "largest of the others at least half of their sum")
+    current = [each for each in losses if (each.contest, each.method) == (_AT_8, "citrus")]
+    current = [each for each in current if each.recipe == Job(contest=_contest(_AT_8), method="citrus", seed=0).digest]
+    if not current:
+        return [[f"box loss: {text} ({_AT_8})", "Fig. 4", "", "", "not yet measured"] for text in header]
+    own, total, largest = (
+        statistics.mean(getattr(each, name) for each in current) for name in ("own", "total", "largest")
+    )
+    return [
+        [
+            f"box loss: {text} ({_AT_8})", "Fig. 4", f"{left:.3f}", f"{right:.3f}",
+            "holds" if left > right else "does not hold",
+        ]
+        for text, left, right in zip(header, (own, largest), (total, total / 2), strict=True)
+    ]  # fmt: skip
+
+
+def _contest(name: str) -> Contest:
+    return next(contest for contest in SCALES["cpu"].contests if contest.name == name)
+
+
+def mean(entries: Sequence[Entry], of: tuple[str, str], figure: str) -> float | None:
+    """Mean of a figure over the seeds of (contest, method) by the current recipe; None without a run."""
+    contest = _contest(of[0])
     files = {network.label: network.file for network in contest.published}
     certifier = certifier_digest(SCALES["cpu"].certifier)
     if of[1] in files:

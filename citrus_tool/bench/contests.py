@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from citrus_tool.architectures import Normalisation
 from citrus_tool.certify.uap import CertifySettings
@@ -204,6 +204,19 @@ GPU: tuple[Contest, ...] = (
 """The paper's settings by the published recipes, for a GPU."""
 
 
+SMOKE = Contest(
+    name="digits", data="digits", eps="0.02", architecture="resnet", normalisation=((0.3,), (0.4,)),
+    recipe=Recipe(
+        eps=0.02, tau_ratio=0.5, epochs=3, warmup_epochs=1, ramp_epochs=1, lr=5e-4, l1=1e-6, groups_per_batch=24,
+        pgd_steps=2, init="shi", certified_inputs=50,
+    ),
+)  # fmt: skip
+"""Seconds of training, with batch norm and an addition, on data that is always there.
+
+It shows whether a machine can do it, not how well.
+"""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Scale:
     """Contests under one certifier."""
@@ -215,27 +228,31 @@ class Scale:
 SCALES: Mapping[str, Scale] = {
     "cpu": Scale(contests=(*CPU, *CPU_LONG, *FIG5), certifier=CERTIFIER),
     "gpu": Scale(contests=GPU, certifier=dataclasses.replace(CERTIFIER, limit=None)),
+    "smoke": Scale(contests=(SMOKE,), certifier=dataclasses.replace(CERTIFIER, bounds="crown", limit=50)),
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A table: its methods, in the order of its rows, and the contests that it is about, each a table of its own.
+    """A table: its methods, in the order of its rows, and the contests that it is about.
 
-    `sweep`: one method whose contests are the rows of one table instead.
+    Attributes:
+        layout: `methods`: each contest is a table of its own, with a row for each method; or one table with a row for
+            each contest: `sweep` for one method, `time` for its training time beside another one's, `boxes` for the
+            losses of its boxes.
     """
 
     title: str
     methods: tuple[str, ...]
     contests: tuple[str, ...]
-    sweep: bool = False
+    layout: Literal["methods", "sweep", "time", "boxes"] = "methods"
 
 
 TABLES: Mapping[str, Table] = {
     "table1": Table(
         title="Certified training methods (the paper's Table 1)",
         methods=("ibp", "sabr", "taps", "mtl-ibp", "citrus", "citrus-plus"),
-        contests=("mnist-0.1", "mnist-0.3", "cifar10-2", "cifar10-8", "tinyimagenet-1"),
+        contests=("mnist-0.1", "mnist-0.3", "cifar10-2", "cifar10-8", "tinyimagenet-1", "digits"),
     ),
     "table2": Table(
         title="Adversarial training against universal perturbations (the paper's Table 2)",
@@ -245,11 +262,23 @@ TABLES: Mapping[str, Table] = {
     "table3": Table(
         title="Same-input boxes (the paper's Table 3)", methods=("citrus", "citrus-si"), contests=("cifar10-8",)
     ),
+    "table4": Table(
+        title="Training time (the paper's Table 4)",
+        methods=("citrus", "sabr"),
+        contests=("mnist-0.1", "mnist-0.3", "cifar10-2", "cifar10-8", "tinyimagenet-1", "digits"),
+        layout="time",
+    ),
+    "fig4": Table(
+        title="Same-input and cross-input boxes (the paper's Fig. 4)",
+        methods=("citrus",),
+        contests=("cifar10-8", "digits"),
+        layout="boxes",
+    ),
     "fig5": Table(
         title="Box size and group size (the paper's Fig. 5)",
         methods=("citrus",),
         contests=tuple(contest.name for contest in FIG5),
-        sweep=True,
+        layout="sweep",
     ),
     "published": Table(
         title="Against the paper group's own networks",
@@ -285,6 +314,18 @@ PAPER: Mapping[tuple[str, str], tuple[float, float]] = {
     ("cifar10-8", "citrus-si"): (50.24, 40.06),
 }
 """The paper's standard and certified UAP accuracy in percent (Tables 1 to 3): CNN7, the full test sets."""
+
+
+PAPER_MINUTES: Mapping[str, float] = {
+    "mnist-0.1": 527,
+    "mnist-0.3": 492,
+    "cifar10-2": 1004,
+    "cifar10-8": 1185,
+    "tinyimagenet-1": 3583,
+}
+"""The paper's Table 4: minutes of CITRUS on CNN7 and an RTX 3090."""
+PAPER_OVER_SABR: Mapping[str, float] = {"cifar10-8": 4.21}
+"""CITRUS' training time over SABR's, as the text beside Table 4 has it."""
 
 
 def jobs(table: str, contest: Contest) -> list[Job]:

@@ -51,26 +51,68 @@ class Entry:
         return (self.contest, self.method, self.recipe, self.seed, self.certifier)
 
 
+@dataclass(frozen=True, kw_only=True)
+class BoxLosses:
+    """The paper's Fig. 4 on one trained network: mean box losses over `inputs` training inputs, see boxes.py.
+
+    Attributes:
+        own: of the box at an input's own perturbation; total, largest: sum and largest of those at the others'.
+        recipe, seed: of the run whose network it is.
+    """
+
+    contest: str
+    method: str
+    recipe: str
+    seed: int
+    own: float
+    total: float
+    largest: float
+    inputs: int
+    command: str
+    commit: str
+    machine: str
+    versions: dict[str, str]
+
+
+_KIND = "kind"
+_BOXES = "box losses"
+
+
 def read(path: Path) -> list[Entry]:
-    """The entries of a journal, in order; none when there is no file. Raises InputFileError naming a bad line.
+    """The runs of a journal, in order; none when there is no file. Raises InputFileError naming a bad line.
 
     A last line without its line feed is what a killed process left, and is not read.
     """
+    return [entry for entry in _read(path) if isinstance(entry, Entry)]
+
+
+def read_boxes(path: Path) -> list[BoxLosses]:
+    """The box losses of a journal; otherwise as `read`."""
+    return [entry for entry in _read(path) if isinstance(entry, BoxLosses)]
+
+
+def _read(path: Path) -> list[Entry | BoxLosses]:
     if not path.exists():
         return []
-    entries = []
+    entries: list[Entry | BoxLosses] = []
     lines = path.read_text(encoding="utf-8").split("\n")[:-1]
     for number, line in enumerate(lines, 1):
         try:
-            entries.append(Entry(**json.loads(line)))
-        except (ValueError, TypeError) as error:
+            plain = json.loads(line)
+            kind = plain.pop(_KIND, None)
+            if kind not in (None, _BOXES):
+                raise ValueError(f"unknown kind {kind!r}")
+            entries.append(Entry(**plain) if kind is None else BoxLosses(**plain))
+        except (ValueError, TypeError, AttributeError) as error:
             raise InputFileError(f"{path}, line {number}: is no run ({error}); mend or remove the line.") from None
     return entries
 
 
-def append(path: Path, entry: Entry) -> None:
+def append(path: Path, entry: Entry | BoxLosses) -> None:
     """Adds one line, flushed to the disk. Raises InputFileError when the file cannot be written."""
     plain: dict[str, Any] = dataclasses.asdict(entry)
+    if isinstance(entry, BoxLosses):
+        plain[_KIND] = _BOXES
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         whole = path.read_bytes() if path.exists() else b""

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from citrus_tool.bench.claims import CLAIM_HEADER, CLAIMS
-from citrus_tool.bench.contests import PAPER, SCALES, TABLES, Contest, jobs
-from citrus_tool.bench.journal import Entry
+from citrus_tool.bench.claims import CLAIM_HEADER, CLAIMS, box_rows
+from citrus_tool.bench.contests import PAPER, PAPER_MINUTES, PAPER_OVER_SABR, SCALES, TABLES, Contest, Job, jobs
+from citrus_tool.bench.journal import BoxLosses, Entry
 from citrus_tool.bench.run import certifier_digest
 
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """Rows under one heading; `contest` is the one whose setting stands there."""
+    """Rows under one heading; `contest` is the one whose setting stands there. The last column counts runs."""
 
     contest: Contest
+    header: Sequence[str]
     rows: list[list[str]]
 
     @property
@@ -26,6 +27,8 @@ class Section:
 
 
 HEADER = ["method", "paper std", "paper ucert", "std", "ucert", "attacked", "alone", "IBP", "train", "seeds"]
+TIME_HEADER = ["contest", "paper min", "paper over sabr", "citrus min", "sabr min", "citrus over sabr", "runs"]
+BOXES_HEADER = ["contest", "own box", "sum of others", "largest", "own / sum", "largest / sum", "inputs", "runs"]
 
 
 def rows(table: str, scale: str, contest: Contest, entries: Sequence[Entry]) -> list[list[str]]:
@@ -65,35 +68,79 @@ def _spread(values: Sequence[float]) -> str:
     return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
 
 
-def sections(name: str, scale: str, contests: Sequence[Contest], entries: Sequence[Entry]) -> list[Section]:
-    """A table as it is shown: one section for each contest, or one for all of a sweep, named by contest."""
-    if not TABLES[name].sweep:
-        return [Section(contest=contest, rows=rows(name, scale, contest, entries)) for contest in contests]
-    every = [[contest.name, *row[1:]] for contest in contests for row in rows(name, scale, contest, entries)]
-    return [Section(contest=contests[0], rows=every)] if contests else []
+def time_row(scale: str, contest: Contest, entries: Sequence[Entry]) -> list[str]:
+    """Minutes that training took by CITRUS and by SABR, means over seeds, beside the paper's."""
+    paper = [f"{table[contest.name]:g}" if contest.name in table else "" for table in (PAPER_MINUTES, PAPER_OVER_SABR)]
+    certifier = certifier_digest(SCALES[scale].certifier)
+    found: list[list[float]] = []
+    for method in ("citrus", "sabr"):
+        key = (contest.name, method, Job(contest=contest, method=method, seed=0).digest, certifier)
+        mine = [e for e in entries if (e.contest, e.method, e.recipe, e.certifier) == key]
+        found.append([entry.train_seconds / 60 for entry in mine])
+    minutes = [f"{statistics.mean(each):.1f}" if each else "not run" for each in found]
+    ratio = f"{statistics.mean(found[0]) / statistics.mean(found[1]):.2f}" if all(found) else ""
+    return [contest.name, *paper, *minutes, ratio, str(sum(map(len, found)))]
 
 
-def page(entries: Sequence[Entry]) -> str:
-    """docs/results.md: every table that has runs."""
+def boxes_row(contest: Contest, losses: Sequence[BoxLosses]) -> list[str]:
+    """The losses of Fig. 4, means over seeds."""
+    digest = Job(contest=contest, method="citrus", seed=0).digest
+    mine = [each for each in losses if (each.contest, each.method, each.recipe) == (contest.name, "citrus", digest)]
+    if not mine:
+        return [contest.name, "not run", "", "", "", "", "", "0"]
+    own, total, largest = (statistics.mean(getattr(each, name) for each in mine) for name in BOX_FIGURES)
+    shown = [f"{own:.3f}", f"{total:.3f}", f"{largest:.3f}", f"{own / total:.2f}", f"{largest / total:.2f}"]
+    return [contest.name, *shown, str(mine[0].inputs), str(len(mine))]
+
+
+BOX_FIGURES = ("own", "total", "largest")
+
+
+def sections(
+    name: str, scale: str, contests: Sequence[Contest], entries: Sequence[Entry], losses: Sequence[BoxLosses] = ()
+) -> list[Section]:
+    """A table as it is shown: one section for each contest, or one for all, by the table's layout."""
+    layout = TABLES[name].layout
+    if layout == "methods":
+        every = [rows(name, scale, contest, entries) for contest in contests]
+        return [Section(contest=c, header=HEADER, rows=each) for c, each in zip(contests, every, strict=True)]
+    if layout == "sweep":
+        header, body = HEADER, [[c.name, *row[1:]] for c in contests for row in rows(name, scale, c, entries)]
+    elif layout == "time":
+        header, body = TIME_HEADER, [time_row(scale, contest, entries) for contest in contests]
+    else:
+        header, body = BOXES_HEADER, [boxes_row(contest, losses) for contest in contests]
+    return [Section(contest=contests[0], header=header, rows=body)] if contests else []
+
+
+def page(entries: Sequence[Entry], losses: Sequence[BoxLosses] = (), plots: Mapping[str, str] | None = None) -> str:
+    """docs/results.md: every table that has runs; `plots` are links to images, by table."""
     parts = [_INTRODUCTION]
+    links = plots or {}
     for scale, entry in SCALES.items():
         for name, table in TABLES.items():
             about = [contest for contest in entry.contests if jobs(name, contest)]
-            shown = [section for section in sections(name, scale, about, entries) if section.measured]
+            shown = [section for section in sections(name, scale, about, entries, losses) if section.measured]
             parts += [f"## {table.title}, scale {scale}\n"] if shown else []
             parts += [_markdown(name, scale, section) for section in shown]
-    parts.append(f"## Orderings, scale cpu\n\n{_table(CLAIM_HEADER, [claim.row(entries) for claim in CLAIMS])}\n")
+            if shown and scale == "cpu" and name in links:
+                parts.append(f"![{table.title}]({links[name]})\n")
+    orderings = [*(claim.row(entries) for claim in CLAIMS), *box_rows(losses)]
+    parts.append(f"## Orderings, scale cpu\n\n{_table(CLAIM_HEADER, orderings)}\n")
     return "\n".join(part.rstrip("\n") + "\n" for part in parts)
 
 
 def _markdown(name: str, scale: str, section: Section) -> str:
     contest, recipe = section.contest, section.contest.recipe
-    command = f"citrus bench {name} --scale {scale} --data {contest.data} --eps {contest.eps}"
+    command = f"citrus bench {name} --scale {scale}"
+    if TABLES[name].layout == "time":
+        return f"{_TIMES} `{command}`\n\n{_table(section.header, section.rows)}\n"
     lines = [
         f"### {contest.data} at eps {contest.eps}\n",
         f"{contest.architecture}, {recipe.epochs} epochs ({recipe.warmup_epochs} warm-up, {recipe.ramp_epochs} ramp),"
-        f" {recipe.pgd_steps} PGD steps. `{command}`\n",
-        _table(HEADER, section.rows),
+        f" {recipe.pgd_steps} PGD steps. `{command} --data {contest.data} --eps {contest.eps}`\n",
+        *([f"{_BOXES}\n"] if TABLES[name].layout == "boxes" else []),
+        _table(section.header, section.rows),
     ]
     return "\n".join(lines) + "\n"
 
@@ -103,6 +150,11 @@ def _table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "|" + "---|" * len(header), *lines[1:]])
 
 
+_TIMES = """Minutes of a training run, validation included; means over seeds. The paper's are of CNN7, 20 PGD steps and
+the published epochs on an RTX 3090; ours of this scale's recipe, on a machine that other work shared, so that the ratio
+of two runs made at different hours says little (`benchmarks/train_step.py` times steps side by side)."""
+_BOXES = """Mean box losses over the inputs of the last epoch, as it was drawn and augmented, at the weights that the
+run kept: of the box at an input's own perturbation, and sum and largest of the boxes at the others'."""
 _INTRODUCTION = """# Results
 
 Made from `results/journal.jsonl` by `citrus bench results --out docs/results.md`; do not edit. Percent. std: standard

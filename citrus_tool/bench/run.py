@@ -13,13 +13,14 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from citrus_tool import __version__, architectures, data, onnx_io
-from citrus_tool.bench import journal
+from citrus_tool.bench import boxes, journal
 from citrus_tool.bench.contests import Contest, Job, Published
-from citrus_tool.bench.journal import Entry
+from citrus_tool.bench.journal import BoxLosses, Entry
 from citrus_tool.certify.uap import PROVER, CertifySettings, certify_uap
 from citrus_tool.data import Dataset
 from citrus_tool.harden import checkpoint, trainer
@@ -56,15 +57,9 @@ class Bench:
         key = (job.contest.name, job.method, job.digest, job.seed, digest)
         if any(entry.key == key for entry in journal.read(self.journal)):
             return False
-        contest, recipe, folder = job.contest, job.recipe, self.runs / job.name
+        contest, folder = job.contest, self.runs / job.name
         train, validation, test = (data.load(contest.data, split=s, root=self.data_root) for s in data.SPLITS)
-        network = architectures.build(
-            contest.architecture, test.shape, test.num_classes, seed=job.seed, normalisation=contest.normalisation
-        )
-        result = trainer.fit(
-            network, train, validation, recipe, run_dir=folder, resume=checkpoint.exists(folder), device=self.device,
-            progress=self.progress,
-        )  # fmt: skip
+        result = self._trained(job, train, validation)
         about = {"method": job.method, "contest": contest.name, "recipe": job.digest, "seed": str(job.seed)}
         model = onnx_io.export(onnx_io.fold_batch_norm(result.network), folder / "model.onnx", metadata=about)
         entry = self._judged(
@@ -73,6 +68,33 @@ class Bench:
         )  # fmt: skip
         journal.append(self.journal, entry)
         return True
+
+    def measure_boxes(self, job: Job, command: str) -> bool:
+        """Measures the job's boxes (boxes.py), training it first if need be, unless the journal has them."""
+        wanted = (job.contest.name, job.method, job.digest, job.seed)
+        if any((e.contest, e.method, e.recipe, e.seed) == wanted for e in journal.read_boxes(self.journal)):
+            return False
+        train, validation = (data.load(job.contest.data, split=s, root=self.data_root) for s in data.SPLITS[:2])
+        result = self._trained(job, train, validation)
+        network = onnx_io.fold_batch_norm(result.network)
+        own, total, largest, inputs = boxes.last_epoch(network, train, job.recipe, self.device, self.progress)
+        entry = BoxLosses(
+            contest=job.contest.name, method=job.method, recipe=job.digest, seed=job.seed, own=own, total=total,
+            largest=largest, inputs=inputs, command=command, **_origin(self.device),
+        )  # fmt: skip
+        journal.append(self.journal, entry)
+        return True
+
+    def _trained(self, job: Job, train: Dataset, validation: Dataset) -> trainer.TrainResult:
+        """The job's network, from wherever its folder stands."""
+        contest, folder = job.contest, self.runs / job.name
+        network = architectures.build(
+            contest.architecture, train.shape, train.num_classes, seed=job.seed, normalisation=contest.normalisation
+        )
+        return trainer.fit(
+            network, train, validation, job.recipe, run_dir=folder, resume=checkpoint.exists(folder),
+            device=self.device, progress=self.progress,
+        )  # fmt: skip
 
     def run_published(self, contest: Contest, published: Published, models: Path, command: str) -> bool:
         """Judges a file of the folder `models` unless the journal has it; raises InputFileError when it is absent."""
@@ -119,9 +141,7 @@ class Bench:
             certify_seconds=round(time.monotonic() - started, 1),
             model=model.sha256,
             command=command,
-            commit=_commit(),
-            machine=_machine(self.device),
-            versions={"citrus": __version__, **_versions(("torch", "numpy"))},
+            **_origin(self.device),
         )
 
 
@@ -141,6 +161,12 @@ def standard_accuracy(model: OnnxModel, test: Dataset) -> float:
         logits = torch.from_numpy(runner.logits(test.pixels(part)))
         correct += int((logits.argmax(1) == test.labels[part]).sum())
     return 100.0 * correct / len(test)
+
+
+def _origin(device: str) -> dict[str, Any]:
+    """Where a figure comes from: commit, machine and versions."""
+    versions = {"citrus": __version__, **_versions(("torch", "numpy"))}
+    return {"commit": _commit(), "machine": _machine(device), "versions": versions}
 
 
 def _versions(packages: Iterable[str]) -> dict[str, str]:

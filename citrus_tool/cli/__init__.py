@@ -23,6 +23,7 @@ from citrus_tool.cli.init import init
 from citrus_tool.cli.inspect import inspect
 from citrus_tool.cli.report import report
 from citrus_tool.cli.train import harden, train
+from citrus_tool.cli.tune import tune
 from citrus_tool.cli.verify import supports, verify
 from citrus_tool.cli.vnncomp import vnncomp
 from citrus_tool.errors import CitrusError, InputFileError, InterruptedRunError, UsageError
@@ -74,6 +75,7 @@ for _command in (
     vnncomp,
     export_query,
     train,
+    tune,
     bench,
     data,
 ):

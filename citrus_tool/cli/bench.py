@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 _JOURNAL = Path("results") / "journal.jsonl"
 
+_PLOTTED = ("fig4", "fig5")
+
 _journal_option = click.option("--journal", type=options.PATH, default=_JOURNAL, show_default=True, metavar="FILE",
                                help="Where finished runs stand; what stands there is not done again.")  # fmt: skip
 
@@ -30,9 +32,16 @@ def bench() -> None:
 
 
 def _table(name: str, about: str) -> click.Command:
+    plotting = (
+        [click.option("--plot", type=options.PATH, metavar="FILE.svg",
+                      help="Draw the figure, as SVG or PNG; needs matplotlib.")]
+        if name in _PLOTTED else []
+    )  # fmt: skip
+
     @options.stacked(
-        click.option("--scale", type=click.Choice(["cpu", "gpu"]), default="cpu", show_default=True,
-                     help="cpu: ConvSmall, short recipes, 1000 test inputs; gpu: CNN7, the published recipes, all."),
+        click.option("--scale", type=click.Choice(["cpu", "gpu", "smoke"]), default="cpu", show_default=True,
+                     help="cpu: ConvSmall, short recipes, 1000 test inputs; gpu: CNN7, the published recipes, all;"
+                          " smoke: three epochs on digits."),
         click.option("--data", "data_name", metavar="NAME", help="Only contests on this data set."),
         click.option("--eps", metavar="EPS", help="Only contests at this radius, as in 0.1 or 2/255."),
         click.option("--methods", metavar="A,B", help="Only these methods [default: the table's]."),
@@ -48,6 +57,7 @@ def _table(name: str, about: str) -> click.Command:
         click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
                      help="auto takes a GPU when there is one."),
         click.option("--threads", type=click.IntRange(min=1), help="CPU threads of torch [default: all cores]."),
+        *plotting,
         click.option("--quiet", is_flag=True, help="No progress on stderr."),
     )  # fmt: skip
     def command(
@@ -64,13 +74,20 @@ def _table(name: str, about: str) -> click.Command:
         device: Literal["auto", "cpu", "cuda"],
         threads: int | None,
         quiet: bool,
+        plot: Path | None = None,
     ) -> None:
+        from citrus_tool import plots
         from citrus_tool.bench import contests, page
-        from citrus_tool.bench.journal import read
+        from citrus_tool.bench.journal import read, read_boxes
+        from citrus_tool.bench.plots import PLOTS
         from citrus_tool.bench.run import Bench
         from citrus_tool.workflow import resolve_device
 
+        if plot is not None:
+            plots.require(plot)
         about = tuple(contest for contest in contests.SCALES[scale].contests if contests.jobs(name, contest))
+        if not about:
+            raise UsageError(f"{name} has no contest at scale {scale}; choose another --scale.")
         chosen = _chosen(about, data_name, eps)
         wanted = _methods(contests.TABLES[name].methods, methods)
         options.use_threads(threads)
@@ -83,13 +100,22 @@ def _table(name: str, about: str) -> click.Command:
                 base = f"citrus bench {name} --scale {scale} --data {contest.data} --eps {contest.eps}"
                 for published in contest.published if models is not None else ():
                     bench.run_published(contest, published, models or Path(), f"{base} --models DIR")
+                do = bench.measure_boxes if contests.TABLES[name].layout == "boxes" else bench.run
                 for job in contests.jobs(name, contest):
                     if job.method in wanted and job.seed < (seeds or job.seed + 1):
-                        bench.run(job, f"{base} --methods {job.method} --seeds {job.seed + 1}")
-        entries = read(journal)
-        for section in page.sections(name, scale, chosen, entries):
-            click.echo(f"{section.contest.data}, eps {section.contest.eps}, {section.contest.architecture}")
-            terminal.table(page.HEADER, section.rows)
+                        do(job, f"{base} --methods {job.method} --seeds {job.seed + 1}")
+        entries, losses = read(journal), read_boxes(journal)
+        for section in page.sections(name, scale, chosen, entries, losses):
+            setting = f"{section.contest.data}, eps {section.contest.eps}, {section.contest.architecture}"
+            click.echo("minutes of training" if section.header is page.TIME_HEADER else setting)
+            terminal.table(section.header, section.rows)
+        if plot is not None:
+            figure = PLOTS[name](entries, losses)
+            if figure is None:
+                raise UsageError(
+                    f"{plot}: nothing of {name} is measured at scale cpu yet; leave out --list, or --plot."
+                )
+            plots.save(figure, plot)
 
     command.__doc__ = f"""{about}
 
@@ -130,6 +156,8 @@ for _name, _about in (
     ("table1", "Certified training methods on MNIST and CIFAR-10."),
     ("table2", "Adversarial training against universal perturbations, beside CITRUS."),
     ("table3", "CITRUS with and without boxes around an input's own perturbation."),
+    ("table4", "Training time of CITRUS, and of SABR beside it."),
+    ("fig4", "Losses of same-input and cross-input boxes at the end of a CITRUS run."),
     ("fig5", "CITRUS for several box sizes and group sizes."),
     ("published", "CITRUS and citrus-plus, 45 minutes each, beside the paper group's own networks."),
 ):
@@ -139,16 +167,22 @@ for _name, _about in (
 @bench.command()
 @_journal_option
 @click.option("--out", type=options.PATH, metavar="FILE.md", required=True, help="The page to write.")
-def results(journal: Path, out: Path) -> None:
-    """Writes the page of results from the journal.
+@click.option("--plots/--no-plots", "with_plots", default=True, show_default=True,
+              help="Draw Figs. 4 and 5 to images/ beside the page; needs matplotlib.")  # fmt: skip
+def results(journal: Path, out: Path, with_plots: bool) -> None:
+    """Writes the page of results from the journal, and the plots of what was run.
 
     \b
     Example:
       citrus bench results --out docs/results.md
     """
-    from citrus_tool.bench.journal import read
+    from citrus_tool.bench.journal import read, read_boxes
     from citrus_tool.bench.page import page
+    from citrus_tool.bench.plots import draw
     from citrus_tool.files import require_writable_file, write_text
 
     require_writable_file(out)
-    write_text(out, page(read(journal)))
+    entries, losses = read(journal), read_boxes(journal)
+    drawn = draw(out.parent / "images", entries, losses) if with_plots else {}
+    links = {name: path.relative_to(out.parent).as_posix() for name, path in drawn.items()}
+    write_text(out, page(entries, losses, links))

@@ -120,6 +120,12 @@ def effective(ctx: click.Context) -> dict[str, Any]:
     return {flag: ctx.params[name] for flag, name in _flags(ctx.command).items() if name in ctx.params}
 
 
+def given(ctx: click.Context, *names: str) -> dict[str, Any]:
+    """Those of these parameters that the user set, on the command line or in a --config file."""
+    default = click.core.ParameterSource.DEFAULT
+    return {name: ctx.params[name] for name in names if ctx.get_parameter_source(name) is not default}
+
+
 def _read_config(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
     """Makes the entries of a TOML file the defaults of this command; flags on the command line win.
 

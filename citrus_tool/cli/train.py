@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -11,14 +12,32 @@ from citrus_tool.cli import options, terminal
 from citrus_tool.errors import UsageError
 
 if TYPE_CHECKING:
-    from citrus_tool.workflow import Figures, HardenReport
+    from citrus_tool.workflow import Figures, HardenReport, SpecVerdict
 
 
 @click.command()
 @options.model_argument
 @options.data_options
 @options.normalisation_options
-@options.eps_option
+@click.option(
+    "--eps", type=options.Eps(), help="Radius in pixel space [0, 1], e.g. 0.1 or 2/255 [default with --spec: its own]."
+)
+@click.option(
+    "--spec",
+    "specs",
+    type=options.PATH,
+    multiple=True,
+    metavar="F.vnnlib",
+    help="Local robustness to train for: a VNN-LIB file, a folder of such or an instances.csv; repeatable.",
+)
+@click.option(
+    "--spec-timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="For the verdict on one property, before and after.",
+)
 @options.method_option("citrus")
 @options.recipe_options
 @click.option(
@@ -52,7 +71,9 @@ def harden(
     data_root: Path | None,
     mean: tuple[float, ...] | None,
     std: tuple[float, ...] | None,
-    eps: float,
+    eps: float | None,
+    specs: tuple[Path, ...],
+    spec_timeout: float,
     method: str,
     recipe: str | None,
     epochs: int | None,
@@ -87,28 +108,42 @@ def harden(
     first --limit inputs. The best epoch is chosen on a validation split, never on the test split.
 
     \b
+    With --spec the images of VNN-LIB properties join the training data, --eps is their radius unless given, and
+    the properties are verified before and after.
+
+    \b
     Example:
       citrus harden M.onnx --data mnist --eps 0.1 --out H.onnx
+      citrus harden M.onnx --data mnist --spec prop.vnnlib --out H.onnx
     """
     terminal.require_output(json_path, report_path)
     from citrus_tool.certify.uap import CertifySettings
-    from citrus_tool.workflow import DataChoice, ModelChoice, choose_recipe, harden_file
+    from citrus_tool.workflow import DataChoice, ModelChoice, choose_recipe, harden_file, read_spec
 
     options.use_threads(threads)
-    changes = {
-        "method": method, "init": init, "tau_ratio": tau_ratio, "pgd_steps": pgd_steps, "same_input": same_input,
-        "group_size": group_size, "lr": lr, "l1": l1, "groups_per_batch": groups_per_batch, "seed": seed,
-    }  # fmt: skip
-    run_dir = run_dir or Path("runs") / f"{model.stem}_{method}"
+    source, choice = ModelChoice(path=model, mean=mean, std=std), DataChoice(name=data_name, root=data_root, seed=seed)
+    target = read_spec(source, choice, specs, seconds=spec_timeout) if specs else None
+    if target is not None:
+        eps = target.eps if eps is None else eps
+    if eps is None:
+        raise UsageError("harden needs a radius to train for; add --eps, e.g. --eps 0.1, or --spec F.vnnlib.")
+    defaults = {"method": method, "init": init, "group_size": group_size, "seed": seed}
+    numbers = ("tau_ratio", "pgd_steps", "same_input", "lr", "l1", "groups_per_batch")
+    chosen = choose_recipe(
+        data_name, name=recipe, eps=eps, epochs=epochs, changes=options.given(ctx, *defaults, *numbers),
+        defaults=defaults,
+    )  # fmt: skip
+    run_dir = run_dir or Path("runs") / f"{model.stem}_{chosen.method}"
     report = harden_file(
-        ModelChoice(path=model, mean=mean, std=std),
-        DataChoice(name=data_name, root=data_root, seed=seed),
-        choose_recipe(data_name, name=recipe, eps=eps, epochs=epochs, changes=changes),
-        out=out or run_dir / f"{model.stem}_{method}.onnx",
+        source,
+        choice,
+        chosen,
+        out=out or run_dir / f"{model.stem}_{chosen.method}.onnx",
         run_dir=run_dir,
         certify=CertifySettings(
             group_size=group_size, bounds=bounds, solver=solver, time_limit=time_limit, seed=seed, limit=limit
         ),
+        target=target,
         device=device,
         resume=resume,
         batch_norm=batch_norm,
@@ -129,6 +164,19 @@ def show_harden(report: HardenReport, json_path: Path | None) -> None:
             f"\neps {report.recipe.eps:g}, groups of {report.group_size}, {report.inputs} test inputs;"
             f" trained {report.recipe.epochs} epochs in {terminal.clock(report.seconds)}; written to {report.out}"
         )
+        show_spec(report.spec)
+
+
+def show_spec(spec: Sequence[SpecVerdict]) -> None:
+    """Prints the verdicts on the properties that were trained for, before and after."""
+    if not spec:
+        return
+    click.echo("")
+    pairs = [(entry.before, entry.after) for entry in spec]
+    rows = [[p.file.name, str(p.images), f"{p.eps:g}", p.before, p.after] for p in spec]
+    terminal.table(["property", "images", "eps", "before", "after"], rows)
+    before, after = (sum(verdict == "unsat" for verdict in column) for column in zip(*pairs, strict=True))
+    click.echo(f"\n{before} of {len(spec)} properties hold (unsat) before, {after} after; they were trained for.")
 
 
 def figure_rows(*figures: Figures) -> list[list[str]]:
@@ -187,18 +235,19 @@ def train(
 
     options.use_threads(threads)
     standard = method == "standard"
-    if not standard and eps is None:
-        raise UsageError(f"method {method} needs a radius to train for; add --eps, e.g. --eps 0.1.")
-    changes: dict[str, Any] = {
-        "method": method, "init": "keep" if standard else "shi", "lr": lr, "l1": l1,
-        "groups_per_batch": groups_per_batch, "seed": seed,
-    }  # fmt: skip
-    run_dir = run_dir or Path("runs") / f"{Path(data_name).stem}_{architecture}_{method}"
     name = recipe or ("standard" if standard else None)
+    chosen = choose_recipe(
+        data_name, name=name, eps=eps or 0.0, epochs=epochs,
+        changes=options.given(ctx, "method", "lr", "l1", "groups_per_batch", "seed"),
+        defaults={"method": method, "init": "keep" if standard else "shi", "seed": seed},
+    )  # fmt: skip
+    if chosen.method != "standard" and eps is None:
+        raise UsageError(f"method {chosen.method} needs a radius to train for; add --eps, e.g. --eps 0.1.")
+    run_dir = run_dir or Path("runs") / f"{Path(data_name).stem}_{architecture}_{chosen.method}"
     report = train_file(
         architecture,
         DataChoice(name=data_name, root=data_root, seed=seed),
-        choose_recipe(data_name, name=name, eps=eps or 0.0, epochs=epochs, changes=changes),
+        chosen,
         out=out or run_dir / f"{architecture}.onnx",
         run_dir=run_dir,
         device=device,

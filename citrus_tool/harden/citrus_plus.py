@@ -3,12 +3,15 @@
 The loss of input i is alpha * (mean L_ibp over boxes B(x_i + v_j, tau), j != i) + (1 - alpha) * L(x_i + v_i), where v_j
 is the PGD perturbation of x_j in the ball of attack_ratio * eps, cut to eps - tau where it moves a box. With `worst`
 only the boxes with the largest concrete loss at their centre are propagated: one of them dominates the sum (paper,
-Fig. 4).
+Fig. 4). With `pool` every input has one further centre, x_i + delta, where delta is a universal perturbation that
+earlier batches left behind: input i of a batch meets number i modulo `pool`, and the batch then moves it on by one step
+of UAT's (uat.py).
 
 The mixture is that of MTL-IBP (De Palma et al. 2023, section 4.2): a certifier that branches proves more than interval
 bounds do, so that little weight on them is enough.
 
-Differs from CITRUS in: (1) the mixture and its attack; (2) the selection of boxes; (3) the mean over them.
+Differs from CITRUS in: (1) the mixture and its attack; (2) the selection of boxes; (3) the mean over them; (4) the
+pool.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from citrus_tool.harden.citrus import centres
 from citrus_tool.harden.method import Batch, LossParts
 from citrus_tool.harden.recipes import Recipe
 from citrus_tool.harden.statistics import CLEAN
+from citrus_tool.harden.uat import DELTA, ascend, carried
 from citrus_tool.network import Network, walk
 from citrus_tool.threat import Box
 
@@ -29,7 +33,7 @@ from citrus_tool.threat import Box
 def citrus_plus(
     network: Network, batch: Batch, eps: float, tau: float, recipe: Recipe, generator: torch.Generator
 ) -> LossParts:
-    """The mixture; `recipe` gives alpha, attack_ratio, worst, group_size, same_input and the PGD steps."""
+    """The mixture; `recipe` gives alpha, attack_ratio, worst, pool, group_size, same_input and the PGD steps."""
     v = attack(network, batch, recipe.attack_ratio * eps, recipe, generator)
     return citrus_plus_loss(network, batch, v, eps, tau, recipe)
 
@@ -37,13 +41,20 @@ def citrus_plus(
 def citrus_plus_loss(network: Network, batch: Batch, v: Tensor, eps: float, tau: float, recipe: Recipe) -> LossParts:
     """The same for given perturbations v (n, C, H, W)."""
     attacked = robust_cross_entropy(logit_margins(walk(network, CLEAN, batch.x + v), batch.labels)).mean()
-    chosen = worst_centres(network, centres(batch.x, v.clamp(-(eps - tau), eps - tau), recipe), batch.labels, recipe)
+    found = centres(batch.x, v.clamp(-(eps - tau), eps - tau), recipe)
+    moved: dict[str, Tensor] = {}
+    if recipe.pool > 0:
+        delta, owner = carried(batch, recipe.pool, eps), torch.arange(len(batch.x), device=v.device) % recipe.pool
+        further = batch.x + delta.clamp(-(eps - tau), eps - tau)[owner]
+        found = torch.cat([found, further[:, None]], dim=1)
+        moved = {DELTA: ascend(network, batch, delta, owner, eps, recipe)}
+    chosen = worst_centres(network, found, batch.labels, recipe)
     boxes: dict[str, Box] = {}
     box = uniform_box(chosen.flatten(0, 1), tau)
     bound = robust_cross_entropy(box_margins(network, box, batch.labels, record=boxes)).mean()
     loss = recipe.alpha * bound + (1 - recipe.alpha) * attacked
     parts = {"loss": loss.detach(), "ibp": bound.detach(), "attacked": attacked.detach()}
-    return LossParts(loss=loss, parts=parts, boxes=boxes)
+    return LossParts(loss=loss, parts=parts, boxes=boxes, carried=moved)
 
 
 def worst_centres(network: Network, found: Tensor, labels: Tensor, recipe: Recipe) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import math
 import tomllib
 from collections.abc import Mapping
@@ -78,7 +79,9 @@ class Recipe:
     Attributes:
         method: a name in methods.METHODS.
         eps: the perturbation radius to be robust against at the end, pixel space.
-        tau_ratio: tau / eps, held throughout; 1 makes every box B(x_i, eps).
+        tau_ratio: tau / eps; 1 makes every box B(x_i, eps).
+        tau_from: tau / eps at the end of the warm-up, from where it goes linearly to `tau_ratio` at the first milestone
+            (without one: at the run's end); 0: tau_ratio throughout.
         group_size: k, inputs that share perturbations.  groups_per_batch: groups in one optimiser step.
         epochs, warmup_epochs, ramp_epochs: warm-up and ramp are part of `epochs`.
         milestones: epochs at whose start the learning rate is multiplied by `lr_decay`.
@@ -91,6 +94,10 @@ class Recipe:
         alpha: weight of the bound's part in that mixture (mtl-ibp, cc-ibp, exp-ibp, citrus-plus).
         common: k of the k-CP losses (kcp): a box stands at a perturbation that k - 1 other inputs have in common.
         worst: how many boxes an input gets in citrus-plus, those with the largest concrete losses; 0: all.
+        pool: how many universal perturbations citrus-plus carries from batch to batch, as one further centre for every
+            input; they move as UAT's do (uat.step, uat.clip).
+        distil, distil_temperature: weight of the divergence from the given network's own answers, of any method
+            (distil.py), and its temperature; the network must have been trained.
         relu_shrink: factor of the upper bounds of unstable ReLUs (sabr); 1 leaves boxes as they are.
         taps, uat: what these methods need besides.
         shi_lambda, shi_tolerance: Shi et al.'s regularisers during warm-up and ramp; 0 switches them off.
@@ -107,6 +114,7 @@ class Recipe:
     method: str = "citrus"
     eps: float
     tau_ratio: float
+    tau_from: float = 0.0
     group_size: int = 5
     groups_per_batch: int = 50
     epochs: int
@@ -124,6 +132,9 @@ class Recipe:
     attack_ratio: float = 1.0
     alpha: float = 0.5
     worst: int = 0
+    pool: int = 0
+    distil: float = 0.0
+    distil_temperature: float = 1.0
     common: int = 2
     relu_shrink: float = 1.0
     taps: Taps = Taps()
@@ -142,22 +153,23 @@ class Recipe:
     def __post_init__(self) -> None:
         _within("eps", self.eps, 0.0, 1.0, hint="it is in pixel space [0, 1], e.g. 0.1 or 2/255")
         _within("tau_ratio", self.tau_ratio, 0.0, 1.0, open_low=True)
+        _within("tau_from", self.tau_from, 0.0, 1.0, hint="0 holds tau_ratio throughout")
         _within("average", self.average, 0.0, 1.0)
         for name in ("alpha", "relu_shrink"):
             _within(name, getattr(self, name), 0.0, 1.0, open_low=name == "relu_shrink")
         _within("attack_ratio", self.attack_ratio, 0.0, 10.0, open_low=True)
         _within("lr_decay", self.lr_decay, 0.0, 1.0, open_low=True)
-        for name in ("lr", "clip_norm"):
+        for name in ("lr", "clip_norm", "distil_temperature"):
             _within(name, getattr(self, name), 0.0, math.inf, open_low=True)
-        for name in ("l1", "shi_lambda"):
+        for name in ("l1", "shi_lambda", "distil"):
             _within(name, getattr(self, name), 0.0, math.inf)
         _within("shi_tolerance", self.shi_tolerance, 0.0, 1.0, open_low=True)
         _at_least("group_size", self.group_size, 2, hint="a perturbation is shared by at least two inputs")
         _at_least("common", self.common, 2, hint="k = 2 is CITRUS")
         for name in ("groups_per_batch", "epochs", "validate_every"):
             _at_least(name, getattr(self, name), 1)
-        natural = ("warmup_epochs", "ramp_epochs", "pgd_steps", "crop_padding", "certified_inputs", "worst", "seed")
-        for name in natural:
+        natural = ("warmup_epochs", "ramp_epochs", "pgd_steps", "crop_padding", "certified_inputs", "worst", "pool")
+        for name in (*natural, "seed"):
             _at_least(name, getattr(self, name), 0)
         if self.warmup_epochs + self.ramp_epochs >= self.epochs and self.eps > 0.0:
             raise UsageError(
@@ -329,8 +341,12 @@ def automatic(data: str, eps: float) -> str:
     return min(fitting, key=lambda name: abs(math.log(eps / fitting[name])))
 
 
-def read(path: Path, method: str | None = None) -> Recipe:
+def read(path: Path, method: str | None = None, defaults: Mapping[str, Any] | None = None) -> Recipe:
     """A recipe from a TOML file: `base` names the recipe it changes, every other entry is a field; tables are nested.
+
+    Args:
+        method: the method, where another one than the file's is wanted.
+        defaults: fields that replace the base's where the file does not set them.
 
     Raises:
         InputFileError: the file cannot be read or is not TOML.
@@ -345,10 +361,40 @@ def read(path: Path, method: str | None = None) -> Recipe:
     base = entries.pop("base", None)
     if not isinstance(base, str):
         raise UsageError(f'{path}: needs the recipe it changes; add base = "mnist-0.1", or another of the recipes.')
+    defaults = defaults or {}
     try:
-        return _changed(named(base, method), entries)
+        own = entries.pop("method", None)
+        if own is not None and not isinstance(own, str):
+            raise UsageError(f"method is {own!r}; it must be of the kind of 'citrus'.")
+        recipe = named(base, method or own or defaults.get("method"))
+        kept = {name: value for name, value in defaults.items() if name != "method" and name not in entries}
+        return _changed(recipe, {**kept, **entries})
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
+
+
+def to_toml(recipe: Recipe, base: str = "mnist-cpu") -> str:
+    """The text that `read` makes the recipe of: what differs from the named recipe `base`, tables last."""
+    plain, basis = recipe.to_json(), named(base, recipe.method).to_json()
+    lines = [f"base = {json.dumps(base)}", f"method = {json.dumps(recipe.method)}"]
+    changed = {name: value for name, value in plain.items() if value != basis[name]}
+    lines += [f"{name} = {_toml(value)}" for name, value in changed.items() if not isinstance(value, dict)]
+    for name, table in changed.items():
+        if isinstance(table, dict):
+            lines += _table(name, table)
+    return "\n".join(lines) + "\n"
+
+
+def _table(name: str, table: Mapping[str, Any]) -> list[str]:
+    lines = ["", f"[{name}]", *(f"{k} = {_toml(v)}" for k, v in table.items() if not isinstance(v, dict))]
+    for inner, value in table.items():
+        lines += _table(f"{name}.{inner}", value) if isinstance(value, dict) else []
+    return lines
+
+
+def _toml(value: Any) -> str:
+    """A string, truth value, number or list of these as TOML; JSON writes all but infinity alike."""
+    return repr(value) if isinstance(value, float) else json.dumps(value)
 
 
 T = TypeVar("T", bound=Recipe | Taps | Uat | StepSchedule)

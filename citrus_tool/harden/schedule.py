@@ -2,7 +2,7 @@
 
 eps is 0 in the warm-up, then ramps to its target: the first quarter of the ramp follows t^4, the rest is linear, and
 value and slope agree where they meet (the "smoothed" schedule of Xu et al. 2020, auto_LiRPA; used by Shi et al. 2021
-and SABR). tau = tau_ratio * eps throughout.
+and SABR). tau = tau_ratio * eps throughout, or falls there from tau_from * eps.
 """
 
 from __future__ import annotations
@@ -46,4 +46,14 @@ def at(recipe: Recipe, epoch: int, batch: int, batches: int) -> Point:
     total = recipe.ramp_epochs * batches
     full = epoch >= recipe.warmup_epochs + recipe.ramp_epochs
     eps = recipe.eps if done >= total else recipe.eps * ramp(done / total)
-    return Point(eps=eps, tau=recipe.tau_ratio * eps, lr=lr, natural=recipe.eps == 0.0, full=full)
+    tau = _ratio(recipe, done / batches) * eps
+    return Point(eps=eps, tau=tau, lr=lr, natural=recipe.eps == 0.0, full=full)
+
+
+def _ratio(recipe: Recipe, done: float) -> float:
+    """tau / eps when `done` epochs after the warm-up are over."""
+    if recipe.tau_from == 0.0:
+        return recipe.tau_ratio
+    end = next((milestone for milestone in recipe.milestones if milestone > recipe.warmup_epochs), recipe.epochs)
+    share = min(1.0, done / (end - recipe.warmup_epochs))
+    return recipe.tau_from + share * (recipe.tau_ratio - recipe.tau_from)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from citrus_tool.errors import UsageError
 from citrus_tool.harden import shi
 from citrus_tool.harden.boxes import box_margins, uniform_box
+from citrus_tool.harden.distil import distillation
 from citrus_tool.harden.method import Batch, LossParts, Method
 from citrus_tool.harden.recipes import Recipe
 from citrus_tool.harden.schedule import Point
@@ -26,12 +27,14 @@ _WARM_RADIUS = 0.01
 class Stepper:
     """Trains `network` in place, one batch at a time; its state is Adam's moments and what the method carries.
 
+    `teacher` is the network to learn from when the recipe distils.
+
     Raises:
         UsageError: the network has no weights.
     """
 
-    def __init__(self, network: Network, recipe: Recipe, method: Method) -> None:
-        self.network, self.recipe, self.method = network, recipe, method
+    def __init__(self, network: Network, recipe: Recipe, method: Method, teacher: Network | None = None) -> None:
+        self.network, self.recipe, self.method, self.teacher = network, recipe, method, teacher
         for parameter in network.parameters():
             if parameter.dim() == 4:  # faster convolutions; the values are the same
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
@@ -62,6 +65,10 @@ class Stepper:
                 term = shi.regulariser(self.network, found.boxes, recipe.shi_tolerance)
                 objective = objective + recipe.shi_lambda * (1 - point.eps / recipe.eps) * term
                 parts["shi"] = term.detach()
+            if self.teacher is not None and recipe.distil > 0:
+                term = distillation(self.network, self.teacher, batch.x, recipe.distil_temperature)
+                objective = objective + recipe.distil * term
+                parts["distil"] = term.detach()
             gradients = torch.autograd.grad(objective, self.parameters, allow_unused=True)
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient

@@ -45,8 +45,18 @@ from citrus_tool.threat import Threat
 OnEpoch = Callable[[Mapping[str, Any]], None]
 """Receives an epoch's entry of the history (see `fit`) when the epoch is closed and saved."""
 
+_DEFAULTS: Mapping[str, Any] = {
+    name: value
+    for name, value in Recipe(eps=0.0, tau_ratio=1.0, epochs=1).to_json().items()
+    if name not in ("eps", "tau_ratio", "epochs")
+}
+"""What a recipe's fields are when a checkpoint from before they existed does not hold them."""
 _READ_EVERY = 20
 """Batches between two looks at the loss on the device (the only points where the host waits for it)."""
+
+
+class DivergedError(CheckFailedError):
+    """The loss became NaN or infinite."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +87,7 @@ def fit(
     device: str = "cpu",
     progress: Progress | None = None,
     on_epoch: OnEpoch | None = None,
+    enough: Callable[[Mapping[str, Any]], bool] | None = None,
 ) -> TrainResult:
     """Trains a copy of `network` on `train` and returns the best epoch by `validation`.
 
@@ -89,12 +100,14 @@ def fit(
         resume: continue from run_dir's checkpoint; recipe, data and network must be the ones it began with.
         device: "cpu" or "cuda"; the data set must fit in its memory.
         on_epoch: gets every epoch's entry as it is made (a resumed run: from where it goes on).
+        enough: is asked with the history's entry of every validated epoch at full eps (after a resume again with the
+            last one); True ends the run there, with the best epoch so far.
 
     Raises:
         UsageError: unknown method or device, a used run folder without resume, resume with another recipe or data.
         InputFileError: run_dir cannot be written or its checkpoint is damaged.
         DataError: the data does not fit the network.
-        CheckFailedError: the loss became NaN or infinite.
+        DivergedError: the loss became NaN or infinite.
         InterruptedRunError: Ctrl-C; the state is saved when there is a run_dir.
     """
     for data in (train, validation):
@@ -106,6 +119,7 @@ def fit(
     run = _Run(
         network=network, train=train, validation=validation, recipe=recipe, method=method_named(recipe.method),
         device=_device(device), run_dir=run_dir, progress=progress or Silent(), on_epoch=on_epoch,
+        enough=enough or (lambda entry: False),
     )  # fmt: skip
     if run_dir is not None:
         files.require_writable_folder(run_dir)
@@ -152,10 +166,10 @@ class _Run:
     def __init__(
         self, *, network: Network, train: Dataset, validation: Dataset, recipe: Recipe, method: Method,
         device: torch.device, run_dir: Path | None, progress: Progress, on_epoch: OnEpoch | None,
+        enough: Callable[[Mapping[str, Any]], bool],
     ) -> None:  # fmt: skip
         self.recipe, self.device, self.run_dir, self.progress = recipe, device, run_dir, progress
-        self.on_epoch = on_epoch
-        self.validation = validation
+        self.on_epoch, self.validation, self.enough = on_epoch, validation, enough
         self.feed = Feed.of(train, recipe, device)
         self.origin = {
             "recipe": recipe.to_json(), "train data": train.sha256(), "validation data": validation.sha256(),
@@ -166,7 +180,8 @@ class _Run:
             cpu = copy.deepcopy(network).to(dtype=torch.float32)
             shi.initialise(cpu, generator_for(torch.device("cpu"), recipe.seed, "init"))
             self.network.load_state_dict(cpu.state_dict())
-        self.stepper = Stepper(self.network, recipe, method)
+        teacher = copy.deepcopy(network).to(device=device, dtype=torch.float32).eval() if recipe.distil > 0 else None
+        self.stepper = Stepper(self.network, recipe, method, teacher)
         self.judged = copy.deepcopy(self.network) if recipe.average > 0 else self.network
         self.best: dict[str, Tensor] = {}
         self.sums: dict[str, Tensor] = {}
@@ -179,7 +194,7 @@ class _Run:
         if done:
             self.progress.advance(done, "resumed")
         with _interruption() as interrupted, _exact_boxes(self.device):
-            while self.at.epoch < recipe.epochs:
+            while not self._ended():
                 started = time.monotonic()
                 completed = self._epoch(interrupted)
                 entry = self._close_epoch(interrupted) if completed else None
@@ -200,6 +215,14 @@ class _Run:
         return TrainResult(
             network=result, history=self.at.history, best_epoch=self.at.best_epoch, seconds=round(self.at.seconds, 3)
         )
+
+    def _ended(self) -> bool:
+        """Whether the run is over: all its epochs, or `enough` says so of the last one."""
+        if self.at.epoch == self.recipe.epochs or not self.at.history:
+            return self.at.epoch == self.recipe.epochs
+        last = self.at.history[-1]
+        judged = last["phase"] == "full" and last["validation_standard_accuracy"] is not None
+        return judged and self.enough(last)
 
     def _count(self, started: float) -> None:
         elapsed = time.monotonic() - started
@@ -242,12 +265,12 @@ class _Run:
                     mean.lerp_(value, 1 - self.recipe.average)
 
     def _loss(self) -> float:
-        """Mean loss of the epoch so far; raises CheckFailedError when it is no finite number."""
+        """Mean loss of the epoch so far; raises DivergedError when it is no finite number."""
         means = {name: float(total) / self.at.batch for name, total in self.sums.items()}
         for name, value in means.items():
             if not math.isfinite(value):
                 kept = "" if self.run_dir is None else f" The checkpoint in {self.run_dir} is from before."
-                raise CheckFailedError(
+                raise DivergedError(
                     f"training diverged: {name} is {value} in epoch {self.at.epoch + 1}, before batch"
                     f" {self.at.batch + 1}; lower the learning rate (now {self.recipe.lr:g}) or raise"
                     f" ramp_epochs.{kept}"
@@ -310,7 +333,8 @@ class _Run:
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
         """Takes over a checkpoint of the same run; raises UsageError naming the first field that differs."""
-        _require_same(saved.state["origin"], self.origin, str(self.run_dir))
+        before = saved.state["origin"]
+        _require_same({**before, "recipe": {**_DEFAULTS, **before["recipe"]}}, self.origin, str(self.run_dir))
         parts: dict[str, dict[str, Tensor]] = {
             "network": {},
             "best": {},

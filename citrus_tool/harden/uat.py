@@ -35,11 +35,21 @@ def universal_loss(network: Network, batch: Batch, owner: Tensor, count: int, ep
 
     A perturbation that owns no input of the batch stays as it is.
     """
-    delta = batch.carried.get(DELTA, batch.x.new_zeros(count, *batch.x.shape[1:])).clamp(-eps, eps)
+    delta = carried(batch, count, eps)
     loss = F.cross_entropy(walk(network, CLEAN, batch.x + delta[owner]), batch.labels)
+    stepped = ascend(network, batch, delta, owner, eps, recipe)
+    return LossParts(loss=loss, parts={"loss": loss.detach()}, carried={DELTA: stepped})
+
+
+def carried(batch: Batch, count: int, eps: float) -> Tensor:
+    """The `count` perturbations (count, C, H, W) that the batch brings along, 0 at first, cut to B(0, eps)."""
+    return batch.carried.get(DELTA, batch.x.new_zeros(count, *batch.x.shape[1:])).clamp(-eps, eps)
+
+
+def ascend(network: Network, batch: Batch, delta: Tensor, owner: Tensor, eps: float, recipe: Recipe) -> Tensor:
+    """The perturbations after one signed step of uat.step * eps that raises their inputs' clipped losses; detached."""
     moving = delta.clone().requires_grad_(True)
     with torch.enable_grad():
         each = F.cross_entropy(walk(network, ATTACKED, batch.x + moving[owner]), batch.labels, reduction="none")
         (gradient,) = torch.autograd.grad(each.clamp(max=recipe.uat.clip).sum(), moving)
-    stepped = (delta + recipe.uat.step * eps * gradient.sign()).clamp(-eps, eps)
-    return LossParts(loss=loss, parts={"loss": loss.detach()}, carried={DELTA: stepped.detach()})
+    return (delta + recipe.uat.step * eps * gradient.sign()).clamp(-eps, eps).detach()

@@ -31,7 +31,7 @@ class InputContract:
         layout: "nchw" as is, "nhwc" channels last, "flat" the pixels in C, H, W order in another shape.
         file_shape: per-sample shape in the file.
         pixel_shape: per-sample shape in pixel space, (C, H, W) where it is known.
-        batch: 1 if the file takes one input at a time, None if its batch axis is free.
+        batch: 1 if the file takes one input at a time, None if its batch axis is free, 0 if it has no batch axis.
     """
 
     mean: tuple[float, ...]
@@ -65,6 +65,14 @@ class InputContract:
         for _, layer in self.layers():
             y = layer(y)
         return np.ascontiguousarray(y.numpy())
+
+    def to_pixels(self, y: Tensor) -> Tensor:
+        """The inputs (n, *pixel_shape) in pixel space whose `to_file` is `y` (n, *file_shape), in float64."""
+        x = y.double()
+        x = x.permute(0, 3, 1, 2) if self.layout == "nhwc" else x.reshape(-1, *self.pixel_shape)
+        mean, std = (torch.tensor(v, dtype=torch.float64) for v in (self.mean, self.std))
+        shape = (-1, *(1,) * (len(self.pixel_shape) - 1))
+        return x * std.reshape(shape) + mean.reshape(shape)
 
 
 def detect(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from fractions import Fraction
 
 from citrus_tool.errors import UsageError
@@ -85,3 +86,15 @@ def assertions(
     for clause in spec.clauses:
         if () not in clause:
             yield f"(assert {clause_text(clause)})"
+
+
+def assertion(spec: Spec, clause: Clause, longest: int = 80) -> str:
+    """One assertion in the query's own language on one line, for messages; cut off behind `longest` characters."""
+    lines = assertions(
+        replace(spec, common=(), clauses=(clause,)),
+        name=spec.describe,
+        equality="=" if spec.version == "1.0" else "==",
+        number=lambda _, value: decimal(value),
+    )
+    text = " ".join(next(lines, "(assert true)").split())
+    return text if len(text) <= longest else text[: longest - 3] + "..."

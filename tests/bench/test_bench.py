@@ -7,20 +7,28 @@ import json
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional as F
 
-from citrus_tool.bench import contests, journal, page
-from citrus_tool.bench.claims import CLAIMS
-from citrus_tool.bench.contests import CPU, GPU, PAPER, SCALES, TABLES, Contest, Job, Published, jobs
-from citrus_tool.bench.journal import Entry
+from citrus_tool import onnx_io
+from citrus_tool.bench import contests, journal, page, plots
+from citrus_tool.bench.claims import CLAIMS, box_rows
+from citrus_tool.bench.contests import CPU, GPU, PAPER, PAPER_MINUTES, SCALES, TABLES, Contest, Job, Published, jobs
+from citrus_tool.bench.journal import BoxLosses, Entry
 from citrus_tool.bench.run import Bench, certifier_digest
+from citrus_tool.bounds.interval import margins
 from citrus_tool.certify.uap import CertifySettings
+from citrus_tool.data import load
 from citrus_tool.errors import InputFileError, InterruptedRunError
+from citrus_tool.harden.adversarial import attack
+from citrus_tool.harden.feed import Feed, generator_for
 from citrus_tool.harden.methods import METHODS
 from citrus_tool.harden.recipes import Recipe, named
 from citrus_tool.progress import Progress, Silent
+from citrus_tool.threat import Threat
 
 DIGITS = Contest(
     name="toy", data="digits", eps="0.05", architecture="convtiny", normalisation=((0.3,), (0.4,)),
@@ -110,6 +118,36 @@ def test_digest_knows_the_recipe_but_not_the_seed() -> None:
     default = dataclasses.replace(DIGITS.recipe, alpha=Recipe(eps=0.1, tau_ratio=1.0, epochs=30).alpha)
     assert dataclasses.replace(job, contest=dataclasses.replace(DIGITS, recipe=default)).digest == job.digest
     assert dataclasses.replace(job, contest=dataclasses.replace(DIGITS, architecture="mlp")).digest != job.digest
+
+
+DIGESTS = {
+    "mnist-0.1": "ibp b12c400b5f9a sabr 52da5f7e4356 taps 1a176f0566a4 mtl-ibp b98ef89367a5 citrus 3ec3737f8311"
+    " citrus-plus e6b17d394073",
+    "mnist-0.3": "ibp c0a19e7f097f sabr 6d1518e70d57 taps bcb354d1529d mtl-ibp 1d8c55d75c9a citrus 7d8287fb5472"
+    " citrus-plus 75477b2a0356",
+    "cifar10-2": "ibp d95f509c4f94 sabr 91a3340c7b60 taps 43d5ae6cc5dc mtl-ibp 561b89035042 citrus f03e3d9b46a9"
+    " citrus-plus ce0554d4eaf4",
+    "cifar10-8": "ibp 95dea6132940 sabr e3bd453c3e3b taps ef689dc2377a mtl-ibp ef967b4d2902 citrus 2cf7e6a7aaa3"
+    " citrus-plus 164a6af0ee22 pgd 46dfd3cb5738 uat 951591b2aee9 cw-uat 19d8797d6841 citrus-si 5b8bbfc5b207",
+    "fig5-tau-0.3": "citrus 81c86c452c6a",
+    "fig5-tau-0.5": "citrus 82c15804950d",
+    "fig5-tau-0.7": "citrus db4163abccaa",
+    "fig5-tau-0.9": "citrus 8a2fdab34471",
+    "fig5-group-2": "citrus 2cafa5235ca6",
+    "fig5-group-3": "citrus 37411086971d",
+    "fig5-group-10": "citrus 6d4625845597",
+    "mnist-0.1-long": "citrus 3d8a96933b1c citrus-plus 505a5c187e47",
+    "cifar10-2-long": "citrus ec256b5182af citrus-plus 2f8770ca9045",
+}
+"""Of every run at scale cpu. A change here makes finished runs of the journal worthless: it must be meant."""
+
+
+@pytest.mark.parametrize("name", DIGESTS)
+def test_runs_that_are_in_journals_keep_their_digests(name: str) -> None:
+    contest = next(contest for contest in SCALES["cpu"].contests if contest.name == name)
+    words = DIGESTS[name].split()
+    for method, digest in zip(words[::2], words[1::2], strict=True):
+        assert Job(contest=contest, method=method, seed=0).digest == digest, method
 
 
 def test_certifier_digest_knows_every_setting() -> None:
@@ -210,6 +248,123 @@ def test_published_networks_are_judged_alike(tmp_path: Path) -> None:
     assert entry.standard == pytest.approx(96.66, abs=0.01)
 
 
+# --- Fig. 4 and Table 4 -----------------------------------------------------------------------------------------------
+
+
+def test_box_losses_are_those_of_the_last_epoch(tmp_path: Path) -> None:
+    """One input and box at a time, and the journal has them once, beside the runs."""
+    bench, job = _bench(tmp_path), Job(contest=DIGITS, method="citrus", seed=0)
+    assert bench.measure_boxes(job, "citrus bench fig4")
+    assert not bench.measure_boxes(job, "again")
+    (found,) = journal.read_boxes(bench.journal)
+    assert (found.contest, found.method, found.recipe, found.seed) == ("toy", "citrus", job.digest, 0)
+    assert bench.run(job, "citrus bench toy")  # the same folder: nothing is trained again
+    assert len(journal.read(bench.journal)) == len(journal.read_boxes(bench.journal)) == 1
+
+    train, recipe = load("digits", split="train"), job.recipe
+    model = onnx_io.read(bench.runs / job.name / "model.onnx", input_shape=train.shape).network
+    feed, tau, eps, cpu = Feed.of(train, recipe, torch.device("cpu")), 0.5 * 0.05, 0.05, torch.device("cpu")
+    totals, count = [0.0, 0.0, 0.0], 0
+    for number in range(feed.batches):
+        batch = feed.batch(feed.order(1), 1, number)
+        v = attack(model, batch, eps - tau, recipe, generator_for(cpu, 0, "method", 1, number))
+        for i in range(len(batch.labels)):
+            group = range(i // 5 * 5, i // 5 * 5 + 5)
+            label = batch.labels[i, None]
+            boxes = [Threat(eps=tau).box((batch.x[i] + v[j])[None]) for j in group]
+            with torch.no_grad():
+                losses = [F.cross_entropy(-margins(model, box, label, true_class=0.0), label).item() for box in boxes]
+            own = losses.pop(i % 5)
+            totals = [t + x for t, x in zip(totals, (own, sum(losses), max(losses)), strict=True)]
+            count += 1
+    assert found.inputs == count > 1000
+    assert [found.own, found.total, found.largest] == pytest.approx([t / count for t in totals], rel=1e-4)
+    assert found.own > found.largest > found.total / 4
+
+
+def _losses(**changes: Any) -> BoxLosses:
+    contest = next(contest for contest in CPU if contest.name == "cifar10-8")
+    base = BoxLosses(
+        contest="cifar10-8", method="citrus", recipe=Job(contest=contest, method="citrus", seed=0).digest, seed=0,
+        own=3.0, total=4.0, largest=1.5, inputs=100, command="", commit="", machine="", versions={},
+    )  # fmt: skip
+    return dataclasses.replace(base, **changes)
+
+
+def test_fig4_table_and_orderings() -> None:
+    contest = next(contest for contest in CPU if contest.name == "cifar10-8")
+    (section,) = page.sections("fig4", "cpu", [contest], [], [_losses(), _losses(seed=1, own=6.0), _losses(recipe="x")])
+    assert section.rows == [["cifar10-8", "4.500", "4.000", "1.500", "1.12", "0.38", "100", "2"]]
+    (empty,) = page.sections("fig4", "cpu", [contest], [], [_losses(recipe="x")])
+    assert empty.rows == [["cifar10-8", "not run", "", "", "", "", "", "0"]]
+    assert not empty.measured
+    first, second = box_rows([_losses(own=4.5)])
+    assert first[2:] == ["4.500", "4.000", "holds"]
+    assert second[2:] == ["1.500", "2.000", "does not hold"]
+    assert all(row[2:] == ["", "", "not yet measured"] for row in box_rows([]))
+    text = page.page([], [_losses()], {"fig4": "images/fig4.svg"})
+    assert "## Same-input and cross-input boxes (the paper's Fig. 4), scale cpu" in text
+    assert "![Same-input and cross-input boxes (the paper's Fig. 4)](images/fig4.svg)" in text
+
+
+def test_table4_compares_training_times() -> None:
+    contest, certifier = next(c for c in CPU if c.name == "cifar10-8"), certifier_digest(contests.CERTIFIER)
+
+    def run(method: str, seconds: float, seed: int = 0) -> Entry:
+        digest = Job(contest=contest, method=method, seed=0).digest
+        return _entry(
+            contest="cifar10-8", method=method, recipe=digest, certifier=certifier, seed=seed, train_seconds=seconds
+        )
+
+    rows = [run("citrus", 600.0), run("citrus", 900.0, seed=1), run("sabr", 300.0)]
+    assert page.time_row("cpu", contest, rows) == ["cifar10-8", "1185", "4.21", "12.5", "5.0", "2.50", "3"]
+    assert page.time_row("cpu", contest, rows[2:]) == ["cifar10-8", "1185", "4.21", "not run", "5.0", "", "1"]
+    text = page.page(rows)
+    assert "## Training time (the paper's Table 4), scale cpu" in text
+    assert "| mnist-0.1 | 527 |  | not run | not run |  | 0 |" in text
+
+
+def test_the_papers_times() -> None:
+    text = Path(__file__).resolve().parents[2].parent / "shared" / "paper" / "citrus_paper.md"
+    if not text.is_file():
+        pytest.skip("needs ../shared/paper, which is absent")
+    table = text.read_text().partition("**Table 4:**")[2]
+    cells = [line.split("|")[3].strip() for line in table.splitlines() if line.startswith("|")]
+    assert [float(cell) for cell in cells if cell.isdigit()] == list(PAPER_MINUTES.values())
+    assert "4.21 \\times" in text.read_text()
+
+
+# --- plots ------------------------------------------------------------------------------------------------------------
+
+
+def test_plots_show_what_was_run(tmp_path: Path) -> None:
+    certifier = certifier_digest(contests.CERTIFIER)
+    entries = [
+        _entry(
+            contest=contest.name, recipe=Job(contest=contest, method="citrus", seed=0).digest, certifier=certifier,
+            standard=50.0 + n, certified=30.0 - n,
+        )
+        for n, contest in enumerate(contests.FIG5)
+    ]  # fmt: skip
+    assert plots.draw(tmp_path / "none", [_entry()], []) == {}
+    assert not (tmp_path / "none").exists()
+    written = plots.draw(tmp_path / "images", entries, [_losses()])
+    assert sorted(path.name for path in written.values()) == ["fig4.svg", "fig5.svg"]
+    assert "tau / eps (groups of 5)" in written["fig5"].read_text()
+    assert "sum of cross-input" in written["fig4"].read_text()
+
+    def lines(some: list[Entry]) -> list[list[tuple[float, float]]]:
+        figure = plots.fig5(some, [])
+        assert figure is not None
+        return [[(float(x), float(y)) for x, y in line.get_xydata()] for a in figure.axes for line in a.lines]
+
+    first, second, third, _ = lines(entries)
+    assert first == [(0.3, 50.0), (0.5, 51.0), (0.7, 52.0), (0.9, 53.0)]
+    assert second == [(0.3, 30.0), (0.5, 29.0), (0.7, 28.0), (0.9, 27.0)]
+    assert third == [(2, 54.0), (3, 55.0), (5, 52.0), (10, 56.0)]
+    assert lines(entries[:1]) == [[(0.3, 50.0)], [(0.3, 30.0)]]
+
+
 # --- the page ---------------------------------------------------------------------------------------------------------
 
 
@@ -242,7 +397,7 @@ def test_a_contest_without_runs_is_not_on_the_page(toy_table: Callable[..., Entr
 
 
 def test_a_sweep_is_one_table(toy_table: Callable[..., Entry], monkeypatch: pytest.MonkeyPatch) -> None:
-    sweep = contests.Table(title="Sweep", methods=("citrus",), contests=("toy", "toy-2"), sweep=True)
+    sweep = contests.Table(title="Sweep", methods=("citrus",), contests=("toy", "toy-2"), layout="sweep")
     monkeypatch.setitem(page.TABLES, "toy", sweep)  # type: ignore[arg-type]
     points = tuple(dataclasses.replace(DIGITS, name=name, published=()) for name in ("toy", "toy-2"))
     (section,) = page.sections("toy", "cpu", points, [toy_table(contest="toy-2")])

@@ -70,18 +70,27 @@ def exp(network: Network, x: Tensor, label: int, v: Tensor, eps: float, alpha: f
 
 
 def plus(
-    network: Network, x: Tensor, labels: Tensor, v: Tensor, eps: float, tau: float, alpha: float, worst: int
-) -> Tensor:
-    """citrus-plus on one group, summed over its inputs."""
+    network: Network, x: Tensor, labels: Tensor, v: Tensor, eps: float, tau: float, alpha: float, worst: int,
+    further: list[Tensor] | None = None,
+) -> Tensor:  # fmt: skip
+    """citrus-plus on one group, summed over its inputs; `further` holds each input's perturbation from the pool."""
     total = x.new_zeros(())
     for i in range(len(x)):
         label = int(labels[i])
         moved = [x[i] + v[j].clamp(-(eps - tau), eps - tau) for j in range(len(x)) if j != i]
+        moved += [x[i] + further[i].clamp(-(eps - tau), eps - tau)] if further else []
         moved.sort(key=lambda centre: -concrete(network, centre, label).item())
         kept = moved[:worst] if worst else moved
         bound = sum(ibp(network, centre, label, tau) for centre in kept) / len(kept)
         total = total + alpha * bound + (1 - alpha) * concrete(network, x[i] + v[i], label)
     return total
+
+
+def distillation(network: Network, teacher: Network, x: Tensor, temperature: float) -> Tensor:
+    """T^2 KL(teacher || network) of one input (C, H, W), class by class."""
+    wanted, own = (torch.exp(net(x[None])[0] / temperature) for net in (teacher, network))
+    p, q = (wanted / wanted.sum()).detach(), own / own.sum()
+    return temperature**2 * sum(p[c] * (p[c].log() - q[c].log()) for c in range(len(p)))
 
 
 def suffix(network: Network, cut: str, z: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from citrus_tool.harden.cc_ibp import cc_loss
 from citrus_tool.harden.citrus import citrus, citrus_loss
 from citrus_tool.harden.citrus_plus import citrus_plus_loss
 from citrus_tool.harden.crown_ibp import crown_ibp, crown_margins
+from citrus_tool.harden.distil import distillation
 from citrus_tool.harden.exp_ibp import exp_loss
 from citrus_tool.harden.expressive import ends_at
 from citrus_tool.harden.ibp import ibp
@@ -127,6 +128,53 @@ def test_citrus_plus(name: str, worst: int) -> None:
         for s in (slice(0, 5), slice(5, 10))
     ]
     _require_equal(network, fast, sum(groups) / 10)
+
+
+@pytest.mark.parametrize("worst", [0, 1])
+@pytest.mark.parametrize("pool", [1, 3])
+def test_citrus_plus_with_a_pool(pool: int, worst: int) -> None:
+    """Three batches: the boxes at the carried perturbations, and these moved on, against both written out."""
+    network = _made(MAKERS["chain"])
+    recipe = dataclasses.replace(RECIPE, pool=pool, worst=worst, uat=Uat(step=0.7, clip=1.5))
+    delta, carried = torch.zeros(pool, 2, 7, 7, dtype=torch.float64), {}
+    for seed in range(3):
+        batch, v = _inputs(2, seed=seed)
+        owned = [delta[i % pool] for i in range(10)]
+        fast = citrus_plus_loss(network, dataclasses.replace(batch, carried=carried), v, EPS, TAU, recipe)
+        groups = [
+            literal.plus(network, batch.x[s], batch.labels[s], v[s], EPS, TAU, ALPHA, worst, owned[s])
+            for s in (slice(0, 5), slice(5, 10))
+        ]
+        _require_equal(network, fast, sum(groups) / 10)
+        moving = delta.clone().requires_grad_(True)
+        each = [literal.concrete(network, batch.x[i] + moving[i % pool], int(batch.labels[i])) for i in range(10)]
+        (gradient,) = torch.autograd.grad(sum(one.clamp(max=1.5) for one in each), moving)
+        delta = (delta + 0.7 * EPS * gradient.sign()).clamp(-EPS, EPS)
+        carried = dict(fast.carried)
+        torch.testing.assert_close(carried[DELTA], delta, rtol=0, atol=0)
+    assert delta.abs().max() > EPS - TAU  # so that the last boxes' centres were cut
+
+
+def test_boxes_of_the_pool_stay_in_the_ball() -> None:
+    network, (batch, v) = _made(MAKERS["chain"]), _inputs(1)
+    wide = dataclasses.replace(batch, carried={DELTA: torch.full((1, 2, 7, 7), 5.0, dtype=torch.float64)})
+    found = citrus_plus_loss(network, wide, v, EPS, TAU, dataclasses.replace(RECIPE, pool=1))
+    box = found.boxes[INPUT]
+    away = (box.centre.reshape(5, 5, *batch.x.shape[1:]) - batch.x[:, None]).abs() + box.radius
+    assert away.max() <= EPS + 1e-12
+    assert away[:, 4].min() >= EPS - 1e-12  # the fifth box stands at the pool's perturbation
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+@pytest.mark.parametrize("name", MAKERS)
+def test_distillation(name: str, temperature: float) -> None:
+    network, (batch, _) = _made(MAKERS[name]), _inputs(1)
+    torch.manual_seed(7)
+    teacher = MAKERS[name]().double()
+    fast = distillation(network, teacher, batch.x, temperature)
+    twin = torch.stack([literal.distillation(network, teacher, x, temperature) for x in batch.x]).mean()
+    _require_equal(network, LossParts(loss=fast, parts={}), twin)
+    assert distillation(network, network, batch.x, temperature).item() == pytest.approx(0.0, abs=1e-12)
 
 
 def test_citrus_si_is_citrus_with_the_own_perturbation() -> None:

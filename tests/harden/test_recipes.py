@@ -12,7 +12,7 @@ import pytest
 from citrus_tool.attacks.pgd import SABR_STEPS
 from citrus_tool.errors import InputFileError, UsageError
 from citrus_tool.harden.methods import METHODS
-from citrus_tool.harden.recipes import RECIPES, Recipe, Taps, Uat, automatic, named, read
+from citrus_tool.harden.recipes import RECIPES, Recipe, Taps, Uat, automatic, named, read, to_toml
 from citrus_tool.threat import parse_eps
 
 GOOD = Recipe(eps=0.1, tau_ratio=0.4, epochs=30)
@@ -36,6 +36,10 @@ GOOD = Recipe(eps=0.1, tau_ratio=0.4, epochs=30)
         ({"milestones": (25, 12)}, r"milestones are \(25, 12\); they must rise and lie between 1 and epochs - 1 = 29"),
         ({"milestones": (30,)}, r"milestones are \(30,\); they must rise"),
         ({"average": 1.5}, r"average is 1.5; it must lie in \[0, 1\]"),
+        ({"tau_from": 1.5}, r"tau_from is 1.5; it must lie in \[0, 1\]; 0 holds tau_ratio throughout"),
+        ({"pool": -1}, "pool is -1; it must be a whole number >= 0"),
+        ({"distil": -0.1}, r"distil is -0.1; it must lie in \[0, inf\)"),
+        ({"distil_temperature": 0.0}, r"distil_temperature is 0.0; it must lie in \(0, inf\)"),
         ({"common": 1}, "common is 1; it must be a whole number >= 2; k = 2 is CITRUS"),
         ({"alpha": 1.5}, r"alpha is 1.5; it must lie in \[0, 1\]"),
         ({"relu_shrink": 0.0}, r"relu_shrink is 0.0; it must lie in \(0, 1\]"),
@@ -207,3 +211,32 @@ def test_published_recipes_carry_the_papers_numbers() -> None:
     assert not recipe.same_input
     assert (named("cifar10-8").eps, named("cifar10-8").l1) == (8 / 255, 0.0)
     assert named("tinyimagenet-1").shi_lambda == 0.2
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_recipe_survives_its_file(tmp_path: Path, name: str, method: str) -> None:
+    path = tmp_path / "r.toml"
+    recipe = dataclasses.replace(
+        named(name, method), alpha=0.123456789, flip=True, tau_from=1.0, uat=Uat(step=0.1),
+        taps=Taps(steps=2, step_size=dataclasses.replace(SABR_STEPS, milestones=(0.25,))), init="shi", seed=3,
+    )  # fmt: skip
+    for base in ("mnist-cpu", "digits", "cifar10-8"):
+        path.write_text(to_toml(recipe, base))
+        assert read(path) == recipe
+
+
+def test_what_a_file_says_wins_over_defaults_but_not_over_the_caller(tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text('base = "mnist-0.1"\nmethod = "mtl-ibp"\ngroup_size = 7\n')
+    defaults = {"method": "citrus", "init": "keep", "group_size": 5}
+    recipe = read(path, None, defaults)
+    assert (recipe.method, recipe.init, recipe.group_size) == ("mtl-ibp", "keep", 7)
+    assert recipe.alpha == named("mnist-0.1", "mtl-ibp").alpha
+    assert read(path).init == "shi"
+    assert read(path, "sabr", defaults).method == "sabr"
+    path.write_text('base = "mnist-0.1"\n')
+    assert read(path, None, defaults).method == "citrus"
+    path.write_text('base = "mnist-0.1"\nmethod = 3\n')
+    with pytest.raises(UsageError, match="method is 3; it must be of the kind of 'citrus'"):
+        read(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from itertools import pairwise
 
 import pytest
@@ -43,6 +44,19 @@ def test_eps_is_zero_then_rises_strictly_then_stays() -> None:
     assert all(p.full and p.eps == RECIPE.eps for p in full)
     assert not any(p.natural or p.full for p in rising)
     assert all(p.tau == pytest.approx(0.4 * p.eps) for p in points)
+
+
+def test_tau_falls_to_its_ratio_until_the_first_milestone() -> None:
+    recipe = dataclasses.replace(RECIPE, tau_from=1.0)
+    points = [schedule.at(recipe, epoch, batch, BATCHES) for epoch in range(10) for batch in range(BATCHES)]
+    ratios = [p.tau / p.eps for p in points if not p.natural]
+    wanted = [1.0 - 0.6 * min(1.0, (n + 1) / (5 * BATCHES)) for n in range(8 * BATCHES)]  # from epoch 2 to 7
+    assert ratios == pytest.approx(wanted)
+    assert [p.eps for p in points] == [p.eps for p in _points()]
+    last = schedule.at(dataclasses.replace(recipe, milestones=()), 9, BATCHES - 1, BATCHES)
+    assert last.tau == pytest.approx(0.4 * 0.1)
+    before = schedule.at(dataclasses.replace(recipe, milestones=(1,)), 9, 0, BATCHES)
+    assert before.tau > 0.4 * 0.1
 
 
 def test_learning_rate_drops_at_the_start_of_each_milestone() -> None:

@@ -363,3 +363,58 @@ def test_the_average_is_kept_and_survives_a_resume(tmp_path: Path) -> None:
         for step in steps:
             mean = 0.75 * mean + 0.25 * step[name]
         torch.testing.assert_close(_state(whole.network)[name], mean)
+
+
+@pytest.mark.parametrize("method", ["standard", "citrus-plus"])
+def test_distillation_pulls_towards_the_given_network(tmp_path: Path, method: str) -> None:
+    """With a heavy weight the student of new weights answers as its teacher; a resumed run has the same teacher."""
+    teacher = fit(_network(), TRAIN, VALIDATION, dataclasses.replace(RECIPE, method="standard", epochs=8, lr=0.02))
+    recipe = dataclasses.replace(
+        RECIPE, method=method, init="shi", lr=0.02, epochs=8, milestones=(), flip=False, crop_padding=0, l1=0.0
+    )
+    away = []
+    for weight in (0.0, 50.0):
+        student = fit(teacher.network, TRAIN, VALIDATION, dataclasses.replace(recipe, distil=weight))
+        gap = student.network(TRAIN.pixels()).softmax(1) - teacher.network(TRAIN.pixels()).softmax(1)
+        away.append(gap.abs().mean().item())
+    assert away[1] < away[0] / 2
+    strong = dataclasses.replace(recipe, distil=50.0)
+    with pytest.raises(InterruptedRunError):
+        fit(teacher.network, TRAIN, VALIDATION, strong, run_dir=tmp_path, progress=_Recorder(BATCHES + 1))
+    resumed = fit(teacher.network, TRAIN, VALIDATION, strong, run_dir=tmp_path, resume=True)
+    assert _same(resumed.network, student.network)
+    assert resumed.history[0]["distil"] > resumed.history[-1]["distil"]
+
+
+def test_enough_ends_a_run_with_its_best_epoch(tmp_path: Path) -> None:
+    recipe = dataclasses.replace(RECIPE, epochs=8, validate_every=2, milestones=())
+    asked: list[int] = []
+
+    def enough(entry: Any) -> bool:
+        assert entry["validation_certified_accuracy"] is not None
+        asked.append(entry["epoch"])
+        return entry["epoch"] == 6
+
+    whole = fit(_network(), TRAIN, VALIDATION, recipe)
+    result = fit(_network(), TRAIN, VALIDATION, recipe, run_dir=tmp_path, enough=enough)
+    again = fit(_network(), TRAIN, VALIDATION, recipe, run_dir=tmp_path, resume=True, enough=enough)
+    assert asked == [4, 6, 6]
+    assert _timeless(result.history) == _timeless(again.history) == _timeless(whole.history[:6])
+    assert result.best_epoch in asked
+    assert _same(result.network, again.network)
+
+
+def test_a_checkpoint_from_before_a_field_existed_is_continued(
+    tmp_path: Path, uninterrupted: trainer.TrainResult
+) -> None:
+    with pytest.raises(InterruptedRunError):
+        fit(_network(), TRAIN, VALIDATION, RECIPE, run_dir=tmp_path, progress=_Recorder(BATCHES + 1))
+    saved = checkpoint.load(tmp_path)
+    origin = saved.state["origin"]
+    older = {name: value for name, value in origin["recipe"].items() if name not in ("pool", "tau_from", "distil")}
+    state = {**saved.state, "origin": {**origin, "recipe": older}}
+    checkpoint.save(tmp_path, dataclasses.replace(saved, state=state))
+    resumed = fit(_network(), TRAIN, VALIDATION, RECIPE, run_dir=tmp_path, resume=True)
+    assert _same(resumed.network, uninterrupted.network)
+    with pytest.raises(UsageError, match="recipe field pool differs: 0 there, 2 now"):
+        fit(_network(), TRAIN, VALIDATION, dataclasses.replace(RECIPE, pool=2), run_dir=tmp_path, resume=True)

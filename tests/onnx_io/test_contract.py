@@ -48,6 +48,7 @@ def test_layout_is_found(
     x = random_inputs(4, pixel_shape)
     by_hand = x.permute(0, 2, 3, 1) if layout == "nhwc" else x.reshape(4, *file_shape)
     assert np.array_equal(model.contract.to_file(x), by_hand.numpy())
+    assert torch.allclose(model.contract.to_pixels(torch.from_numpy(model.contract.to_file(x))), x.double())
     with torch.no_grad():
         np.testing.assert_allclose(model.network(x).numpy(), answer(file, by_hand.contiguous()), atol=1e-5)
 
