@@ -10,7 +10,8 @@ import torch
 
 from citrus_tool.certify.certificate import Certificate
 from citrus_tool.certify.evidence import Verdict
-from citrus_tool.certify.uap import CertifySettings, certify_uap
+from citrus_tool.certify.settings import CertifySettings
+from citrus_tool.certify.uap import certify_uap
 from citrus_tool.errors import InterruptedRunError
 from citrus_tool.onnx_io import OnnxRunner
 from citrus_tool.progress import Progress
