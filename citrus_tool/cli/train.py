@@ -12,7 +12,7 @@ from citrus_tool.cli import options, terminal
 from citrus_tool.errors import UsageError
 
 if TYPE_CHECKING:
-    from citrus_tool.workflow import Figures, HardenReport, SpecVerdict
+    from citrus_tool.workflow import HardenReport, SpecVerdict
 
 
 @click.command()
@@ -156,9 +156,8 @@ def harden(
 
 def show_harden(report: HardenReport, json_path: Path | None) -> None:
     """Prints the before/after table of a hardening run (and writes --json)."""
-    terminal.show(
-        report.to_json(), json_path, ["accuracy in %", "before", "after"], figure_rows(report.before, report.after)
-    )
+    shown = report.table()
+    terminal.show(report.to_json(), json_path, shown.columns, shown.rows)
     if not terminal.is_stdout(json_path):
         click.echo(
             f"\neps {report.recipe.eps:g}, groups of {report.group_size}, {report.inputs} test inputs;"
@@ -177,18 +176,6 @@ def show_spec(spec: Sequence[SpecVerdict]) -> None:
     terminal.table(["property", "images", "eps", "before", "after"], rows)
     before, after = (sum(verdict == "unsat" for verdict in column) for column in zip(*pairs, strict=True))
     click.echo(f"\n{before} of {len(spec)} properties hold (unsat) before, {after} after; they were trained for.")
-
-
-def figure_rows(*figures: Figures) -> list[list[str]]:
-    """One row for each figure, one column for each of `figures`."""
-    names = {
-        "standard_accuracy": "standard",
-        "ibp_certified_accuracy": "IBP certified",
-        "certified_uap_accuracy": "certified UAP",
-        "attacked_uap_accuracy": "attacked UAP",
-    }
-    plain = [entry.to_json() for entry in figures]
-    return [[name, *(terminal.percent(entry[key]) for entry in plain)] for key, name in names.items()]
 
 
 @click.command()
