@@ -263,6 +263,9 @@ table_options = stacked(
     click.option("--latex", "latex_path", type=PATH, metavar="FILE", help="Write the table as LaTeX (booktabs)."),
 )
 
+tracker_option = click.option("--tracker", type=click.Choice(["tensorboard", "mlflow"]),
+                              help="Also send the training curves there; needs the extra `track`.")  # fmt: skip
+
 output_options = stacked(
     click.option("--json", "json_path", type=click.Path(path_type=Path, allow_dash=True), metavar="FILE",
                  help="Write the result as JSON; - prints it instead of the table."),

@@ -61,6 +61,7 @@ if TYPE_CHECKING:
 )
 @options.run_dir_options("runs/MODEL_METHOD")
 @options.run_options
+@options.tracker_option
 @options.report_option
 @options.output_options
 @click.pass_context
@@ -96,6 +97,7 @@ def harden(
     device: Literal["auto", "cpu", "cuda"],
     threads: int | None,
     seed: int,
+    tracker: Literal["tensorboard", "mlflow"] | None,
     report_path: Path | None,
     json_path: Path | None,
     quiet: bool,
@@ -118,6 +120,7 @@ def harden(
     """
     terminal.require_output(json_path, report_path)
     from citrus_tool.certify.uap import CertifySettings
+    from citrus_tool.tracking import tracking
     from citrus_tool.workflow import DataChoice, ModelChoice, choose_recipe, harden_file, read_spec
 
     options.use_threads(threads)
@@ -134,22 +137,25 @@ def harden(
         defaults=defaults,
     )  # fmt: skip
     run_dir = run_dir or Path("runs") / f"{model.stem}_{chosen.method}"
-    report = harden_file(
-        source,
-        choice,
-        chosen,
-        out=out or run_dir / f"{model.stem}_{chosen.method}.onnx",
-        run_dir=run_dir,
-        certify=CertifySettings(
-            group_size=group_size, bounds=bounds, solver=solver, time_limit=time_limit, seed=seed, limit=limit
-        ),
-        target=target,
-        device=device,
-        resume=resume,
-        batch_norm=batch_norm,
-        settings=options.effective(ctx),
-        progress=terminal.progress(quiet),
-    )
+    settings = options.effective(ctx)
+    with tracking(tracker, run_dir, name=run_dir.name, settings=settings) as on_epoch:
+        report = harden_file(
+            source,
+            choice,
+            chosen,
+            out=out or run_dir / f"{model.stem}_{chosen.method}.onnx",
+            run_dir=run_dir,
+            certify=CertifySettings(
+                group_size=group_size, bounds=bounds, solver=solver, time_limit=time_limit, seed=seed, limit=limit
+            ),
+            target=target,
+            device=device,
+            resume=resume,
+            batch_norm=batch_norm,
+            settings=settings,
+            progress=terminal.progress(quiet),
+            on_epoch=on_epoch,
+        )
     show_harden(report, json_path)
     terminal.write_report(report_path, run_dir)
 
