@@ -142,6 +142,16 @@ def test_one_output_and_maps_with_a_batch_axis(tmp_path: Path) -> None:
             assert verify(spec, models, seconds=30).verdict is expected
 
 
+def test_a_free_batch_axis_has_one_entry(tmp_path: Path) -> None:
+    path = save(tmp_path / "n.onnx", [node("ReduceSum", "x i", "y")], [1, 3], [1, 1], {"i": np.array([1])})
+    proto = onnx.load(path)
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "n"
+    onnx.save(proto, path)
+    for bound, expected in ((2.9, Verdict.SAT), (3.1, Verdict.UNSAT)):
+        spec = parse(query(3, 1, f"(assert (>= Y_0 {bound}))"))
+        assert verify(spec, read_models(spec, {"N": path}), seconds=30).verdict is expected
+
+
 def test_the_first_reason_stays(tmp_path: Path) -> None:
     path = save(tmp_path / "n.onnx", [node("Softmax", "x", "y")], [1, 3], [1, 3])
     spec = parse(query(3, 3, "(assert (>= Y_0 2.0))"))
