@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from citrus_tool.api import evaluate as evaluate
     from citrus_tool.api import harden as harden
     from citrus_tool.api import load as load
+    from citrus_tool.api import report as report
     from citrus_tool.api import verify as verify
     from citrus_tool.certify.certificate import Certificate as Certificate
     from citrus_tool.certify.uap import CertifySettings as CertifySettings
@@ -83,6 +84,7 @@ _HOME = {
     "fit": "citrus_tool.harden.trainer",
     "harden": "citrus_tool.api",
     "load": "citrus_tool.api",
+    "report": "citrus_tool.api",
     "load_data": "citrus_tool.data:load",
     "read": "citrus_tool.onnx_io",
     "train_file": "citrus_tool.workflow",
@@ -124,14 +126,15 @@ __all__ = [
     "load",
     "load_data",
     "read",
+    "report",
     "train_file",
     "verify",
     "write",
 ]
 
-for _folder in ("certify", "harden"):
+for _folder in ("certify", "harden", "report"):
     # functions of the API, and folders of the package: importing a folder for the first time puts it under its name
-    # here, so that is done now (they are empty), and the name is free again for the function
+    # here, so that is done now (they load nothing), and the name is free again for the function
     importlib.import_module(f"{__name__}.{_folder}")
     del globals()[_folder]
 

@@ -199,6 +199,8 @@ def certify_uap(
                 skip = frozenset(results).intersection(members)
                 if len(skip) < len(members):
                     tasks.append(_Chunk(first=first, indices=candidates[part], clean=clean.select(part), skip=skip))
+            if tasks and not results:
+                progress.advance(0, note=f"in batches of {min(size, len(groups))}")
             for one in _finished(run, partial(build, resume=True), tasks, workers):
                 result, index = one.result, one.result.index
                 results[index], remainders[index] = result, one.remainder

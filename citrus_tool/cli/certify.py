@@ -67,23 +67,11 @@ def write_tables(
 @options.threat_options
 @options.group_size_option
 @options.protocol_option
-@click.option(
-    "--scope",
-    type=click.Choice(["groups", "dataset"]),
-    default="groups",
-    show_default=True,
-    help="One perturbation for each group of inputs, or one for all of them.",
-)
+@options.scope_option
 @options.certify_options
 @options.branch_options
 @options.attack_options
-@click.option(
-    "--workers",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="Processes that groups are spread over; with --threads 1, as many as there are cores is fastest.",
-)
+@options.workers_option
 @click.option(
     "--certificate",
     type=options.PATH,
@@ -92,8 +80,8 @@ def write_tables(
 )
 @options.run_dir_options("runs/MODEL_certify")
 @options.run_options
-@options.report_option
 @options.table_options
+@options.report_option
 @options.output_options
 @click.pass_context
 def certify_uap(
@@ -126,9 +114,9 @@ def certify_uap(
     device: Device,
     threads: int | None,
     seed: int,
-    report_path: Path | None,
     csv_path: Path | None,
     latex_path: Path | None,
+    report_path: Path | None,
     json_path: Path | None,
     quiet: bool,
     config: Path | None,
@@ -140,7 +128,7 @@ def certify_uap(
       citrus certify-uap M.onnx --data mnist --eps 0.1 --limit 1000 --json certificate.json
       citrus certify-uap M.onnx --data mnist --eps 0.02,0.05,0.1 --limit 1000 --latex sweep.tex
     """
-    terminal.require_output(json_path, report_path, csv_path, latex_path)
+    terminal.require_output(json_path, csv_path, latex_path, report_path)
     if len(eps) > 1 and certificate is not None:
         raise UsageError("--certificate holds the proof of one eps; give one --eps, or leave it out.")
     from citrus_tool.certify.uap import CertifySettings
@@ -168,6 +156,7 @@ def certify_uap(
         limit=limit,
     )
     effective = options.effective(ctx)
+    run_dir = run_dir or Path("runs") / f"{model.stem}_{'certify' if len(eps) == 1 else 'sweep'}"
     if len(threats) > 1:
         swept = sweep_file(
             source,
@@ -175,7 +164,7 @@ def certify_uap(
             threats,
             settings,
             split=split,
-            run_dir=run_dir or Path("runs") / f"{model.stem}_sweep",
+            run_dir=run_dir,
             device=device,
             resume=resume,
             workers=workers,
@@ -188,16 +177,15 @@ def certify_uap(
             first = swept.certificates[0]
             click.echo(f"\npercent of {first.inputs} inputs ({data_name}, {split}) in groups of {group_size}")
         write_tables(csv_path, latex_path, swept.certificates, table)
-        terminal.write_report(report_path, swept.to_json(), f"sweep of {model.name}")
+        terminal.write_report(report_path, run_dir)
         return
-    folder = run_dir or Path("runs") / f"{model.stem}_certify"
     proven = certify_file(
         source,
         choice,
         threats[0],
         settings,
         split=split,
-        run_dir=folder,
+        run_dir=run_dir,
         device=device,
         resume=resume,
         proof=certificate,
@@ -217,7 +205,7 @@ def certify_uap(
     }
     rows = [[name, str(found[key]), terminal.percent(100 * found[key] / inputs)] for name, key in counts.items()]
     terminal.show(found, json_path, [f"of {inputs} inputs", "count", "%"], rows)
-    terminal.write_report(report_path, folder)
+    terminal.write_report(report_path, run_dir)
 
 
 @click.command()

@@ -13,7 +13,7 @@ from citrus_tool.files import write_text
 
 
 @click.command("compare")
-@click.argument("models", metavar="MODEL MODEL...", type=options.MODEL, nargs=-1, required=True)
+@click.argument("models", metavar="MODEL MODEL...", type=options.PATH, nargs=-1, required=True)
 @options.data_options
 @options.split_option
 @options.limit_option(None)
@@ -22,9 +22,11 @@ from citrus_tool.files import write_text
 @options.threat_options
 @options.group_size_option
 @options.protocol_option
+@options.scope_option
 @options.certify_options
 @options.branch_options
 @options.attack_options
+@options.workers_option
 @options.run_dir_options("runs/compare")
 @options.run_options
 @options.table_options
@@ -44,14 +46,16 @@ def compare(
     target: int | None,
     group_size: int,
     protocol: Literal["all", "correct"],
+    scope: Literal["groups", "dataset"],
     bounds: Literal["ibp", "crown", "alpha", "full"],
-    solver: Literal["cbc", "highs"],
+    solver: Literal["cbc", "highs", "both"],
     time_limit: float,
     intermediate: Literal["intersect", "crown"],
     branch_nodes: int,
     branch_seconds: float,
     attack_steps: int,
     attack_restarts: int,
+    workers: int,
     run_dir: Path | None,
     resume: bool,
     device: Literal["auto", "cpu", "cuda"],
@@ -90,6 +94,7 @@ def compare(
         CertifySettings(
             group_size=group_size,
             protocol=protocol,
+            scope=scope,
             bounds=bounds,
             intermediate=intermediate,
             branch_nodes=branch_nodes,
@@ -105,6 +110,7 @@ def compare(
         run_dir=run_dir or Path("runs") / "compare",
         device=device,
         resume=resume,
+        workers=workers,
         settings=options.effective(ctx),
         progress=terminal.progress(quiet),
     )

@@ -100,31 +100,33 @@ class Bars(Progress):
 
     def start(self, stage: str, total: int | None, unit: str) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
         from rich.progress import Progress as RichProgress
+        from rich.table import Column
 
         self.finish()
         self._bars = RichProgress(
+            SpinnerColumn(),
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=16),
             MofNCompleteColumn(),
-            TextColumn(unit),
-            TextColumn("{task.fields[rate]}"),
+            TextColumn(f"{unit}{{task.fields[rate]}}"),
             TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[left]}"),
+            TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
             console=Console(stderr=True),
             transient=True,
         )
-        self._task = self._bars.add_task(stage, total=total, note="", rate="")
+        self._task = self._bars.add_task(stage, total=total, note="", rate="", left="")
         self._bars.start()
 
     def advance(self, amount: int = 1, note: str = "") -> None:
         if self._bars is None:
             return
         task = self._bars.tasks[0]
-        speed = f"{task.speed:.3g}/s" if task.speed else ""
-        self._bars.update(self._task, advance=amount, rate=speed, note=note or task.fields["note"])
+        speed = f", {task.speed:.3g}/s" if task.speed else ""
+        left = f"{clock(task.time_remaining)} left" if task.time_remaining else ""
+        self._bars.update(self._task, advance=amount, rate=speed, left=left, note=note or task.fields["note"])
 
     def finish(self) -> None:
         if self._bars is not None:
@@ -182,17 +184,25 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         from rich.console import Console
         from rich.table import Table
 
-        drawn = Table(box=box.SIMPLE_HEAD)
+        drawn = Table(box=box.SIMPLE_HEAD, header_style="bold")
         for column, right in zip(columns, numeric, strict=True):
-            drawn.add_column(column, justify="right" if right else "left", overflow="fold")
+            drawn.add_column(column, justify="right" if right else "left", overflow="fold", style=_style(column))
         for row in rows:
-            drawn.add_row(*row)
+            drawn.add_row(*row, style=_style("failed" if "failed" in row else row[0]))
         Console(markup=False, highlight=False).print(drawn)
         return
     widths = [max(len(line[i]) for line in (columns, *rows)) for i in range(len(columns))]
     for line in (columns, *rows):
         cells = [c.rjust(w) if right else c.ljust(w) for c, w, right in zip(line, widths, numeric, strict=True)]
         click.echo("  ".join(cells).rstrip())
+
+
+COLOURS: Mapping[str, str] = {"certified UAP": "green", "attacked UAP": "yellow", "failed": "red"}
+"""The colour of a column, or row, with this heading."""
+
+
+def _style(heading: str) -> str:
+    return COLOURS.get(heading, "none")
 
 
 def _is_number(text: str) -> bool:

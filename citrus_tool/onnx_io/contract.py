@@ -31,7 +31,7 @@ class InputContract:
         layout: "nchw" as is, "nhwc" channels last, "flat" the pixels in C, H, W order in another shape.
         file_shape: per-sample shape in the file.
         pixel_shape: per-sample shape in pixel space, (C, H, W) where it is known.
-        batch: 1 if the file takes one input at a time, None if its batch axis is free.
+        batch: 1 if the file takes one input at a time, None if its batch axis is free, 0 if it has no batch axis.
     """
 
     mean: tuple[float, ...]

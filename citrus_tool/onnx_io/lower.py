@@ -73,13 +73,21 @@ class Lowered:
 
 
 def lower(
-    graph: onnx.GraphProto, contract: InputContract, *, input_name: str, where: str, opset: int, tensors: Iterable[str]
+    graph: onnx.GraphProto,
+    contract: InputContract,
+    *,
+    input_name: str,
+    where: str,
+    opset: int,
+    tensors: Iterable[str],
+    classifier: bool = True,
 ) -> Lowered:
     """Reads `graph` (opset 13 or later, every node named) as a Network from pixel space to logits.
 
     Args:
         where, opset: file and its own opset, for messages.
         tensors: names of the original file's constants; only these can be trained, as only these can be written.
+        classifier: the output must be a vector of logits; else it may have any shape, and is flattened.
 
     A node that cannot be read ends up in `problem` and in its record; the nodes behind it are "unchecked".
     """
@@ -140,7 +148,7 @@ def lower(
     bindings: tuple[Binding, ...] = ()
     if problem is None:
         try:
-            network, bindings = _close(lowering, values.get(graph.output[0].name), where)
+            network, bindings = _close(lowering, values.get(graph.output[0].name), where, classifier)
         except UnsupportedNetworkError as error:
             problem = error
     final = tuple(_counted(record, created.get(i, [])) for i, record in enumerate(records))
@@ -156,11 +164,13 @@ def _counted(record: NodeRecord, weights: list[nn.Parameter]) -> NodeRecord:
     )
 
 
-def _close(lowering: Lowering, output: Value | None, where: str) -> tuple[Network, tuple[Binding, ...]]:
+def _close(
+    lowering: Lowering, output: Value | None, where: str, classifier: bool
+) -> tuple[Network, tuple[Binding, ...]]:
     if not isinstance(output, Activation) or output.name == INPUT:
         raise UnsupportedNetworkError(f"{where}: the output does not depend on the input; this is no classifier.")
     classes = math.prod(output.shape)
-    if classes < 2 or sum(s != 1 for s in output.shape) > 1:
+    if classifier and (classes < 2 or sum(s != 1 for s in output.shape) > 1):
         raise UnsupportedNetworkError(
             f"{where}: the output has shape {output.shape} per input; a classifier gives a vector of 2 or more logits."
         )

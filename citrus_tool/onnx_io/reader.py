@@ -46,9 +46,10 @@ def assemble(
     std: Sequence[float] | None = None,
     input_shape: Sequence[int] | None = None,
     samples: Tensor | None = None,
+    classifier: bool = True,
 ) -> OnnxModel:
-    """`read` for a file that is loaded already."""
-    reading = interpret(source, mean=mean, std=std, input_shape=input_shape)
+    """`read` for a file that is loaded already; no `classifier`: its output may have any shape, and is flattened."""
+    reading = interpret(source, mean=mean, std=std, input_shape=input_shape, classifier=classifier)
     network = reading.lowered.network
     if network is None:
         assert reading.lowered.problem is not None
@@ -84,10 +85,12 @@ def interpret(
     std: Sequence[float] | None,
     input_shape: Sequence[int] | None,
     upgrade: bool = True,
+    classifier: bool = True,
 ) -> Reading:
     """Settles the contract and lowers the graph, upgraded where needed; nothing is compared with onnxruntime yet.
 
-    Without `upgrade` the nodes are read as they stand (for `inspect`, when the upgrade fails).
+    Without `upgrade` the nodes are read as they stand (for `inspect`, when the upgrade fails). `classifier` as in
+    `assemble`.
     """
     where = str(source.path)
     contract = detect(source.input_shape, batch=source.batch, input_shape=input_shape, mean=mean, std=std, where=where)
@@ -100,5 +103,6 @@ def interpret(
         where=where,
         opset=source.opset,
         tensors=[name for name, _ in constants(source.proto)],
+        classifier=classifier,
     )
     return Reading(contract=contract, lowered=lowered)

@@ -48,7 +48,7 @@ class OnnxRunner:
         options = ort.SessionOptions()
         options.log_severity_level = 4
         # one input at a time is too little work to share; threads that spin while they wait starve everything else
-        options.intra_op_num_threads = 1 if contract.batch == 1 else torch.get_num_threads()
+        options.intra_op_num_threads = 1 if contract.batch is not None else torch.get_num_threads()
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self._session = ort.InferenceSession(
@@ -68,9 +68,9 @@ class OnnxRunner:
         Raises DataError when the shape of `x` is another one, UnsupportedNetworkError when onnxruntime fails.
         """
         y = self.contract.to_file(x)
-        size = max(len(y), 1) if self.contract.batch is None else self.contract.batch
+        size = max(len(y), 1) if self.contract.batch is None else 1
         try:
-            parts = [self._session.run(None, {self._input: y[i : i + size]})[0] for i in range(0, len(y), size)]
+            parts = [self._run(y[i : i + size]) for i in range(0, len(y), size)]
         except Exception as error:  # as above
             raise UnsupportedNetworkError(
                 f"{self._where}: onnxruntime cannot run it ({str(error).splitlines()[0]}); correct the network."
@@ -79,6 +79,14 @@ class OnnxRunner:
             return np.zeros((0, 0), dtype=np.float32)
         out: NDArray[np.float32] = np.concatenate([p.reshape(len(p), -1) for p in parts])
         return out
+
+    def _run(self, y: NDArray[np.float32]) -> NDArray[np.float32]:
+        """One run on a batch, or on the one input of a file without a batch axis."""
+        if self.contract.batch == 0:
+            alone: NDArray[np.float32] = self._session.run(None, {self._input: y[0]})[0]
+            return alone[None]
+        found: NDArray[np.float32] = self._session.run(None, {self._input: y})[0]
+        return found
 
     def takes_batches(self) -> bool:
         """Whether the file really runs two inputs at once (a fixed shape inside may forbid what its input allows)."""

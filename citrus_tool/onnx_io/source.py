@@ -14,6 +14,7 @@ import onnx
 from onnx import TensorProto, external_data_helper, inliner, numpy_helper, version_converter
 
 from citrus_tool.errors import InputFileError, UnsupportedNetworkError
+from citrus_tool.files import near
 
 OLDEST_OPSET = 13
 """Rules are written for this opset and later; older files are upgraded to it by onnx.version_converter."""
@@ -27,7 +28,7 @@ class Source:
     Attributes:
         sha256: of the file's bytes as they lie on disk, followed by those of external data files if it has any.
         proto: as in the file; external data is embedded.
-        input_shape: per sample; `batch` is 1 (fixed) or None (free).
+        input_shape: per sample; `batch` is 1 (fixed), None (free), or 0 (no batch axis, for `whole`).
     """
 
     path: Path
@@ -40,9 +41,12 @@ class Source:
     output_name: str
 
 
-def load(path: Path) -> Source:
-    """Reads and checks `path` (.onnx, or gzipped). Raises InputFileError or UnsupportedNetworkError."""
-    return parse(path, content(path))
+def load(path: Path, *, whole: bool = False) -> Source:
+    """Reads and checks `path` (.onnx, or gzipped). Raises InputFileError or UnsupportedNetworkError.
+
+    `whole` takes the input tensor as one sample, whatever its first axis.
+    """
+    return parse(path, content(path), whole=whole)
 
 
 def content(path: Path) -> bytes:
@@ -50,13 +54,14 @@ def content(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        raise InputFileError(f"{path}: no such file; give the path of an ONNX network.") from None
+        hint = near(path) or "; give the path of an ONNX network."
+        raise InputFileError(f"{path}: no such file{hint}") from None
     except OSError as error:
         raise InputFileError(f"{path}: cannot be read ({error.strerror or error}).") from None
 
 
-def parse(path: Path, data: bytes) -> Source:
-    """Checks the bytes of an ONNX file; `path` is for messages and for finding external data."""
+def parse(path: Path, data: bytes, *, whole: bool = False) -> Source:
+    """Checks the bytes of an ONNX file; `path` is for messages and for finding external data; `whole` as in `load`."""
     proto = _decode(path, data)
     digest = hashlib.sha256(data)
     _embed_external_data(path, proto, digest.update)
@@ -85,7 +90,7 @@ def parse(path: Path, data: bytes) -> Source:
             raise UnsupportedNetworkError(
                 f"{path}: {kind} {values[0].name!r} has element type {element}; citrus reads float32 (FLOAT) networks."
             )
-    input_shape, batch = _input_shape(path, inputs[0])
+    input_shape, batch = _input_shape(path, inputs[0], whole=whole)
     return Source(
         path=path,
         sha256=digest.hexdigest(),
@@ -190,9 +195,11 @@ def _embed_external_data(path: Path, proto: onnx.ModelProto, update: Callable[[b
         update(tensor.raw_data)
 
 
-def _input_shape(path: Path, value: onnx.ValueInfoProto) -> tuple[tuple[int, ...], int | None]:
+def _input_shape(path: Path, value: onnx.ValueInfoProto, *, whole: bool) -> tuple[tuple[int, ...], int | None]:
     dims = [d.dim_value if d.HasField("dim_value") else None for d in value.type.tensor_type.shape.dim]
     shown = [d if d and d > 0 else "?" for d in dims]
+    if whole and all(dims) and dims:
+        return tuple(d for d in dims if d), 0
     sizes = [d for d in dims[1:] if d is not None and d > 0]
     if len(dims) < 2 or len(sizes) != len(dims) - 1:
         raise UnsupportedNetworkError(

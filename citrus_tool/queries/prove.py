@@ -2,7 +2,8 @@
 
 The rows of the formula are bounded first; those that are positive over the whole box drop out of it. What is left
 becomes functionals behind the network (queries/formula.py), all of which have to be positive; the per-input engine of
-certify/search.py proves these. Networks that it does not split are split at the input (queries/bisect.py).
+certify/search.py proves these. Networks whose neurons it does not split (sigmoid, tanh, max pooling) have the slopes of
+their relaxations optimised (queries/slopes.py), and are then split at the input (queries/bisect.py).
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ from citrus_tool.certify.branch import SLACK
 from citrus_tool.certify.screen import GUARD
 from citrus_tool.certify.search import MarginProblem, Search
 from citrus_tool.network import Network, walk
+from citrus_tool.queries.bisect import Bisection
 from citrus_tool.queries.formula import with_rows, with_targets
 from citrus_tool.queries.problem import Problem
+from citrus_tool.queries.slopes import SlopeAscent
 from citrus_tool.threat import Box
 
 Log = Callable[[str], None]
@@ -71,6 +74,8 @@ class Prover:
         self._branches: dict[int, list[_Branch]] = {}
         self._seconds = [0.0, 0.0]  # spent on the main search, on branches
         self._instance: Instance | None = None
+        self._slopes: SlopeAscent | None = None
+        self._parts: Bisection | None = None
         self._classes = torch.empty(0, dtype=torch.long)
         self._tight = False
         self._reported = time.monotonic()
@@ -94,9 +99,6 @@ class Prover:
             self._log(f"CROWN: {int((lower <= self.guard).sum())} of {len(numbers)} rows open")
             if self.proven:
                 return
-            if not foldable(network):
-                self.stuck = True
-                return
             simple = len(self.formula.clauses) == 1 and all(len(part) == 1 for part in self.formula.clauses[0])
             if simple:
                 place = {row: number for number, row in enumerate(numbers)}
@@ -107,7 +109,10 @@ class Prover:
                 if not len(self._classes):
                     self.proven = True
                     return
-            self._instance = bounded.instance()
+            if foldable(network):
+                self._instance = bounded.instance()
+            else:
+                self._slopes = SlopeAscent(bounded.network, bounded.boxes, self._classes, self.guard)
 
     def root(self) -> None:
         """alpha-CROWN on the whole box, with CROWN's hidden bounds, then with optimised ones."""
@@ -127,6 +132,9 @@ class Prover:
         """
         with torch.no_grad(), exact_products():
             while not self.done and time.monotonic() < deadline:
+                if self._slopes is not None:
+                    self._grow_parts(self._slopes, deadline)
+                    continue
                 assert self._main is not None
                 start = time.monotonic()
                 until = min(deadline, start + TURN)
@@ -140,6 +148,23 @@ class Prover:
                     self._seconds[0] += time.monotonic() - start
                 self._settle()
                 self._report()
+
+    def _grow_parts(self, slopes: SlopeAscent, deadline: float) -> None:
+        """Optimised slopes on the whole box, then parts of the box, for the targets that these leave open."""
+        if self._parts is not None:
+            self._parts.grow(min(deadline, self._reported + REPORT))
+            self.proven, self.stuck = self._parts.proven and not self.witness, self._parts.stuck
+            if time.monotonic() >= self._reported + REPORT:
+                self._reported = time.monotonic()
+                self._log(f"input splitting: {self._parts.parts} parts, worst bound {self._parts.worst:.4g}")
+            return
+        slopes.grow(deadline)
+        if slopes.done:
+            left = self._classes[~(slopes.lower > self.guard)]
+            self._log(f"optimised slopes: {len(left)} of {len(self._classes)} targets open")
+            self.proven = not len(left)
+            self._parts = Bisection(slopes.network, self.problem.box, left, self.guard, self._seen)
+            self._reported = time.monotonic()
 
     def _settle(self) -> None:
         """Notes which targets are proven, by either line."""
@@ -234,9 +259,12 @@ class Prover:
     def _look(self, point: Tensor) -> list[int]:
         radius, centre = self.problem.box.radius, self.problem.box.centre
         z = centre + point.T.reshape(-1, *centre.shape[1:]).double() * radius
-        if not self.witness and self._judge(z):
-            self.witness = True
-        return list(range(len(self._classes))) if self.witness else []
+        return list(range(len(self._classes))) if self._seen(z) else []
+
+    def _seen(self, z: Tensor) -> bool:
+        """Whether a witness is known, these points included."""
+        self.witness = self.witness or self._judge(z)
+        return self.witness
 
     def _drop(self, rows: list[int]) -> None:
         self.formula = self.formula.without(rows)

@@ -18,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from citrus_tool.errors import UsageError
+from citrus_tool.errors import UnsupportedNetworkError, UsageError
 from citrus_tool.onnx_io import OnnxModel
 from citrus_tool.onnx_io.reader import assemble
 from citrus_tool.onnx_io.source import load
+from citrus_tool.onnx_io.whole import read_whole
 from citrus_tool.queries.falsify import Falsifier
 from citrus_tool.queries.problem import Files, Problem, Replay, problems
 from citrus_tool.queries.prove import Prover
@@ -70,15 +71,23 @@ class Answer(Tabular):
 def read_models(spec: Spec, paths: Mapping[str, Path]) -> dict[str, OnnxModel]:
     """Reads the file of every declared network that is not `equal-to` another one.
 
-    Inputs keep the file's own shape and order. Raises UsageError where names and files do not match, and what
-    `onnx_io.read` raises.
+    Inputs keep the file's own shape and order; outputs may have any shape. A file that is no network with a batch axis
+    is read as one without (`onnx_io.whole`), where that can be. Raises UsageError where names and files do not match,
+    and what `onnx_io.read` raises.
     """
     require_names(spec, paths)
-    models: dict[str, OnnxModel] = {}
-    for name, path in paths.items():
+    return {name: _read_model(path) for name, path in paths.items()}
+
+
+def _read_model(path: Path) -> OnnxModel:
+    try:
         source = load(path)
-        models[name] = assemble(source, input_shape=source.input_shape)
-    return models
+        return assemble(source, input_shape=source.input_shape, classifier=False)
+    except UnsupportedNetworkError as error:
+        try:
+            return read_whole(path)
+        except UnsupportedNetworkError:
+            raise error from None
 
 
 def require_names(spec: Spec, names: Collection[str]) -> None:

@@ -285,18 +285,20 @@ def _certified(fields: _Fields, source: str, folder: Path | None) -> Certified:
     _agree(fields, certificate)
     origin = _settings(folder)
     if folder is not None:
-        eps = certificate.threat.eps
         for journal in (folder / "journal.jsonl", *sorted(folder.glob("eps_*/journal.jsonl"))):
             if journal.is_file():
                 kept = _journal(journal, certificate.model, certificate.data, origin)
-                own = kept is not None and kept.certificate.threat.eps == eps
-                if kept is not None and own and kept.certificate.sha256 == certificate.sha256:
+                if kept is not None and _same_run(kept.certificate, certificate):
                     certificate = replace(certificate, groups=_joined(groups, kept.certificate.groups, journal))
                     origin = kept.origin
                     break
     return Certified(
         source=source, certificate=certificate, standard_accuracy=fields.number("standard_accuracy"), origin=origin
     )
+
+
+def _same_run(one: Certificate, other: Certificate) -> bool:
+    return (one.threat, one.sha256, one.data_sha256) == (other.threat, other.sha256, other.data_sha256)
 
 
 def _threat(fields: _Fields) -> Threat:
