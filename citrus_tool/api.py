@@ -34,7 +34,7 @@ from citrus_tool.bounds.crown import Intermediate
 from citrus_tool.certify.certificate import Certificate
 from citrus_tool.certify.master import SolverName
 from citrus_tool.certify.screen import BoundsName
-from citrus_tool.certify.uap import CertifySettings, Protocol, Scope
+from citrus_tool.certify.settings import CertifySettings, Protocol, Scope
 from citrus_tool.data import Dataset, Split, Splits
 from citrus_tool.errors import UsageError
 from citrus_tool.files import require_writable_folder, write_bytes
@@ -649,7 +649,7 @@ def _recipe(
     seed: int,
 ) -> Recipe:
     if not isinstance(recipe, Recipe):
-        changes = {"method": method or "citrus", "init": init, "seed": seed}
-        return workflow.choose_recipe(data, name=recipe, eps=eps, epochs=epochs, changes=changes)
+        changes, defaults = {"method": method, "init": init, "seed": seed}, {"method": "citrus"}
+        return workflow.choose_recipe(data, name=recipe, eps=eps, epochs=epochs, changes=changes, defaults=defaults)
     changed = recipe.with_epochs(epochs) if epochs is not None else recipe
     return replace(changed, eps=eps, seed=seed, method=method or changed.method, init=init or changed.init)

@@ -19,13 +19,9 @@ Split = Literal["train", "validation", "test"]
 Device = Literal["auto", "cpu", "cuda"]
 
 
-def clean_name(target: int | None) -> str:
-    """What the first row of the table counts."""
-    return "clean correct" if target is None else f"clean, not class {target}"
-
-
 def sweep_table(certificates: Sequence[Certificate], target: int | None) -> tuple[list[str], list[list[str]]]:
     """Headings and one row for each certificate: eps, the counts in percent, seconds."""
+    from citrus_tool.certify.certificate import clean_name
     from citrus_tool.sweep import COLUMNS, percents, spelled
 
     headings = ["eps", *COLUMNS.values(), "seconds"]
@@ -128,7 +124,7 @@ def certify_uap(
     terminal.require_output(json_path, csv_path, latex_path, report_path)
     if len(eps) > 1 and certificate is not None:
         raise UsageError("--certificate holds the proof of one eps; give one --eps, or leave it out.")
-    from citrus_tool.certify.uap import CertifySettings
+    from citrus_tool.certify.settings import CertifySettings
     from citrus_tool.sweep import judged, sweep_file
     from citrus_tool.threat import Threat
     from citrus_tool.workflow import DataChoice, ModelChoice, certify_file
@@ -190,17 +186,8 @@ def certify_uap(
         progress=terminal.progress(quiet),
     )
     write_tables(csv_path, latex_path, [proven], sweep_table([proven], target))
-    found = proven.to_json()
-    inputs = found["inputs"]
-    counts = {
-        clean_name(target): "clean_correct",
-        "IBP certified": "ibp_certified",
-        "individually certified": "individually_certified",
-        "certified UAP": "certified",
-        "attacked UAP": "attacked",
-    }
-    rows = [[name, str(found[key]), terminal.percent(100 * found[key] / inputs)] for name, key in counts.items()]
-    terminal.show(found, json_path, [f"of {inputs} inputs", "count", "%"], rows)
+    shown = proven.table()
+    terminal.show(proven.to_json(), json_path, shown.columns, shown.rows)
     terminal.write_report(report_path, run_dir)
 
 
@@ -315,11 +302,8 @@ def attack_uap(
         device=device,
         progress=terminal.progress(quiet),
     )
-    rows = [
-        [clean_name(target), str(report.correct), terminal.percent(100 * report.correct / report.inputs)],
-        ["attacked UAP", str(report.attacked), terminal.percent(100 * report.attacked / report.inputs)],
-    ]
-    terminal.show(report.to_json(), json_path, [f"of {report.inputs} inputs", "count", "%"], rows)
+    shown = report.table()
+    terminal.show(report.to_json(), json_path, shown.columns, shown.rows)
 
 
 @click.command()
@@ -367,8 +351,7 @@ def evaluate(
       citrus evaluate M.onnx --data mnist --eps 0.1
     """
     terminal.require_output(json_path, report_path)
-    from citrus_tool.certify.uap import CertifySettings
-    from citrus_tool.cli.train import figure_rows
+    from citrus_tool.certify.settings import CertifySettings
     from citrus_tool.threat import Threat
     from citrus_tool.workflow import DataChoice, ModelChoice, evaluate_file
 
@@ -385,6 +368,6 @@ def evaluate(
         device=device,
         progress=terminal.progress(quiet),
     )
-    rows = [*figure_rows(result.figures), ["PGD (one input each)", terminal.percent(result.pgd_accuracy)]]
-    terminal.show(result.to_json(), json_path, ["accuracy in %", model.name], rows)
+    shown = result.table()
+    terminal.show(result.to_json(), json_path, shown.columns, shown.rows)
     terminal.write_report(report_path, result.to_json(), f"evaluation of {model.name}")
