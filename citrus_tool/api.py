@@ -649,7 +649,7 @@ def _recipe(
     seed: int,
 ) -> Recipe:
     if not isinstance(recipe, Recipe):
-        changes = {"method": method or "citrus", "init": init, "seed": seed}
-        return workflow.choose_recipe(data, name=recipe, eps=eps, epochs=epochs, changes=changes)
+        changes, defaults = {"method": method, "init": init, "seed": seed}, {"method": "citrus"}
+        return workflow.choose_recipe(data, name=recipe, eps=eps, epochs=epochs, changes=changes, defaults=defaults)
     changed = recipe.with_epochs(epochs) if epochs is not None else recipe
     return replace(changed, eps=eps, seed=seed, method=method or changed.method, init=init or changed.init)

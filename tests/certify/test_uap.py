@@ -431,7 +431,7 @@ def test_the_attack_depends_on_seed_and_chunk_and_not_on_what_was_done_before(
     run: Callable[..., Certificate], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seeds: list[int] = []
-    honest = uap.attack_groups
+    honest = stages.attack_groups
 
     def spied(*args: Any, **more: Any) -> tuple[Tensor, Tensor]:
         if more.get("starts") is None:
