@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from citrus_tool.api import report as report
     from citrus_tool.api import verify as verify
     from citrus_tool.certify.certificate import Certificate as Certificate
-    from citrus_tool.certify.uap import CertifySettings as CertifySettings
+    from citrus_tool.certify.settings import CertifySettings as CertifySettings
     from citrus_tool.certify.uap import certify_uap as certify_uap
     from citrus_tool.data import Dataset as Dataset
     from citrus_tool.data import Splits as Splits
@@ -58,7 +58,7 @@ _HOME = {
     "Answer": "citrus_tool.queries.verify",
     "AttackReport": "citrus_tool.workflow",
     "Certificate": "citrus_tool.certify.certificate",
-    "CertifySettings": "citrus_tool.certify.uap",
+    "CertifySettings": "citrus_tool.certify.settings",
     "CitrusError": "citrus_tool.errors",
     "Dataset": "citrus_tool.data",
     "Evaluation": "citrus_tool.workflow",

@@ -18,7 +18,7 @@ from typing import Any, Final, Literal
 from citrus_tool.certify.certificate import Certificate, GroupResult, Status
 from citrus_tool.certify.evidence import Evidence, Verdict
 from citrus_tool.certify.journal import unfinished
-from citrus_tool.certify.uap import CertifySettings
+from citrus_tool.certify.settings import CertifySettings
 from citrus_tool.data import Split
 from citrus_tool.errors import SoundnessError, UsageError
 from citrus_tool.files import write_text

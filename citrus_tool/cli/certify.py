@@ -127,7 +127,7 @@ def certify_uap(
     terminal.require_output(json_path, csv_path, latex_path, report_path)
     if len(eps) > 1 and certificate is not None:
         raise UsageError("--certificate holds the proof of one eps; give one --eps, or leave it out.")
-    from citrus_tool.certify.uap import CertifySettings
+    from citrus_tool.certify.settings import CertifySettings
     from citrus_tool.sweep import sweep_file
     from citrus_tool.threat import Threat
     from citrus_tool.workflow import DataChoice, ModelChoice, certify_file
@@ -355,7 +355,7 @@ def evaluate(
       citrus evaluate M.onnx --data mnist --eps 0.1
     """
     terminal.require_output(json_path, report_path)
-    from citrus_tool.certify.uap import CertifySettings
+    from citrus_tool.certify.settings import CertifySettings
     from citrus_tool.threat import Threat
     from citrus_tool.workflow import DataChoice, ModelChoice, evaluate_file
 

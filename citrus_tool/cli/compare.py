@@ -80,7 +80,7 @@ def compare(
     terminal.require_output(json_path, csv_path, latex_path)
     if len(models) < 2:
         raise UsageError("give at least two networks to compare; citrus certify-uap judges one.")
-    from citrus_tool.certify.uap import CertifySettings
+    from citrus_tool.certify.settings import CertifySettings
     from citrus_tool.compare import compare_files
     from citrus_tool.tables import to_csv, to_latex
     from citrus_tool.threat import Threat

@@ -119,7 +119,7 @@ def harden(
       citrus harden M.onnx --data mnist --spec prop.vnnlib --out H.onnx
     """
     terminal.require_output(json_path, report_path)
-    from citrus_tool.certify.uap import CertifySettings
+    from citrus_tool.certify.settings import CertifySettings
     from citrus_tool.tracking import tracking
     from citrus_tool.workflow import DataChoice, ModelChoice, choose_recipe, harden_file, read_spec
 
