@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from citrus_tool.progress import Progress as Progress
     from citrus_tool.queries.verify import Answer as Answer
     from citrus_tool.queries.verify import Verdict as Verdict
+    from citrus_tool.report.write import write_report as write_report
     from citrus_tool.threat import Threat as Threat
     from citrus_tool.workflow import AttackReport as AttackReport
     from citrus_tool.workflow import Evaluation as Evaluation
@@ -90,6 +91,7 @@ _HOME = {
     "train_file": "citrus_tool.workflow",
     "verify": "citrus_tool.api",
     "write": "citrus_tool.onnx_io",
+    "write_report": "citrus_tool.report.write",
 }
 """Public name -> the module (and the name there, where it is another one) that it is loaded from at first use."""
 
@@ -130,6 +132,7 @@ __all__ = [
     "train_file",
     "verify",
     "write",
+    "write_report",
 ]
 
 for _folder in ("certify", "harden", "report"):

@@ -650,13 +650,7 @@ def _recipe(
     seed: int,
 ) -> Recipe:
     if not isinstance(recipe, Recipe):
-        return workflow.choose_recipe(
-            data,
-            name=recipe,
-            eps=eps,
-            epochs=epochs,
-            changes={"method": method, "init": init, "seed": seed},
-            defaults={"method": "citrus", "init": "keep"},
-        )
+        changes, defaults = {"method": method, "init": init, "seed": seed}, {"method": "citrus"}
+        return workflow.choose_recipe(data, name=recipe, eps=eps, epochs=epochs, changes=changes, defaults=defaults)
     changed = recipe.with_epochs(epochs) if epochs is not None else recipe
     return replace(changed, eps=eps, seed=seed, method=method or changed.method, init=init or changed.init)

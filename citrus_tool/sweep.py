@@ -251,6 +251,14 @@ def percents(certificate: Certificate) -> dict[str, float]:
     return {name: 100 * count / certificate.inputs for name, count in zip(COLUMNS, counts, strict=True)}
 
 
+def judged(certificate: Certificate) -> str:
+    """What the percentages of a table are of: "200 inputs (digits, test) in groups of 5"."""
+    shared = f"in groups of {certificate.settings['group_size']}"
+    if certificate.together is not None:
+        shared = "under one perturbation for all"
+    return f"{certificate.inputs} inputs ({certificate.data}, {certificate.split}) {shared}"
+
+
 def csv_rows(certificates: Sequence[Certificate]) -> tuple[list[str], list[list[Cell]]]:
     """Header and one row for each certificate: eps, counts, percentages with the suffix _percent, seconds."""
     columns = ["model", "data", "split", "eps", "group_size", "protocol", "inputs", *COLUMNS]

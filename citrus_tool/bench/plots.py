@@ -29,6 +29,7 @@ def fig4(entries: Sequence[Entry], losses: Sequence[BoxLosses]) -> Figure | None
     heights = [statistics.mean(getattr(each, field) for each in mine) for field in ("own", "total", "largest")]
     bars = axes.bar(["same input", "sum of cross-input", "largest cross-input"], heights, width=0.6)
     axes.bar_label(bars, fmt="%.2f")
+    axes.margins(x=0.1, y=0.12)
     axes.set_ylabel("mean box loss, last epoch")
     axes.set_title(f"{contest.data}, eps {contest.eps}, {contest.architecture}, citrus")
     return figure

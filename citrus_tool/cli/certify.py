@@ -39,17 +39,14 @@ def write_tables(
     table: tuple[list[str], list[list[str]]],
 ) -> None:
     """Writes the files of --csv (counts and percentages) and --latex (`table`)."""
-    from citrus_tool.sweep import csv_rows
+    from citrus_tool.sweep import csv_rows, judged
     from citrus_tool.tables import to_csv, to_latex
 
     if csv_path is not None:
         write_text(csv_path, to_csv(*csv_rows(certificates)))
     if latex_path is not None:
         one = certificates[0]
-        note = (
-            f"{one.model}: percent of {one.inputs} inputs ({one.data}, {one.split}) in groups of"
-            f" {one.settings['group_size']}, protocol {one.settings['protocol']}; citrus {one.version}"
-        )
+        note = f"{one.model}: percent of {judged(one)}, protocol {one.settings['protocol']}; citrus {one.version}"
         write_text(latex_path, to_latex(*table, note))
 
 
@@ -128,7 +125,7 @@ def certify_uap(
     if len(eps) > 1 and certificate is not None:
         raise UsageError("--certificate holds the proof of one eps; give one --eps, or leave it out.")
     from citrus_tool.certify.settings import CertifySettings
-    from citrus_tool.sweep import sweep_file
+    from citrus_tool.sweep import judged, sweep_file
     from citrus_tool.threat import Threat
     from citrus_tool.workflow import DataChoice, ModelChoice, certify_file
 
@@ -170,8 +167,7 @@ def certify_uap(
         table = sweep_table(swept.certificates, target)
         terminal.show(swept.to_json(), json_path, *table)
         if not terminal.is_stdout(json_path):
-            first = swept.certificates[0]
-            click.echo(f"\npercent of {first.inputs} inputs ({data_name}, {split}) in groups of {group_size}")
+            click.echo(f"\npercent of {judged(swept.certificates[0])}")
         write_tables(csv_path, latex_path, swept.certificates, table)
         terminal.write_report(report_path, run_dir)
         return

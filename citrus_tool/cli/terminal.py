@@ -159,9 +159,9 @@ def write_report(report_path: Path | None, run: Path | Mapping[str, Any], name: 
     """Writes the page of --report about a run folder, or about a result in JSON values that is called `name`."""
     if report_path is None:
         return
-    from citrus_tool.report import parse, read, write_report
+    from citrus_tool.report import parse, write_report
 
-    for reason in write_report([read(run) if isinstance(run, Path) else parse(run, name)], report_path):
+    for reason in write_report([run if isinstance(run, Path) else parse(run, name)], report_path):
         click.echo(f"report: left out: {reason}", err=True)
 
 

@@ -63,6 +63,13 @@ def test_sweep_table_and_single_eps(run: Run, network: Path) -> None:
     assert len(Path("s.csv").read_text().splitlines()) == 2
 
 
+def test_sweep_of_the_whole_data_set(run: Run, network: Path) -> None:
+    outcome = run("certify-uap", network, "--eps", "0.1,0.01", *SMALL, "--scope", "dataset", "--report", "r.html")
+    assert outcome.code == 0
+    assert outcome.out.endswith("percent of 12 inputs (digits, test) under one perturbation for all\n")
+    assert Path("r.html").read_text().startswith("<!")
+
+
 def test_an_interrupted_sweep_goes_on(run: Run, network: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from citrus_tool.certify.run import Run
 
