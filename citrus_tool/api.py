@@ -161,7 +161,8 @@ class Model(Tabular):
     Attributes:
         content: the file's bytes, as `save` writes them.
         source: the checked file.
-        mean, std: the normalisation in front of the file's input, one value per channel; None: it takes pixels.
+        mean: of the normalisation in front of the file's input, one value per channel; None: it takes pixels.
+        std: as mean.
         onnx: its reading; `onnx.network` maps pixels to logits.
     """
 
@@ -173,7 +174,7 @@ class Model(Tabular):
 
     @property
     def path(self) -> Path:
-        """The file that it was read from, or <NAME> of a torch module."""
+        """The file that it was read from; for a torch module its class, in angle brackets."""
         return self.source.path
 
     @property

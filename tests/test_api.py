@@ -286,6 +286,19 @@ def test_names_of_a_query(model: citrus.Model) -> None:
         citrus.verify(query, {"g": model})
 
 
+# --- reports ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_report_of_results_in_memory(model: citrus.Model, digits: tuple[Any, Any], tmp_path: Path) -> None:
+    certificate = model.certify("digits", eps=0.02, limit=5, attack_steps=2)
+    page = tmp_path / "report.html"
+    assert citrus.report(certificate, out=page, models=[model]) == ()
+    assert certificate.sha256[:12] in page.read_text()
+    arrays = model.certify(digits, eps=0.02, limit=5, attack_steps=2)
+    missing = citrus.report(arrays, out=page, models=[model])
+    assert any("arrays" in reason for reason in missing)
+
+
 # --- what objects show ------------------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import re
 import shlex
 from collections.abc import Iterator
@@ -93,6 +94,18 @@ def test_python_in_pages_is_python_and_its_names_exist(page: Path) -> None:
                     assert node.attr in citrus_tool.__all__, f"citrus.{node.attr}"
                 if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "model":
                     assert getattr(citrus_tool.Model, node.attr) is not None
+
+
+def test_the_commands_page_has_every_command_s_help() -> None:
+    spec = importlib.util.spec_from_file_location("commands_hook", DOCS / ".hooks" / "commands.py")
+    assert spec is not None
+    assert spec.loader is not None
+    hook = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hook)
+    page = hook.on_page_markdown((DOCS / "commands.md").read_text())
+    for name in citrus.commands:
+        assert f"## citrus {name}\n" in page
+        assert f"Usage: citrus {name} " in page
 
 
 def test_every_public_name_is_in_the_reference() -> None:

@@ -58,7 +58,15 @@ def test_wheel_holds_the_package_and_what_the_demo_needs(built: Path, tmp_path: 
 def test_sdist_holds_what_a_wheel_the_tests_and_the_pages_need(built: Path) -> None:
     with tarfile.open(built / f"citrus_tool-{__version__}.tar.gz") as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    assert {"pyproject.toml", "constraints.txt", "README.md", "Makefile", "mkdocs.yml", "docs/index.md"} <= names
+    assert {
+        "pyproject.toml",
+        "constraints.txt",
+        "README.md",
+        "Makefile",
+        "mkdocs.yml",
+        "docs/index.md",
+        "docs/.hooks/commands.py",
+    } <= names
     assert {"models/digits_convtiny.onnx", "examples/quickstart.py", "tests/test_packaging.py"} <= names
     assert not any(name.startswith(("runs/", "results/", "site/", ".ci")) for name in names)
 
