@@ -34,7 +34,7 @@ from citrus_tool.bounds.crown import Intermediate
 from citrus_tool.certify.certificate import Certificate
 from citrus_tool.certify.master import SolverName
 from citrus_tool.certify.screen import BoundsName
-from citrus_tool.certify.uap import CertifySettings, Protocol
+from citrus_tool.certify.settings import CertifySettings, Protocol, Scope
 from citrus_tool.data import Dataset, Split, Splits
 from citrus_tool.errors import UsageError
 from citrus_tool.files import require_writable_folder, write_bytes
@@ -69,6 +69,7 @@ class CertifyOptions(TypedDict, total=False):
 
     group_size: int
     protocol: Protocol
+    scope: Scope
     bounds: BoundsName
     intermediate: Intermediate
     branch_nodes: int
@@ -299,6 +300,7 @@ class Model(Tabular):
         proof: str | Path | None = None,
         run_dir: str | Path | None = None,
         resume: bool = False,
+        workers: int = 1,
         data_root: Path | None = None,
         device: Device = "auto",
         on_progress: OnProgress | None = None,
@@ -315,6 +317,7 @@ class Model(Tabular):
             split: which part of named data, files and folders is judged.
             proof: file that gets the proof, for `citrus check`; needs bounds="full".
             run_dir: folder for the journal that `resume` continues from; None: nothing is kept.
+            workers: processes that groups are spread over; scripts then need `if __name__ == "__main__"`.
             on_progress: gets a Step now and then.
             settings: fields of CertifySettings, such as group_size=5, limit=1000 or bounds="full".
 
@@ -337,6 +340,7 @@ class Model(Tabular):
             device=device,
             resume=resume,
             proof=None if proof is None else Path(proof),
+            workers=workers,
             progress=_progress(on_progress),
         )
 
@@ -562,6 +566,41 @@ def verify(
     return decide(spec, read, seconds=seconds, seed=seed, log=log)
 
 
+def report(
+    *results: Hardened | Certificate | Evaluation | AttackReport | str | Path,
+    out: str | Path,
+    models: Sequence[Model] = (),
+    data_root: Path | None = None,
+    on_progress: OnProgress | None = None,
+) -> tuple[str, ...]:
+    """Writes results as one HTML file that loads nothing from the network; returns what it had to leave out, and why.
+
+    Args:
+        results: what `harden`, `certify`, `evaluate` and `attack` returned; run folders and result files too.
+        out: the page to write.
+        models: networks of the results that lie in no file. Pictures are made by replaying network and data on
+            onnxruntime; data that was given as arrays is not at hand then, so that they are left out.
+        data_root: where named data sets lie.
+
+    Raises:
+        InputFileError: `out` cannot be written, or a file holds no result.
+        CheckFailedError: a replay contradicts a certificate.
+    """
+    from citrus_tool.report import parse, read, write_report
+
+    runs = []
+    for result in results:
+        if isinstance(result, str | Path):
+            runs.append(read(Path(result)))
+        else:
+            record = result.report if isinstance(result, Hardened) else result
+            runs.append(parse(record.to_json(), type(record).__name__))
+    with tempfile.TemporaryDirectory(prefix="citrus-") as folder:
+        own = [*models, *(result.model for result in results if isinstance(result, Hardened))]
+        files = [model.save(Path(folder) / f"{number}.onnx") for number, model in enumerate(own)]
+        return write_report(runs, Path(out), models=files, root=data_root, progress=_progress(on_progress))
+
+
 harden = Model.harden
 certify = Model.certify
 attack = Model.attack
@@ -610,7 +649,7 @@ def _recipe(
     seed: int,
 ) -> Recipe:
     if not isinstance(recipe, Recipe):
-        changes = {"method": method or "citrus", "init": init, "seed": seed}
-        return workflow.choose_recipe(data, name=recipe, eps=eps, epochs=epochs, changes=changes)
+        changes, defaults = {"method": method, "init": init, "seed": seed}, {"method": "citrus"}
+        return workflow.choose_recipe(data, name=recipe, eps=eps, epochs=epochs, changes=changes, defaults=defaults)
     changed = recipe.with_epochs(epochs) if epochs is not None else recipe
     return replace(changed, eps=eps, seed=seed, method=method or changed.method, init=init or changed.init)

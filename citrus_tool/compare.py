@@ -13,7 +13,7 @@ from scipy.stats import binomtest
 
 from citrus_tool import __version__
 from citrus_tool.certify.certificate import Certificate
-from citrus_tool.certify.uap import CertifySettings
+from citrus_tool.certify.settings import CertifySettings
 from citrus_tool.data import Dataset, Split
 from citrus_tool.errors import CheckFailedError, CitrusError, InputFileError, SoundnessError, UnsupportedNetworkError
 from citrus_tool.files import require_writable_folder, write_text
@@ -69,8 +69,13 @@ class Pair:
 
     @staticmethod
     def of(a: str, b: str, one: Certificate, other: Certificate) -> Pair | None:
-        """None unless both are of the same groups (protocol `correct` drops different inputs for each network)."""
-        if [group.indices for group in one.groups] != [group.indices for group in other.groups]:
+        """None unless both are of the same groups.
+
+        Protocol `correct` drops different inputs for each network; in scope dataset there are no groups to compare.
+        """
+        if one.together is not None or [group.indices for group in one.groups] != [
+            group.indices for group in other.groups
+        ]:
             return None
         ahead = [left.certified - right.certified for left, right in zip(one.groups, other.groups, strict=True)]
         more, fewer = sum(d > 0 for d in ahead), sum(d < 0 for d in ahead)
@@ -162,6 +167,7 @@ def compare_files(
     split: Split = "test",
     device: Literal["auto", "cpu", "cuda"] = "auto",
     resume: bool = False,
+    workers: int = 1,
     settings: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
@@ -188,7 +194,7 @@ def compare_files(
             accuracy = _accuracy(source, dataset, staged)
             sweep = sweep_file(
                 source, choice, threats, certify, run_dir=run_dir / name, split=split, device=device, resume=resume,
-                settings=settings, progress=staged,
+                workers=workers, settings=settings, progress=staged,
             )  # fmt: skip
         except SoundnessError:
             raise

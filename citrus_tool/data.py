@@ -35,6 +35,7 @@ import torch
 from torch import Tensor
 
 from citrus_tool.errors import DataError, UsageError
+from citrus_tool.files import near
 from citrus_tool.tables import Table, Tabular
 
 Split = Literal["train", "validation", "test"]
@@ -477,8 +478,9 @@ def _npz(path: Path, split: Split, seed: int) -> Dataset:
         with np.load(path, allow_pickle=False) as archive:
             entries = {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        what = "does not exist" if not path.exists() else f"cannot be read as .npz ({error})"
-        raise DataError(f"{path}: {what}; write it with numpy.savez(FILE, x=images, y=labels).") from None
+        what = f"cannot be read as .npz ({error})" if path.exists() else "does not exist"
+        hint = ("" if path.exists() else near(path)) or "; write it with numpy.savez(FILE, x=images, y=labels)."
+        raise DataError(f"{path}: {what}{hint}") from None
     missing = sorted({"x", "y"} - entries.keys())
     if missing:
         raise DataError(f"{path}: has no array {missing[0]!r}, only {sorted(entries)}; save x=images and y=labels.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import tempfile
@@ -70,6 +71,16 @@ def _probe(folder: Path) -> None:
             pass
     except OSError as error:
         raise InputFileError(f"{folder}: cannot be written to ({error.strerror}); name another folder.") from None
+
+
+def near(path: Path) -> str:
+    """For messages about a file that is not there: "; did you mean X?", X beside it and alike in name, or nothing."""
+    try:
+        beside = sorted(entry.name for entry in path.parent.iterdir())
+    except OSError:
+        return ""
+    found = difflib.get_close_matches(path.name, beside, n=1, cutoff=0.7)
+    return f"; did you mean {path.parent / found[0]}?" if found else ""
 
 
 def toml_value(value: Any) -> str:

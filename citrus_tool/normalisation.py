@@ -254,14 +254,15 @@ def _cause(model: OnnxModel, data: Dataset) -> str | None:
 def in_graph(network: Network) -> tuple[Values, Values] | None:
     """Mean and std of a normalisation that the graph itself starts with, per channel, if it does."""
     scale, shift = torch.ones(1, 1, 1, dtype=torch.float64), torch.zeros(1, 1, 1, dtype=torch.float64)
-    at = INPUT
+    at, moved = INPUT, False
     for node in network.nodes:
         if node.inputs != (at,) or not isinstance(node.layer, Affine | Reshape | Transpose):
             break
+        moved = moved or not isinstance(node.layer, Affine)
         at = node.name
         if isinstance(node.layer, Affine):
             a, b = node.layer.scale.double(), node.layer.shift.double()
-            if a.dim() > 3 or b.dim() > 3:
+            if max(a.dim(), b.dim()) > 3 or (moved and max(a.numel(), b.numel()) > 1):
                 return None
             scale, shift = scale * a, shift * a + b
     if bool((scale <= 0).any()):
@@ -269,5 +270,5 @@ def in_graph(network: Network) -> tuple[Values, Values] | None:
     both = torch.stack(torch.broadcast_tensors(-shift / scale, 1 / scale))  # type: ignore[no-untyped-call]
     if both[0].dim() != 3 or any(bool((t != t[:, :1, :1]).any()) for t in both):
         return None
-    mean, std = (tuple(round(float(value), 6) for value in t[:, 0, 0]) for t in both)
+    mean, std = (tuple(round(float(value), 6) + 0.0 for value in t[:, 0, 0]) for t in both)
     return None if not any(mean) and all(value == 1 for value in std) else (mean, std)

@@ -1,4 +1,4 @@
-"""Plots as SVG or PNG files, by matplotlib, which is an extra and is loaded only here and only when a plot is made."""
+"""Plots as SVG or PNG files, by matplotlib, which is loaded only when a plot is made."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def require(path: Path) -> None:
     if path.suffix not in FORMATS:
         raise UsageError(f"{path}: plots are written as {' or '.join(FORMATS)}; name such a file.")
     if importlib.util.find_spec("matplotlib") is None:
-        raise UsageError("plots need matplotlib; install it, or citrus-tool with its extra `plot`.")
+        raise UsageError("plots need matplotlib, which is missing; install citrus-tool again.")
     require_writable_file(path)
 
 

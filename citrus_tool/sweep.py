@@ -11,13 +11,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations, pairwise
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from citrus_tool.certify.certificate import Certificate, GroupResult, Status
+from citrus_tool.certify.evidence import Evidence, Verdict
 from citrus_tool.certify.journal import unfinished
-from citrus_tool.certify.uap import CertifySettings
+from citrus_tool.certify.settings import CertifySettings
 from citrus_tool.data import Split
 from citrus_tool.errors import SoundnessError, UsageError
 from citrus_tool.files import write_text
@@ -25,6 +26,10 @@ from citrus_tool.progress import Progress, Silent
 from citrus_tool.tables import Cell
 from citrus_tool.threat import Threat
 from citrus_tool.workflow import DataChoice, ModelChoice, certify_file
+
+PROVEN: Final = (Verdict.IBP, Verdict.PROVEN)
+SETTLED: Final = (Verdict.LOST, *PROVEN)
+VOID: Final = "the certificates are void, please report the network and the settings."
 
 COLUMNS: Mapping[str, str] = {
     "clean_correct": "clean",
@@ -117,64 +122,71 @@ def spelled(eps: float) -> str:
 
 
 def carried(certificates: Sequence[Certificate]) -> tuple[Certificate, ...]:
-    """The certificates, ascending in eps and of the same groups, each bracket narrowed by the others.
+    """The certificates, ascending in eps and of the same inputs, each bracket narrowed by the others.
 
-    Counts proven at a larger eps raise those of smaller ones, attacked counts at a smaller eps lower those of larger
-    ones. Each certificate holds without the others; `detail` says which counts come from which eps.
+    What is proven at a larger eps raises the counts of smaller ones, a witness of a smaller eps lowers those of larger
+    ones. Each certificate holds without the others; `detail` says which counts come from which eps. In scope dataset
+    the groups depend on eps, and only the attacked count of the whole is carried.
 
-    In scope dataset each certificate has a partition of its own: they are only compared, as a whole.
-
-    Raises SoundnessError where a certified count lies above the attacked count at a smaller eps, or the certificates
-    are not of the same groups with the same clean counts.
+    Raises SoundnessError where a certified count lies above the attacked count at a smaller eps, where an input is
+    proven although a witness of a smaller eps fools it, or where the certificates are not of the same groups with the
+    same clean counts.
     """
-    if any(certificate.together is not None for certificate in certificates):
-        for low, high in combinations(certificates, 2):
-            if high.certified > low.attacked:
-                raise SoundnessError(
-                    f"data set: {high.certified} inputs are certified at eps {spelled(high.threat.eps)}, but a"
-                    f" perturbation of eps {spelled(low.threat.eps)} leaves only {low.attacked} correct; the"
-                    " certificates are void, please report the network and the settings."
-                )
-        return tuple(certificates)
+    eps = [certificate.threat.eps for certificate in certificates]
+    if certificates[0].together is not None:
+        return _together(eps, certificates)
     for certificate in certificates[1:]:
         for one, other in zip(certificates[0].groups, certificate.groups, strict=True):
             if one.indices != other.indices or one.clean_correct != other.clean_correct:
                 raise SoundnessError(
-                    f"group {one.index}: its inputs or its clean count {one.clean_correct} at eps"
-                    f" {spelled(certificates[0].threat.eps)} are not those at eps {spelled(certificate.threat.eps)}"
-                    f" ({other.clean_correct}); the certificates are void, please report the network and the settings."
+                    f"group {one.index}: its inputs or its clean count {one.clean_correct} at eps {spelled(eps[0])} are"
+                    f" not those at eps {spelled(certificate.threat.eps)} ({other.clean_correct}); {VOID}"
                 )
     columns = zip(*(certificate.groups for certificate in certificates), strict=True)
-    eps = [certificate.threat.eps for certificate in certificates]
     narrowed = list(zip(*(_narrowed(eps, groups) for groups in columns), strict=True))
     return tuple(
         replace(certificate, groups=groups) for certificate, groups in zip(certificates, narrowed, strict=True)
     )
 
 
-def _narrowed(eps: Sequence[float], groups: Sequence[GroupResult]) -> list[GroupResult]:
-    """One group's results at ascending `eps`, narrowed by each other."""
+def _together(eps: Sequence[float], certificates: Sequence[Certificate]) -> tuple[Certificate, ...]:
+    """Certificates in scope dataset: one perturbation for all inputs."""
+    _require_falling(eps, certificates, "the data set")
+    attacked = [certificate.attacked for certificate in certificates]
+    return tuple(
+        replace(certificate, together=min(attacked[: place + 1])) for place, certificate in enumerate(certificates)
+    )
+
+
+def _require_falling(eps: Sequence[float], results: Sequence[GroupResult | Certificate], what: str) -> None:
     for high in range(len(eps)):
         for low in range(high):
-            if groups[high].certified > groups[low].attacked:
+            if results[high].certified > results[low].attacked:
                 raise SoundnessError(
-                    f"group {groups[low].index}: {groups[high].certified} inputs are certified at eps"
-                    f" {spelled(eps[high])}, but a perturbation of eps {spelled(eps[low])} leaves only"
-                    f" {groups[low].attacked} correct; the certificates are void, please report the network and the"
-                    " settings."
+                    f"{what}: {results[high].certified} inputs are certified at eps {spelled(eps[high])}, but a"
+                    f" perturbation of eps {spelled(eps[low])} leaves only {results[low].attacked} correct; {VOID}"
                 )
+
+
+def _narrowed(eps: Sequence[float], groups: Sequence[GroupResult]) -> list[GroupResult]:
+    """One group's results at ascending `eps`, narrowed by each other."""
+    _require_falling(eps, groups, f"group {groups[0].index}")
     found = []
     for place, group in enumerate(groups):
-        upward, downward = range(place, len(groups)), range(place + 1)
-        proven = max(upward, key=lambda at: (groups[at].certified, -at))
-        alone = max(groups[at].individually_certified for at in upward)
-        fooled = min(downward, key=lambda at: (groups[at].attacked, -at))
+        proven = max(range(place, len(groups)), key=lambda at: (groups[at].certified, -at))
+        fooled = min(range(place + 1), key=lambda at: (groups[at].attacked, -at))
+        evidence = _evidence(eps, groups, place, fooled)
+        alone = max(result.individually_certified for result in groups[place:])
+        if evidence is not None:
+            alone = sum(verdict in PROVEN for verdict in evidence.verdicts)
+        certified, attacked = max(groups[proven].certified, alone), groups[fooled].attacked
         words = [group.detail]
         if proven != place:
             words.append(f"certified count from eps {spelled(eps[proven])}")
+        elif certified > group.certified:
+            words.append("inputs proven at larger eps")
         if fooled != place:
             words.append(f"attacked count from eps {spelled(eps[fooled])}")
-        certified, attacked = groups[proven].certified, groups[fooled].attacked
         found.append(
             replace(
                 group,
@@ -183,9 +195,32 @@ def _narrowed(eps: Sequence[float], groups: Sequence[GroupResult]) -> list[Group
                 attacked=attacked,
                 status=Status.EXACT if certified == attacked else group.status,
                 detail="; ".join(words),
+                evidence=evidence,
             )
         )
     return found
+
+
+def _evidence(eps: Sequence[float], groups: Sequence[GroupResult], place: int, witness: int) -> Evidence | None:
+    """The evidence at `place` with the proofs of larger eps and the witness at `witness`; None where some has none."""
+    kept = [group.evidence for group in groups]
+    own, found = kept[place], kept[witness]
+    if own is None or found is None:
+        return None
+    later = [evidence for evidence in kept[place + 1 :] if evidence is not None]
+    verdicts = []
+    for number, index in enumerate(groups[place].indices):
+        verdict, seen = own.verdicts[number], found.verdicts[number]
+        if verdict not in SETTLED:
+            proven = any(evidence.verdicts[number] in PROVEN for evidence in later)
+            verdict = Verdict.PROVEN if proven else Verdict.FOOLED if seen is Verdict.FOOLED else Verdict.OPEN
+        if verdict in PROVEN and seen is Verdict.FOOLED:
+            raise SoundnessError(
+                f"group {groups[place].index}: input {index} is proven at eps {spelled(eps[place])} or above, but a"
+                f" perturbation of eps {spelled(eps[witness])} fools it; {VOID}"
+            )
+        verdicts.append(verdict)
+    return replace(own, verdicts=tuple(verdicts), perturbation=found.perturbation)
 
 
 class Staged(Progress):
@@ -214,6 +249,14 @@ def percents(certificate: Certificate) -> dict[str, float]:
         certificate.attacked,
     )
     return {name: 100 * count / certificate.inputs for name, count in zip(COLUMNS, counts, strict=True)}
+
+
+def judged(certificate: Certificate) -> str:
+    """What the percentages of a table are of: "200 inputs (digits, test) in groups of 5"."""
+    shared = f"in groups of {certificate.settings['group_size']}"
+    if certificate.together is not None:
+        shared = "under one perturbation for all"
+    return f"{certificate.inputs} inputs ({certificate.data}, {certificate.split}) {shared}"
 
 
 def csv_rows(certificates: Sequence[Certificate]) -> tuple[list[str], list[list[Cell]]]:

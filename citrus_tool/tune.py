@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from citrus_tool import __version__, architectures, files, onnx_io, plots
-from citrus_tool.certify.uap import CertifySettings, certify_uap
+from citrus_tool.certify.settings import CertifySettings
+from citrus_tool.certify.uap import certify_uap
 from citrus_tool.data import Dataset
 from citrus_tool.errors import CheckFailedError, InputFileError, InterruptedRunError, UsageError
 from citrus_tool.harden import checkpoint, recipes, trainer
@@ -50,6 +51,7 @@ COMPARED = 4
 """Finished trials that must have been judged at a share of the run before a trial is given up there."""
 BEST = "best.toml"
 _STUDY = "citrus"
+_TRIALS = "trials"
 _SQLITE = b"SQLite format 3\x00"
 
 
@@ -314,6 +316,8 @@ def tune_file(
         return onnx_io.write(dataclasses.replace(model, network=trained), path, metadata=metadata)
 
     space = default_space(recipe) if space is None else space
+    if isinstance(source, str) and "distil" in space:
+        raise UsageError("--search distil: an architecture from scratch has no trained network to learn from.")
     _require_recipes(recipe, space)
     files.require_writable_folder(run_dir)
     search = _Search(
@@ -386,6 +390,8 @@ class _Search:
                 raise UsageError(
                     f"{self.storage} does not exist, so there is no search to continue; leave out --resume."
                 )
+            if (self.run_dir / _TRIALS).exists():
+                raise UsageError(f"{self.run_dir} already holds another search's trials; choose another --run-dir.")
             files.require_writable_folder(self.storage.parent)
             self.storage.parent.mkdir(parents=True, exist_ok=True)
             return
@@ -449,14 +455,17 @@ class _Search:
         return TPESampler(seed=int.from_bytes(digest[:4], "big"), n_startup_trials=RANDOM_TRIALS)
 
     def _folder(self, number: int) -> Path:
-        return self.run_dir / "trials" / f"{number}"
+        return self.run_dir / _TRIALS / f"{number}"
 
     def _read(self, trial: FrozenTrial) -> Trial:
         """The result of a finished trial, from its folder."""
         path = self._folder(trial.number) / "result.json"
         try:
             plain = json.loads(path.read_text(encoding="utf-8"))
-            return Trial(**{**plain, "validations": tuple((*each,) for each in plain["validations"])})
+            found = Trial(**{**plain, "validations": tuple((*each,) for each in plain["validations"])})
+            if (found.number, dict(found.parameters)) != (trial.number, dict(trial.params)):
+                raise ValueError("the study has other parameters")
+            return found
         except OSError as error:
             raise InputFileError(
                 f"{path}: cannot be read ({error.strerror}); the study and its run folder belong together."
@@ -611,7 +620,7 @@ def draw(report: TuneReport, path: Path) -> None:
     complete = [trial for trial in report.trials if trial.state == "complete"]
     axes.scatter(*zip(*(t.figures() for t in complete), strict=True), color="0.6", label="trials")
     points = [next(t for t in complete if t.number == number).figures() for number in report.front]
-    axes.plot(*zip(*points, strict=True), color="tab:blue", marker="o", label="front")
+    axes.plot(*zip(*points, strict=True), color="tab:blue", marker="o", drawstyle="steps-post", label="front")
     first = [trial.figures() for trial in complete if trial.number == 0]
     if first:
         axes.scatter(*first[0], color="black", marker="x", zorder=3, label="the recipe as it stands")

@@ -28,14 +28,14 @@ def main() -> None:
     model = citrus.load(net, input_shape=(1, 8, 8), mean=(0.3,), std=(0.4,))
 
     hardened = model.harden(
-        splits, eps=0.05, recipe="digits", init="shi", epochs=40, certify=citrus.CertifySettings(limit=100)
+        splits, eps=0.05, recipe="digits", init="shi", epochs=25, certify=citrus.CertifySettings(limit=100)
     )
     print(hardened)
 
     report = hardened.model.attack(splits.test, eps=0.05, limit=100)
     print(report)
-    worst = report.perturbations[0]
-    print(f"the first group's perturbation: shape {tuple(worst.shape)}, largest entry {worst.abs().max():.3f}")
+    u = report.perturbations  # (groups, C, H, W), in pixels
+    print(f"{len(u)} perturbations of shape {tuple(u.shape[1:])}, largest entry {u.abs().max():.3f}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 import citrus_tool as citrus
 
-EPS = 0.08
+EPS = 0.04
 
 
 class Net(nn.Module):
@@ -50,7 +50,7 @@ def main() -> None:
     print(model)
     print(model.evaluate("digits", eps=EPS, limit=50))
 
-    hardened = model.harden("digits", eps=EPS, epochs=20, certify=citrus.CertifySettings(limit=50))
+    hardened = model.harden("digits", eps=EPS, epochs=15, certify=citrus.CertifySettings(limit=50))
     print(hardened)
 
     network = hardened.model.network  # a torch.nn.Module again

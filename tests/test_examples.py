@@ -41,9 +41,9 @@ def test_every_example_is_listed_and_tested() -> None:
 @pytest.mark.slow
 def test_quickstart(tmp_path: Path) -> None:
     out = run("quickstart.py", "h.onnx", folder=tmp_path)
-    assert "epoch 25: loss" in out
+    assert "epoch 15: loss" in out
     proven = float(out.partition("proven, in percent: ")[2].split()[0])
-    assert proven > 40  # 1 before; about 70 after 25 epochs
+    assert proven > 40  # after 15 epochs
     assert citrus.load(tmp_path / "h.onnx").num_classes == 10
 
 

@@ -6,11 +6,13 @@ import csv
 import io
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from citrus_tool.certify.certificate import Certificate, GroupResult, Status
+from citrus_tool.certify.evidence import Evidence, Verdict
 from citrus_tool.compare import Pair, distinct
 from citrus_tool.errors import SoundnessError
 from citrus_tool.sweep import carried, csv_rows, folder, spelled
@@ -69,6 +71,43 @@ def test_carried_counts_name_their_eps() -> None:
     assert [(one.certified, one.attacked, one.individually_certified) for one in found] == [(3, 4, 2), (3, 4, 2)]
     assert found[0].groups[0].detail == "found; certified count from eps 0.1"
     assert found[1].groups[0].detail == "found; attacked count from eps 1/255"
+
+
+def judged(*words: str) -> GroupResult:
+    """A group of three inputs by their verdicts."""
+    verdicts = tuple(Verdict(word) for word in words)
+    proven = sum(verdict in (Verdict.IBP, Verdict.PROVEN) for verdict in verdicts)
+    clean = sum(verdict is not Verdict.LOST for verdict in verdicts)
+    perturbation = np.full((1, 1, 1), sum(verdict is Verdict.FOOLED for verdict in verdicts), np.float32)
+    return replace(
+        group(0, proven, clean - sum(verdict is Verdict.FOOLED for verdict in verdicts), clean=clean),
+        indices=(0, 1, 2),
+        individually_certified=proven,
+        ibp_certified=sum(verdict is Verdict.IBP for verdict in verdicts),
+        evidence=Evidence(labels=(0, 0, 0), verdicts=verdicts, perturbation=perturbation),
+    )
+
+
+def test_verdicts_are_carried_with_the_counts() -> None:
+    low, high = carried(
+        [certificate(0.1, judged("fooled", "open", "ibp")), certificate(0.2, judged("open", "proven", "open"))]
+    )
+    for one, words in ((low, ["fooled", "proven", "ibp"]), (high, ["fooled", "proven", "open"])):
+        result = one.groups[0]
+        assert result.evidence is not None
+        assert [verdict.value for verdict in result.evidence.verdicts] == words
+        assert result.attacked == 3 - words.count("fooled")
+        assert result.individually_certified == 3 - words.count("fooled") - words.count("open")
+        assert result.evidence.perturbation is not None
+        assert result.evidence.perturbation.item() == 1  # the witness of the smaller eps
+    assert low.groups[0].certified == 2
+    assert low.groups[0].detail == "found; inputs proven at larger eps"
+
+
+def test_an_input_that_is_proven_and_fooled_stops_the_run() -> None:
+    low, high = judged("fooled", "open", "ibp"), judged("proven", "open", "open")
+    with pytest.raises(SoundnessError, match=r"input 0 is proven at eps 0\.1 or above, but .* eps 0\.1 fools it"):
+        carried([certificate(0.1, low), certificate(0.2, high)])
 
 
 def test_a_contradiction_stops_the_run() -> None:

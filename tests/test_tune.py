@@ -299,6 +299,7 @@ def test_another_search_is_not_continued(whole: TuneReport, changes: dict[str, A
         ({"space": {}}, "nothing is searched; name a field with --search"),
         ({"space": {"alpha": Range(low=0.5, high=1.5)}}, r"--search alpha: 1.5 makes no recipe: alpha is 1.5; it must"),
         ({"recipe": dataclasses.replace(RECIPE, distil=1.0)}, "distil needs a trained network to learn from"),
+        ({"space": {"distil": Range(low=0, high=1)}}, "--search distil: an architecture from scratch has no trained"),
         ({"plot": Path("front.pdf")}, r"front\.pdf: plots are written as \.svg or \.png"),
     ],
 )
@@ -330,9 +331,16 @@ def test_a_file_that_is_no_study(tmp_path: Path) -> None:
 def test_a_lost_or_damaged_result_is_named(tmp_path: Path) -> None:
     _tune(tmp_path, settings=dataclasses.replace(SETTINGS, trials=1))
     path = tmp_path / "trials" / "0" / "result.json"
+    kept = path.read_text()
     path.write_text("{}")
     with pytest.raises(InputFileError, match=r"result\.json: is no trial's result"):
         _tune(tmp_path, resume=True)
+    plain = json.loads(kept)
+    path.write_text(json.dumps({**plain, "parameters": {**plain["parameters"], "lr": 1.0}}))
+    with pytest.raises(InputFileError, match=r"is no trial's result \(the study has other parameters\)"):
+        _tune(tmp_path, resume=True)
+    with pytest.raises(UsageError, match="already holds another search's trials; choose another --run-dir"):
+        _tune(tmp_path, storage=tmp_path / "other.db")
     path.unlink()
     with pytest.raises(InputFileError, match=r"result\.json: cannot be read .*; the study and its run folder belong"):
         _tune(tmp_path, resume=True)
@@ -353,5 +361,5 @@ def test_plot(tmp_path: Path, whole: TuneReport) -> None:
 
 def test_plots_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UsageError, match="plots need matplotlib; install it, or citrus-tool with its extra `plot`"):
+    with pytest.raises(UsageError, match="plots need matplotlib, which is missing"):
         plots.require(tmp_path / "a.svg")

@@ -19,10 +19,9 @@ if TYPE_CHECKING:
 
 def fig4(entries: Sequence[Entry], losses: Sequence[BoxLosses]) -> Figure | None:
     """Bars of the box losses: same input, sum and largest of the cross-input ones; None when they are not measured."""
-    (name,) = TABLES["fig4"].contests
-    contest = next(contest for contest in SCALES["cpu"].contests if contest.name == name)
+    (contest,) = (contest for contest in SCALES["cpu"].contests if contest.name in TABLES["fig4"].contests)
     digest = Job(contest=contest, method="citrus", seed=0).digest
-    mine = [each for each in losses if (each.contest, each.method, each.recipe) == (name, "citrus", digest)]
+    mine = [each for each in losses if (each.contest, each.method, each.recipe) == (contest.name, "citrus", digest)]
     if not mine:
         return None
     figure = plots.new(5.0, 3.5)
@@ -30,6 +29,7 @@ def fig4(entries: Sequence[Entry], losses: Sequence[BoxLosses]) -> Figure | None
     heights = [statistics.mean(getattr(each, field) for each in mine) for field in ("own", "total", "largest")]
     bars = axes.bar(["same input", "sum of cross-input", "largest cross-input"], heights, width=0.6)
     axes.bar_label(bars, fmt="%.2f")
+    axes.margins(x=0.1, y=0.12)
     axes.set_ylabel("mean box loss, last epoch")
     axes.set_title(f"{contest.data}, eps {contest.eps}, {contest.architecture}, citrus")
     return figure

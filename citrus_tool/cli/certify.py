@@ -19,13 +19,9 @@ Split = Literal["train", "validation", "test"]
 Device = Literal["auto", "cpu", "cuda"]
 
 
-def clean_name(target: int | None) -> str:
-    """What the first row of the table counts."""
-    return "clean correct" if target is None else f"clean, not class {target}"
-
-
 def sweep_table(certificates: Sequence[Certificate], target: int | None) -> tuple[list[str], list[list[str]]]:
     """Headings and one row for each certificate: eps, the counts in percent, seconds."""
+    from citrus_tool.certify.certificate import clean_name
     from citrus_tool.sweep import COLUMNS, percents, spelled
 
     headings = ["eps", *COLUMNS.values(), "seconds"]
@@ -43,17 +39,14 @@ def write_tables(
     table: tuple[list[str], list[list[str]]],
 ) -> None:
     """Writes the files of --csv (counts and percentages) and --latex (`table`)."""
-    from citrus_tool.sweep import csv_rows
+    from citrus_tool.sweep import csv_rows, judged
     from citrus_tool.tables import to_csv, to_latex
 
     if csv_path is not None:
         write_text(csv_path, to_csv(*csv_rows(certificates)))
     if latex_path is not None:
         one = certificates[0]
-        note = (
-            f"{one.model}: percent of {one.inputs} inputs ({one.data}, {one.split}) in groups of"
-            f" {one.settings['group_size']}, protocol {one.settings['protocol']}; citrus {one.version}"
-        )
+        note = f"{one.model}: percent of {judged(one)}, protocol {one.settings['protocol']}; citrus {one.version}"
         write_text(latex_path, to_latex(*table, note))
 
 
@@ -67,23 +60,11 @@ def write_tables(
 @options.threat_options
 @options.group_size_option
 @options.protocol_option
-@click.option(
-    "--scope",
-    type=click.Choice(["groups", "dataset"]),
-    default="groups",
-    show_default=True,
-    help="One perturbation for each group of inputs, or one for all of them.",
-)
+@options.scope_option
 @options.certify_options
 @options.branch_options
 @options.attack_options
-@click.option(
-    "--workers",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="Processes that groups are spread over; with --threads 1, as many as there are cores is fastest.",
-)
+@options.workers_option
 @click.option(
     "--certificate",
     type=options.PATH,
@@ -92,8 +73,8 @@ def write_tables(
 )
 @options.run_dir_options("runs/MODEL_certify")
 @options.run_options
-@options.report_option
 @options.table_options
+@options.report_option
 @options.output_options
 @click.pass_context
 def certify_uap(
@@ -126,9 +107,9 @@ def certify_uap(
     device: Device,
     threads: int | None,
     seed: int,
-    report_path: Path | None,
     csv_path: Path | None,
     latex_path: Path | None,
+    report_path: Path | None,
     json_path: Path | None,
     quiet: bool,
     config: Path | None,
@@ -140,11 +121,11 @@ def certify_uap(
       citrus certify-uap M.onnx --data mnist --eps 0.1 --limit 1000 --json certificate.json
       citrus certify-uap M.onnx --data mnist --eps 0.02,0.05,0.1 --limit 1000 --latex sweep.tex
     """
-    terminal.require_output(json_path, report_path, csv_path, latex_path)
+    terminal.require_output(json_path, csv_path, latex_path, report_path)
     if len(eps) > 1 and certificate is not None:
         raise UsageError("--certificate holds the proof of one eps; give one --eps, or leave it out.")
-    from citrus_tool.certify.uap import CertifySettings
-    from citrus_tool.sweep import sweep_file
+    from citrus_tool.certify.settings import CertifySettings
+    from citrus_tool.sweep import judged, sweep_file
     from citrus_tool.threat import Threat
     from citrus_tool.workflow import DataChoice, ModelChoice, certify_file
 
@@ -168,6 +149,7 @@ def certify_uap(
         limit=limit,
     )
     effective = options.effective(ctx)
+    run_dir = run_dir or Path("runs") / f"{model.stem}_{'certify' if len(eps) == 1 else 'sweep'}"
     if len(threats) > 1:
         swept = sweep_file(
             source,
@@ -175,7 +157,7 @@ def certify_uap(
             threats,
             settings,
             split=split,
-            run_dir=run_dir or Path("runs") / f"{model.stem}_sweep",
+            run_dir=run_dir,
             device=device,
             resume=resume,
             workers=workers,
@@ -185,19 +167,17 @@ def certify_uap(
         table = sweep_table(swept.certificates, target)
         terminal.show(swept.to_json(), json_path, *table)
         if not terminal.is_stdout(json_path):
-            first = swept.certificates[0]
-            click.echo(f"\npercent of {first.inputs} inputs ({data_name}, {split}) in groups of {group_size}")
+            click.echo(f"\npercent of {judged(swept.certificates[0])}")
         write_tables(csv_path, latex_path, swept.certificates, table)
-        terminal.write_report(report_path, swept.to_json(), f"sweep of {model.name}")
+        terminal.write_report(report_path, run_dir)
         return
-    folder = run_dir or Path("runs") / f"{model.stem}_certify"
     proven = certify_file(
         source,
         choice,
         threats[0],
         settings,
         split=split,
-        run_dir=folder,
+        run_dir=run_dir,
         device=device,
         resume=resume,
         proof=certificate,
@@ -206,18 +186,9 @@ def certify_uap(
         progress=terminal.progress(quiet),
     )
     write_tables(csv_path, latex_path, [proven], sweep_table([proven], target))
-    found = proven.to_json()
-    inputs = found["inputs"]
-    counts = {
-        clean_name(target): "clean_correct",
-        "IBP certified": "ibp_certified",
-        "individually certified": "individually_certified",
-        "certified UAP": "certified",
-        "attacked UAP": "attacked",
-    }
-    rows = [[name, str(found[key]), terminal.percent(100 * found[key] / inputs)] for name, key in counts.items()]
-    terminal.show(found, json_path, [f"of {inputs} inputs", "count", "%"], rows)
-    terminal.write_report(report_path, folder)
+    shown = proven.table()
+    terminal.show(proven.to_json(), json_path, shown.columns, shown.rows)
+    terminal.write_report(report_path, run_dir)
 
 
 @click.command()
@@ -331,11 +302,8 @@ def attack_uap(
         device=device,
         progress=terminal.progress(quiet),
     )
-    rows = [
-        [clean_name(target), str(report.correct), terminal.percent(100 * report.correct / report.inputs)],
-        ["attacked UAP", str(report.attacked), terminal.percent(100 * report.attacked / report.inputs)],
-    ]
-    terminal.show(report.to_json(), json_path, [f"of {report.inputs} inputs", "count", "%"], rows)
+    shown = report.table()
+    terminal.show(report.to_json(), json_path, shown.columns, shown.rows)
 
 
 @click.command()
@@ -383,8 +351,7 @@ def evaluate(
       citrus evaluate M.onnx --data mnist --eps 0.1
     """
     terminal.require_output(json_path, report_path)
-    from citrus_tool.certify.uap import CertifySettings
-    from citrus_tool.cli.train import figure_rows
+    from citrus_tool.certify.settings import CertifySettings
     from citrus_tool.threat import Threat
     from citrus_tool.workflow import DataChoice, ModelChoice, evaluate_file
 
@@ -401,6 +368,6 @@ def evaluate(
         device=device,
         progress=terminal.progress(quiet),
     )
-    rows = [*figure_rows(result.figures), ["PGD (one input each)", terminal.percent(result.pgd_accuracy)]]
-    terminal.show(result.to_json(), json_path, ["accuracy in %", model.name], rows)
+    shown = result.table()
+    terminal.show(result.to_json(), json_path, shown.columns, shown.rows)
     terminal.write_report(report_path, result.to_json(), f"evaluation of {model.name}")

@@ -13,7 +13,7 @@ from citrus_tool.files import write_text
 
 
 @click.command("compare")
-@click.argument("models", metavar="MODEL MODEL...", type=options.MODEL, nargs=-1, required=True)
+@click.argument("models", metavar="MODEL MODEL...", type=options.PATH, nargs=-1, required=True)
 @options.data_options
 @options.split_option
 @options.limit_option(None)
@@ -22,9 +22,11 @@ from citrus_tool.files import write_text
 @options.threat_options
 @options.group_size_option
 @options.protocol_option
+@options.scope_option
 @options.certify_options
 @options.branch_options
 @options.attack_options
+@options.workers_option
 @options.run_dir_options("runs/compare")
 @options.run_options
 @options.table_options
@@ -44,14 +46,16 @@ def compare(
     target: int | None,
     group_size: int,
     protocol: Literal["all", "correct"],
+    scope: Literal["groups", "dataset"],
     bounds: Literal["ibp", "crown", "alpha", "full"],
-    solver: Literal["cbc", "highs"],
+    solver: Literal["cbc", "highs", "both"],
     time_limit: float,
     intermediate: Literal["intersect", "crown"],
     branch_nodes: int,
     branch_seconds: float,
     attack_steps: int,
     attack_restarts: int,
+    workers: int,
     run_dir: Path | None,
     resume: bool,
     device: Literal["auto", "cpu", "cuda"],
@@ -76,8 +80,9 @@ def compare(
     terminal.require_output(json_path, csv_path, latex_path)
     if len(models) < 2:
         raise UsageError("give at least two networks to compare; citrus certify-uap judges one.")
-    from citrus_tool.certify.uap import CertifySettings
+    from citrus_tool.certify.settings import CertifySettings
     from citrus_tool.compare import compare_files
+    from citrus_tool.sweep import judged
     from citrus_tool.tables import to_csv, to_latex
     from citrus_tool.threat import Threat
     from citrus_tool.workflow import DataChoice, ModelChoice
@@ -90,6 +95,7 @@ def compare(
         CertifySettings(
             group_size=group_size,
             protocol=protocol,
+            scope=scope,
             bounds=bounds,
             intermediate=intermediate,
             branch_nodes=branch_nodes,
@@ -105,13 +111,13 @@ def compare(
         run_dir=run_dir or Path("runs") / "compare",
         device=device,
         resume=resume,
+        workers=workers,
         settings=options.effective(ctx),
         progress=terminal.progress(quiet),
     )
     terminal.show(found.to_json(), json_path, *found.table())
-    judged = [entry.sweep.certificates[0] for entry in found.networks if entry.sweep is not None]
-    words = f"groups of {group_size}, protocol {protocol}"
-    words = f"percent of {judged[0].inputs} inputs ({data_name}, {split}) in {words}" if judged else words
+    first = [entry.sweep.certificates[0] for entry in found.networks if entry.sweep is not None]
+    words = f"percent of {judged(first[0])}, protocol {protocol}" if first else "no network was judged"
     if not terminal.is_stdout(json_path):
         click.echo(f"\n{words}; standard: of the whole split")
         if found.pairs:

@@ -16,6 +16,7 @@ from citrus_tool.files import require_writable_file
 @click.option(
     "--data",
     "data_name",
+    type=options.NameOrPath(options.DATA),
     metavar="NAME|FILE.npz|FOLDER",
     help="The network's data [default: the named set that fits its input].",
 )

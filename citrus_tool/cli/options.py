@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from citrus_tool.errors import InputFileError, UsageError
 
@@ -55,7 +56,41 @@ class Numbers(click.ParamType[tuple[float, ...]]):
 PATH = click.Path(path_type=Path)
 
 
-NOT_SETTINGS = ("config", "json", "csv", "latex", "quiet", "report", "resume")
+class Choice(click.Choice[str]):
+    """A choice that says which one a mistyped value is near to."""
+
+    def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
+        """Click's sentence, and what may have been meant."""
+        close = difflib.get_close_matches(str(value), [str(choice) for choice in self.choices], n=1)
+        meant = f" Did you mean {close[0]!r}?" if close else ""
+        return super().get_invalid_choice_message(value, ctx) + meant
+
+
+class NameOrPath(click.ParamType[str]):
+    """One of `names`, or a path; the names are for the shell's completion, a command judges the value itself."""
+
+    name = "name or path"
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = tuple(names)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Any text."""
+        return str(value)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Paths, and the names that begin so."""
+        names = [CompletionItem(name) for name in self._names if name.startswith(incomplete)]
+        return [CompletionItem(incomplete, type="file"), *names]
+
+
+DATA = ("digits", "mnist", "cifar10", "tinyimagenet")
+RECIPES = (
+    "auto", "digits", "mnist-cpu", "mnist-0.1", "mnist-0.3", "cifar10-2", "cifar10-8", "tinyimagenet-1", "standard",
+)  # fmt: skip
+
+
+NOT_SETTINGS = ("config", "json", "csv", "latex", "report", "quiet", "resume")
 """Options of one call, not of a run."""
 
 
@@ -139,17 +174,17 @@ def stacked(*decorators: Callable[[F], F]) -> Callable[[F], F]:
     return decorate
 
 
-MODEL = click.Path(path_type=Path)
-model_argument = click.argument("model", type=MODEL)
+model_argument = click.argument("model", type=PATH)
 
 data_options = stacked(
-    click.option("--data", "data_name", default="digits", show_default=True, metavar="NAME|FILE.npz|FOLDER",
+    click.option("--data", "data_name", type=NameOrPath(DATA), default="digits", show_default=True,
+                 metavar="NAME|FILE.npz|FOLDER",
                  help="digits, mnist, cifar10, tinyimagenet, an .npz file (x, y) or a folder of class folders."),
     click.option("--data-root", type=PATH, metavar="DIR",
                  help="Where named data sets lie [default: $CITRUS_DATA, ./data, ~/.cache/citrus]."),
 )  # fmt: skip
 
-split_option = click.option("--split", type=click.Choice(["train", "validation", "test"]), default="test",
+split_option = click.option("--split", type=Choice(["train", "validation", "test"]), default="test",
                             show_default=True, help="Which part of the data is judged.")  # fmt: skip
 
 
@@ -186,7 +221,7 @@ threat_options = stacked(
 )  # fmt: skip
 
 run_options = stacked(
-    click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
+    click.option("--device", type=Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
                  help="auto takes a GPU when there is one."),
     click.option("--threads", type=click.IntRange(min=1), help="CPU threads of torch [default: all cores]."),
     click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
@@ -197,20 +232,27 @@ group_size_option = click.option("--group-size", type=click.IntRange(min=1), def
                                  help="How many inputs share one perturbation.")  # fmt: skip
 
 certify_options = stacked(
-    click.option("--bounds", type=click.Choice(["ibp", "crown", "alpha", "full"]), default="crown", show_default=True,
+    click.option("--bounds", type=Choice(["ibp", "crown", "alpha", "full"]), default="crown", show_default=True,
                  help="The strongest bounds in use; full is alpha-CROWN and branch and bound."),
-    click.option("--solver", type=click.Choice(["cbc", "highs", "both"]), default="cbc", show_default=True,
+    click.option("--solver", type=Choice(["cbc", "highs", "both"]), default="cbc", show_default=True,
                  help="MILP solver; both runs two, and stops with an error where they disagree."),
     click.option("--time-limit", type=click.FloatRange(min=0, min_open=True), default=60.0, show_default=True,
                  help="Seconds for one group's MILP or cross-execution loop."),
 )  # fmt: skip
 
-protocol_option = click.option("--protocol", type=click.Choice(["all", "correct"]), default="all", show_default=True,
+protocol_option = click.option("--protocol", type=Choice(["all", "correct"]), default="all", show_default=True,
                                help="Judge all inputs, or only those that are classified correctly without a"
                                     " perturbation.")  # fmt: skip
 
+scope_option = click.option("--scope", type=Choice(["groups", "dataset"]), default="groups", show_default=True,
+                            help="One perturbation for each group of inputs, or one for all of them.")  # fmt: skip
+
+workers_option = click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True,
+                              help="Processes that groups are spread over; with --threads 1, as many as there are cores"
+                                   " is fastest.")  # fmt: skip
+
 branch_options = stacked(
-    click.option("--intermediate", type=click.Choice(["intersect", "crown"]), default="intersect", show_default=True,
+    click.option("--intermediate", type=Choice(["intersect", "crown"]), default="intersect", show_default=True,
                  help="Bounds inside the network: CROWN's, or their intersection with IBP's."),
     click.option("--branch-nodes", type=click.IntRange(min=1), default=4000, show_default=True,
                  help="With --bounds full: parts of the box that branch and bound may look at for one input."),
@@ -233,12 +275,12 @@ METHODS = (
 
 def method_option(default: str) -> Callable[[F], F]:
     """--method with this command's default."""
-    return click.option("--method", type=click.Choice(METHODS), default=default, show_default=True,
+    return click.option("--method", type=Choice(METHODS), default=default, show_default=True,
                         help="Training method.")  # fmt: skip
 
 
 recipe_options = stacked(
-    click.option("--recipe", metavar="NAME|auto|FILE.toml",
+    click.option("--recipe", type=NameOrPath(RECIPES), metavar="NAME|auto|FILE.toml",
                  help="Training recipe; auto: the published one for data and eps [default: the one for the data set]."),
     click.option("--epochs", type=click.IntRange(min=1), help="Stretches the recipe to this many epochs."),
     click.option("--lr", type=float, help="Learning rate [default: the recipe's]."),
@@ -256,12 +298,16 @@ def run_dir_options(default: str) -> Callable[[F], F]:
     )  # fmt: skip
 
 
-report_option = click.option("--report", "report_path", type=PATH, metavar="FILE.html",
-                             help="Also write an HTML report, one file, for any browser.")  # fmt: skip
 table_options = stacked(
     click.option("--csv", "csv_path", type=PATH, metavar="FILE", help="Write the table as CSV."),
     click.option("--latex", "latex_path", type=PATH, metavar="FILE", help="Write the table as LaTeX (booktabs)."),
 )
+
+tracker_option = click.option("--tracker", type=click.Choice(["tensorboard", "mlflow"]),
+                              help="Also send the training curves there; needs the extra `track`.")  # fmt: skip
+
+report_option = click.option("--report", "report_path", type=PATH, metavar="FILE.html",
+                             help="Also write an HTML report, one file, for any browser.")  # fmt: skip
 
 output_options = stacked(
     click.option("--json", "json_path", type=click.Path(path_type=Path, allow_dash=True), metavar="FILE",

@@ -14,6 +14,7 @@ import onnx
 from onnx import TensorProto, external_data_helper, inliner, numpy_helper, version_converter
 
 from citrus_tool.errors import InputFileError, UnsupportedNetworkError
+from citrus_tool.files import near
 
 OLDEST_OPSET = 13
 """Rules are written for this opset and later; older files are upgraded to it by onnx.version_converter."""
@@ -53,7 +54,8 @@ def content(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        raise InputFileError(f"{path}: no such file; give the path of an ONNX network.") from None
+        hint = near(path) or "; give the path of an ONNX network."
+        raise InputFileError(f"{path}: no such file{hint}") from None
     except OSError as error:
         raise InputFileError(f"{path}: cannot be read ({error.strerror or error}).") from None
 

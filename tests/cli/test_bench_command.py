@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,38 @@ def test_errors(run: Run, arguments: tuple[str, ...], message: str) -> None:
     outcome = run("bench", "table1", "--list", *arguments)
     assert outcome.code == 2
     assert message in outcome.err
+
+
+def test_smoke_scale_trains_certifies_and_measures(run: Run) -> None:
+    shared = (
+        "--scale",
+        "smoke",
+        "--journal",
+        "j.jsonl",
+        "--runs",
+        "runs",
+        "--device",
+        "cpu",
+        "--threads",
+        "1",
+        "--quiet",
+    )
+    outcome = run("bench", "table1", "--methods", "citrus", *shared)
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.startswith("digits, eps 0.02, resnet")
+    entry = json.loads(Path("j.jsonl").read_text())
+    assert (entry["contest"], entry["method"], entry["inputs"]) == ("digits", "citrus", 50)
+    outcome = run("bench", "fig4", *shared)
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.splitlines()[2].split()[0] == "digits"
+    assert "not run" not in outcome.out
+    outcome = run("bench", "table4", "--methods", "citrus", *shared)
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.splitlines()[2].split()[2:4] == ["not", "run"]  # no sabr
+    assert len(Path("j.jsonl").read_text().splitlines()) == 2  # nothing was trained again
+    text = run("bench", "results", "--journal", "j.jsonl", "--out", "r.md")
+    assert text.code == 0
+    assert "scale smoke" in Path("r.md").read_text()
 
 
 def test_training_times(run: Run) -> None:

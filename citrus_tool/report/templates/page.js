@@ -27,12 +27,23 @@
     });
   }
   const show = () => {
-    for (const tile of document.querySelectorAll(".map a[aria-current]")) tile.removeAttribute("aria-current");
+    for (const tile of document.querySelectorAll(".map a[aria-current]")) {
+      tile.removeAttribute("aria-current");
+      if (location.hash.endsWith("-groups")) tile.focus({ preventScroll: true });  // its panel was closed
+    }
     const tile = location.hash.length > 1 && document.querySelector(`.map a[href="${CSS.escape(location.hash).replace("\\#", "#")}"]`);
     if (tile) tile.setAttribute("aria-current", "true");
   };
   addEventListener("hashchange", show);
   show();
+  // what scrolls sideways must be reachable by keyboard, and nothing else should be a stop
+  const sizes = new ResizeObserver((entries) => {
+    for (const { target } of entries) {
+      if (target.scrollWidth > target.clientWidth) target.tabIndex = 0;
+      else target.removeAttribute("tabindex");
+    }
+  });
+  for (const one of document.querySelectorAll(".scroll")) sizes.observe(one);
   // a closed <details> does not print: open all of them for the printer, and close those again
   let opened = [];
   addEventListener("beforeprint", () => {

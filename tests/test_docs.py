@@ -1,0 +1,105 @@
+"""The pages: links lead somewhere, commands and names in them exist, and every page is in the navigation."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+import yaml
+
+import citrus_tool
+from citrus_tool.cli import citrus
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.glob("*.md"))
+SOURCES = [ROOT / "README.md", ROOT / "examples" / "README.md", *PAGES]
+SHELL = {"sh", ""}
+
+
+def listed(entry: object) -> Iterator[str]:
+    """The pages of a navigation entry."""
+    if isinstance(entry, str):
+        yield entry
+    elif isinstance(entry, dict):
+        for value in entry.values():
+            yield from listed(value)
+    elif isinstance(entry, list):
+        for value in entry:
+            yield from listed(value)
+
+
+def test_every_page_is_in_the_navigation_once() -> None:
+    pages = list(listed(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]))
+    assert sorted(pages) == [path.name for path in PAGES]
+
+
+@pytest.mark.parametrize("page", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_links_lead_to_files(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        path = target.partition("#")[0]
+        if path and not re.match(r"[a-z]+:", path):
+            assert (page.parent / path).exists(), target
+            if page.parent == DOCS:
+                assert not path.startswith(".."), f"{target}: the site holds only docs/"
+
+
+def blocks(page: Path) -> Iterator[tuple[str, str]]:
+    """(language, text) of every fenced block."""
+    yield from re.findall(r"^```(\w*)[^\n]*\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def lines(page: Path) -> Iterator[list[str]]:
+    """The words of every line that runs citrus."""
+    for language, text in blocks(page):
+        if language in SHELL:
+            for line in text.replace("\\\n", " ").splitlines():
+                found = re.match(r"\s*(?:\$ |exec )?(citrus .*)", line)
+                if found:
+                    yield shlex.split(found.group(1), comments=True)
+
+
+def command_of(words: list[str]) -> tuple[click.Command, list[str]]:
+    command: click.Command = citrus
+    rest = words[1:]
+    while isinstance(command, click.Group) and rest and not rest[0].startswith("-"):
+        assert rest[0] in command.commands, f"there is no {' '.join(words)}"
+        command, rest = command.commands[rest[0]], rest[1:]
+    return command, rest
+
+
+@pytest.mark.parametrize("page", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_commands_and_options_exist(page: Path) -> None:
+    for words in lines(page):
+        command, rest = command_of(words)
+        known = {flag for p in command.params if isinstance(p, click.Option) for flag in (*p.opts, *p.secondary_opts)}
+        known |= {"--help", "--version"}
+        for word in rest:
+            if word.startswith("--"):
+                assert word.partition("=")[0] in known, f"{' '.join(words)}: no option {word}"
+
+
+@pytest.mark.parametrize("page", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_python_in_pages_is_python_and_its_names_exist(page: Path) -> None:
+    for language, text in blocks(page):
+        if language == "python":
+            for node in ast.walk(ast.parse(text)):
+                if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "citrus":
+                    assert node.attr in citrus_tool.__all__, f"citrus.{node.attr}"
+                if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "model":
+                    assert getattr(citrus_tool.Model, node.attr) is not None
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    reference = (DOCS / "api.md").read_text()
+    shown = {line.split(".")[-1] for line in re.findall(r"^::: (\S+)", reference, re.MULTILINE)}
+    methods = {"harden", "certify", "attack", "evaluate"}
+    for name in citrus_tool.__all__:
+        home = citrus_tool._HOME.get(name, "")
+        there = home.partition(":")[2] or name
+        assert there in shown or name in methods or name in {"__version__", "CitrusError"}, name
