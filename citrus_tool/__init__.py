@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from citrus_tool.api import report as report
     from citrus_tool.api import verify as verify
     from citrus_tool.certify.certificate import Certificate as Certificate
-    from citrus_tool.certify.uap import CertifySettings as CertifySettings
+    from citrus_tool.certify.settings import CertifySettings as CertifySettings
     from citrus_tool.certify.uap import certify_uap as certify_uap
     from citrus_tool.data import Dataset as Dataset
     from citrus_tool.data import Splits as Splits
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from citrus_tool.progress import Progress as Progress
     from citrus_tool.queries.verify import Answer as Answer
     from citrus_tool.queries.verify import Verdict as Verdict
+    from citrus_tool.report.write import write_report as write_report
     from citrus_tool.threat import Threat as Threat
     from citrus_tool.workflow import AttackReport as AttackReport
     from citrus_tool.workflow import Evaluation as Evaluation
@@ -58,7 +59,7 @@ _HOME = {
     "Answer": "citrus_tool.queries.verify",
     "AttackReport": "citrus_tool.workflow",
     "Certificate": "citrus_tool.certify.certificate",
-    "CertifySettings": "citrus_tool.certify.uap",
+    "CertifySettings": "citrus_tool.certify.settings",
     "CitrusError": "citrus_tool.errors",
     "Dataset": "citrus_tool.data",
     "Evaluation": "citrus_tool.workflow",
@@ -90,6 +91,7 @@ _HOME = {
     "train_file": "citrus_tool.workflow",
     "verify": "citrus_tool.api",
     "write": "citrus_tool.onnx_io",
+    "write_report": "citrus_tool.report.write",
 }
 """Public name -> the module (and the name there, where it is another one) that it is loaded from at first use."""
 
@@ -130,6 +132,7 @@ __all__ = [
     "train_file",
     "verify",
     "write",
+    "write_report",
 ]
 
 for _folder in ("certify", "harden", "report"):

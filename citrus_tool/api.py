@@ -34,7 +34,7 @@ from citrus_tool.bounds.crown import Intermediate
 from citrus_tool.certify.certificate import Certificate
 from citrus_tool.certify.master import SolverName
 from citrus_tool.certify.screen import BoundsName
-from citrus_tool.certify.uap import CertifySettings, Protocol, Scope
+from citrus_tool.certify.settings import CertifySettings, Protocol, Scope
 from citrus_tool.data import Dataset, Split, Splits
 from citrus_tool.errors import UsageError
 from citrus_tool.files import require_writable_folder, write_bytes

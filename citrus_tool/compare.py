@@ -13,7 +13,7 @@ from scipy.stats import binomtest
 
 from citrus_tool import __version__
 from citrus_tool.certify.certificate import Certificate
-from citrus_tool.certify.uap import CertifySettings
+from citrus_tool.certify.settings import CertifySettings
 from citrus_tool.data import Dataset, Split
 from citrus_tool.errors import CheckFailedError, CitrusError, InputFileError, SoundnessError, UnsupportedNetworkError
 from citrus_tool.files import require_writable_folder, write_text

@@ -18,7 +18,7 @@ from typing import Any, Final, Literal
 from citrus_tool.certify.certificate import Certificate, GroupResult, Status
 from citrus_tool.certify.evidence import Evidence, Verdict
 from citrus_tool.certify.journal import unfinished
-from citrus_tool.certify.uap import CertifySettings
+from citrus_tool.certify.settings import CertifySettings
 from citrus_tool.data import Split
 from citrus_tool.errors import SoundnessError, UsageError
 from citrus_tool.files import write_text
@@ -249,6 +249,14 @@ def percents(certificate: Certificate) -> dict[str, float]:
         certificate.attacked,
     )
     return {name: 100 * count / certificate.inputs for name, count in zip(COLUMNS, counts, strict=True)}
+
+
+def judged(certificate: Certificate) -> str:
+    """What the percentages of a table are of: "200 inputs (digits, test) in groups of 5"."""
+    shared = f"in groups of {certificate.settings['group_size']}"
+    if certificate.together is not None:
+        shared = "under one perturbation for all"
+    return f"{certificate.inputs} inputs ({certificate.data}, {certificate.split}) {shared}"
 
 
 def csv_rows(certificates: Sequence[Certificate]) -> tuple[list[str], list[list[Cell]]]:

@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from citrus_tool import __version__, architectures, files, onnx_io, plots
-from citrus_tool.certify.uap import CertifySettings, certify_uap
+from citrus_tool.certify.settings import CertifySettings
+from citrus_tool.certify.uap import certify_uap
 from citrus_tool.data import Dataset
 from citrus_tool.errors import CheckFailedError, InputFileError, InterruptedRunError, UsageError
 from citrus_tool.harden import checkpoint, recipes, trainer

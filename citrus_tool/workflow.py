@@ -27,7 +27,8 @@ from citrus_tool.attacks.universal import attack_groups
 from citrus_tool.certify.certificate import Certificate, clean_name
 from citrus_tool.certify.check import Checked, check
 from citrus_tool.certify.screen import held, judged
-from citrus_tool.certify.uap import CertifySettings, certify_uap
+from citrus_tool.certify.settings import CertifySettings
+from citrus_tool.certify.uap import certify_uap
 from citrus_tool.data import Dataset, Split
 from citrus_tool.errors import AccuracyWarning, DataError, InputFileError, UsageError
 from citrus_tool.files import require_writable_file, require_writable_folder, toml_value, write_bytes, write_text

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from citrus_tool import architectures, onnx_io
 from citrus_tool.bounds.crown import crown
-from citrus_tool.certify.uap import CertifySettings, certify_uap
+from citrus_tool.certify.settings import CertifySettings
+from citrus_tool.certify.uap import certify_uap
 from citrus_tool.data import load
 from citrus_tool.harden import trainer
 from citrus_tool.harden.citrus import citrus_loss

@@ -209,7 +209,7 @@ def test_every_command_shows_an_example(name: tuple[str, ...], command: click.Co
 
 
 def test_command_line_defaults_are_the_library_s() -> None:
-    from citrus_tool.certify.uap import CertifySettings
+    from citrus_tool.certify.settings import CertifySettings
 
     library = {field.name: field.default for field in dataclasses.fields(CertifySettings)}
     for name in ("certify-uap", "harden", "evaluate"):

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from citrus_tool.architectures import Normalisation
-from citrus_tool.certify.uap import CertifySettings
+from citrus_tool.certify.settings import CertifySettings
 from citrus_tool.harden.recipes import RECIPES, Recipe, Taps
 from citrus_tool.threat import parse_eps
 

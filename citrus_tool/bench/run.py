@@ -21,7 +21,8 @@ from citrus_tool import __version__, architectures, data, onnx_io
 from citrus_tool.bench import boxes, journal
 from citrus_tool.bench.contests import Contest, Job, Published
 from citrus_tool.bench.journal import BoxLosses, Entry
-from citrus_tool.certify.uap import PROVER, CertifySettings, certify_uap
+from citrus_tool.certify.settings import CertifySettings
+from citrus_tool.certify.uap import PROVER, certify_uap
 from citrus_tool.data import Dataset
 from citrus_tool.harden import checkpoint, trainer
 from citrus_tool.onnx_io import OnnxModel, OnnxRunner

@@ -33,6 +33,8 @@ TURNS: Final = tuple(64 * 4**turn for turn in range(9))
 """Nodes that a combination may have spent at the end of each of its turns, after the whole box."""
 WIDEST: Final = 4
 """Combinations of more inputs than this are bounded only if nothing smaller is left."""
+CORE_NODES: Final = 128
+"""Parts of the box for a subset of a wide choice."""
 POINTS: Final = 4
 """Minimising points of a batch of parts that are tried as perturbations."""
 FRONT_NODES: Final = (16, 64)
@@ -148,6 +150,7 @@ class Loop:
         self.grounds: dict[frozenset[Atom], Grounds] = {}
         self.nodes = 0
         self.fronts: dict[Atom, tuple[Front, ...]] = {}
+        self.whole: set[frozenset[Atom]] = set()  # choices that `core` has worked on
         self.point: Tensor | None = None  # a minimising point of the part that was worst last
 
     def run(self) -> tuple[int, bool]:
@@ -163,6 +166,8 @@ class Loop:
             if owners not in attacked:
                 attacked.add(owners)
                 self.attack(largest.choice, self.arena.best, labelled=False)
+                continue
+            if len(largest.choice) > WIDEST and self.core(largest.choice):
                 continue
             todo = self.pick(largest.choice)
             if todo is None:
@@ -189,6 +194,43 @@ class Loop:
             )
         self.arena.judge(u[None])
 
+    def core(self, choice: Combination) -> bool:
+        """Refutes a wide choice as a whole, then with one atom less after the other; whether that succeeds.
+
+        A set is refuted more easily than its subsets, and a few refuted sets of this kind say more than many small
+        ones that cannot be refuted. Atoms that are far from a proof by themselves are left out first.
+        """
+        if frozenset(choice) in self.whole:
+            return False
+        self.whole.add(frozenset(choice))
+        for atom in choice:
+            if not self.conflicts.covers([atom]):
+                self.front(atom, wide=True)
+
+        def alone(atom: Atom) -> float:
+            return self.tasks[(atom,)].gap if (atom,) in self.tasks else math.inf
+
+        kept = sorted(choice, key=alone)
+        if not self.refuted(tuple(kept)):
+            return False
+        for atom in reversed(tuple(kept)):
+            if time.monotonic() >= self.deadline:
+                break
+            less = tuple(one for one in kept if one != atom)
+            if len(less) > 1 and not self.arena.happened(frozenset(less)) and self.refuted(less):
+                kept = list(less)
+        return True
+
+    def refuted(self, combination: Combination) -> bool:
+        """Whether the combination is refuted, by a search of CORE_NODES parts if need be."""
+        if not self.conflicts.covers(combination):
+            if combination not in self.tasks:
+                self.plant(combination)
+            task = self.tasks[combination]
+            if task.search is not None:
+                self.grow(combination, task, CORE_NODES)
+        return self.conflicts.covers(combination)
+
     def pick(self, choice: Combination) -> Combination | None:
         """The combination inside the choice that is to be worked on next."""
         enough = self.arena.count + 1
@@ -202,9 +244,10 @@ class Loop:
                 task = self.tasks.get(some)
                 if task is not None and (task.search is None or task.search.done or task.turn > len(TURNS)):
                     continue
-                gap = task.gap if task is not None else self.guess(some)
-                turn = task.turn if task is not None else 0
-                key = (turn > 0, gap * 2.0**turn if turn else gap)
+                if task is not None:
+                    key = (1, task.gap * 2.0**task.turn)
+                else:
+                    key = (int(width > 2), self.guess(some))
                 if best is None or key < best[0]:
                     best = key, some
         return None if best is None else best[1]

@@ -19,13 +19,9 @@ Split = Literal["train", "validation", "test"]
 Device = Literal["auto", "cpu", "cuda"]
 
 
-def clean_name(target: int | None) -> str:
-    """What the first row of the table counts."""
-    return "clean correct" if target is None else f"clean, not class {target}"
-
-
 def sweep_table(certificates: Sequence[Certificate], target: int | None) -> tuple[list[str], list[list[str]]]:
     """Headings and one row for each certificate: eps, the counts in percent, seconds."""
+    from citrus_tool.certify.certificate import clean_name
     from citrus_tool.sweep import COLUMNS, percents, spelled
 
     headings = ["eps", *COLUMNS.values(), "seconds"]
@@ -43,17 +39,14 @@ def write_tables(
     table: tuple[list[str], list[list[str]]],
 ) -> None:
     """Writes the files of --csv (counts and percentages) and --latex (`table`)."""
-    from citrus_tool.sweep import csv_rows
+    from citrus_tool.sweep import csv_rows, judged
     from citrus_tool.tables import to_csv, to_latex
 
     if csv_path is not None:
         write_text(csv_path, to_csv(*csv_rows(certificates)))
     if latex_path is not None:
         one = certificates[0]
-        note = (
-            f"{one.model}: percent of {one.inputs} inputs ({one.data}, {one.split}) in groups of"
-            f" {one.settings['group_size']}, protocol {one.settings['protocol']}; citrus {one.version}"
-        )
+        note = f"{one.model}: percent of {judged(one)}, protocol {one.settings['protocol']}; citrus {one.version}"
         write_text(latex_path, to_latex(*table, note))
 
 
@@ -131,8 +124,8 @@ def certify_uap(
     terminal.require_output(json_path, csv_path, latex_path, report_path)
     if len(eps) > 1 and certificate is not None:
         raise UsageError("--certificate holds the proof of one eps; give one --eps, or leave it out.")
-    from citrus_tool.certify.uap import CertifySettings
-    from citrus_tool.sweep import sweep_file
+    from citrus_tool.certify.settings import CertifySettings
+    from citrus_tool.sweep import judged, sweep_file
     from citrus_tool.threat import Threat
     from citrus_tool.workflow import DataChoice, ModelChoice, certify_file
 
@@ -174,8 +167,7 @@ def certify_uap(
         table = sweep_table(swept.certificates, target)
         terminal.show(swept.to_json(), json_path, *table)
         if not terminal.is_stdout(json_path):
-            first = swept.certificates[0]
-            click.echo(f"\npercent of {first.inputs} inputs ({data_name}, {split}) in groups of {group_size}")
+            click.echo(f"\npercent of {judged(swept.certificates[0])}")
         write_tables(csv_path, latex_path, swept.certificates, table)
         terminal.write_report(report_path, run_dir)
         return
@@ -194,17 +186,8 @@ def certify_uap(
         progress=terminal.progress(quiet),
     )
     write_tables(csv_path, latex_path, [proven], sweep_table([proven], target))
-    found = proven.to_json()
-    inputs = found["inputs"]
-    counts = {
-        clean_name(target): "clean_correct",
-        "IBP certified": "ibp_certified",
-        "individually certified": "individually_certified",
-        "certified UAP": "certified",
-        "attacked UAP": "attacked",
-    }
-    rows = [[name, str(found[key]), terminal.percent(100 * found[key] / inputs)] for name, key in counts.items()]
-    terminal.show(found, json_path, [f"of {inputs} inputs", "count", "%"], rows)
+    shown = proven.table()
+    terminal.show(proven.to_json(), json_path, shown.columns, shown.rows)
     terminal.write_report(report_path, run_dir)
 
 
@@ -319,11 +302,8 @@ def attack_uap(
         device=device,
         progress=terminal.progress(quiet),
     )
-    rows = [
-        [clean_name(target), str(report.correct), terminal.percent(100 * report.correct / report.inputs)],
-        ["attacked UAP", str(report.attacked), terminal.percent(100 * report.attacked / report.inputs)],
-    ]
-    terminal.show(report.to_json(), json_path, [f"of {report.inputs} inputs", "count", "%"], rows)
+    shown = report.table()
+    terminal.show(report.to_json(), json_path, shown.columns, shown.rows)
 
 
 @click.command()
@@ -371,8 +351,7 @@ def evaluate(
       citrus evaluate M.onnx --data mnist --eps 0.1
     """
     terminal.require_output(json_path, report_path)
-    from citrus_tool.certify.uap import CertifySettings
-    from citrus_tool.cli.train import figure_rows
+    from citrus_tool.certify.settings import CertifySettings
     from citrus_tool.threat import Threat
     from citrus_tool.workflow import DataChoice, ModelChoice, evaluate_file
 
@@ -389,6 +368,6 @@ def evaluate(
         device=device,
         progress=terminal.progress(quiet),
     )
-    rows = [*figure_rows(result.figures), ["PGD (one input each)", terminal.percent(result.pgd_accuracy)]]
-    terminal.show(result.to_json(), json_path, ["accuracy in %", model.name], rows)
+    shown = result.table()
+    terminal.show(result.to_json(), json_path, shown.columns, shown.rows)
     terminal.write_report(report_path, result.to_json(), f"evaluation of {model.name}")

@@ -80,8 +80,9 @@ def compare(
     terminal.require_output(json_path, csv_path, latex_path)
     if len(models) < 2:
         raise UsageError("give at least two networks to compare; citrus certify-uap judges one.")
-    from citrus_tool.certify.uap import CertifySettings
+    from citrus_tool.certify.settings import CertifySettings
     from citrus_tool.compare import compare_files
+    from citrus_tool.sweep import judged
     from citrus_tool.tables import to_csv, to_latex
     from citrus_tool.threat import Threat
     from citrus_tool.workflow import DataChoice, ModelChoice
@@ -115,9 +116,8 @@ def compare(
         progress=terminal.progress(quiet),
     )
     terminal.show(found.to_json(), json_path, *found.table())
-    judged = [entry.sweep.certificates[0] for entry in found.networks if entry.sweep is not None]
-    words = f"groups of {group_size}, protocol {protocol}"
-    words = f"percent of {judged[0].inputs} inputs ({data_name}, {split}) in {words}" if judged else words
+    first = [entry.sweep.certificates[0] for entry in found.networks if entry.sweep is not None]
+    words = f"percent of {judged(first[0])}, protocol {protocol}" if first else "no network was judged"
     if not terminal.is_stdout(json_path):
         click.echo(f"\n{words}; standard: of the whole split")
         if found.pairs:

@@ -303,6 +303,9 @@ table_options = stacked(
     click.option("--latex", "latex_path", type=PATH, metavar="FILE", help="Write the table as LaTeX (booktabs)."),
 )
 
+tracker_option = click.option("--tracker", type=click.Choice(["tensorboard", "mlflow"]),
+                              help="Also send the training curves there; needs the extra `track`.")  # fmt: skip
+
 report_option = click.option("--report", "report_path", type=PATH, metavar="FILE.html",
                              help="Also write an HTML report, one file, for any browser.")  # fmt: skip
 

@@ -31,11 +31,9 @@ def report(runs: tuple[Path, ...], out: Path, models: tuple[Path, ...], data_roo
       citrus report runs/M_certify --out report.html
       citrus report runs/M_sweep runs/M_citrus --out report.html
     """
-    from citrus_tool.report import read, write_report
+    from citrus_tool.report import write_report
 
-    missing = write_report(
-        [read(run) for run in runs], out, models=models, root=data_root, progress=terminal.progress(quiet)
-    )
+    missing = write_report(runs, out, models=models, root=data_root, progress=terminal.progress(quiet))
     for reason in missing:
         click.echo(f"left out: {reason}", err=True)
     click.echo(f"written to {out}")

@@ -17,6 +17,8 @@ import click
 from citrus_tool.errors import AccuracyWarning
 from citrus_tool.files import require_writable_file, write_text
 from citrus_tool.progress import Progress, Silent
+from citrus_tool.tables import Table
+from citrus_tool.tables import percent as percent
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -157,9 +159,9 @@ def write_report(report_path: Path | None, run: Path | Mapping[str, Any], name: 
     """Writes the page of --report about a run folder, or about a result in JSON values that is called `name`."""
     if report_path is None:
         return
-    from citrus_tool.report import parse, read, write_report
+    from citrus_tool.report import parse, write_report
 
-    for reason in write_report([read(run) if isinstance(run, Path) else parse(run, name)], report_path):
+    for reason in write_report([run if isinstance(run, Path) else parse(run, name)], report_path):
         click.echo(f"report: left out: {reason}", err=True)
 
 
@@ -178,23 +180,21 @@ def show(
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table on stdout: drawn on a terminal, aligned plain text elsewhere. Numbers are set flush right."""
-    numeric = [all(_is_number(row[i]) for row in rows) for i in range(len(columns))]
+    plain = Table(title="", columns=columns, rows=rows)
     if sys.stdout.isatty():
         from rich import box
         from rich.console import Console
-        from rich.table import Table
+        from rich.table import Table as RichTable
 
-        drawn = Table(box=box.SIMPLE_HEAD, header_style="bold")
-        for column, right in zip(columns, numeric, strict=True):
+        drawn = RichTable(box=box.SIMPLE_HEAD, header_style="bold")
+        for column, right in zip(columns, plain.numeric, strict=True):
             drawn.add_column(column, justify="right" if right else "left", overflow="fold", style=_style(column))
         for row in rows:
             drawn.add_row(*row, style=_style("failed" if "failed" in row else row[0]))
         Console(markup=False, highlight=False).print(drawn)
         return
-    widths = [max(len(line[i]) for line in (columns, *rows)) for i in range(len(columns))]
-    for line in (columns, *rows):
-        cells = [c.rjust(w) if right else c.ljust(w) for c, w, right in zip(line, widths, numeric, strict=True)]
-        click.echo("  ".join(cells).rstrip())
+    for line in plain.lines():
+        click.echo(line)
 
 
 COLOURS: Mapping[str, str] = {"certified UAP": "green", "attacked UAP": "yellow", "failed": "red"}
@@ -203,16 +203,3 @@ COLOURS: Mapping[str, str] = {"certified UAP": "green", "attacked UAP": "yellow"
 
 def _style(heading: str) -> str:
     return COLOURS.get(heading, "none")
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text.removesuffix("%"))
-    except ValueError:
-        return text in ("", "-")
-    return True
-
-
-def percent(value: float) -> str:
-    """A percentage with two decimals."""
-    return f"{value:.2f}"

@@ -12,7 +12,7 @@ from citrus_tool.cli import options, terminal
 from citrus_tool.errors import UsageError
 
 if TYPE_CHECKING:
-    from citrus_tool.workflow import Figures, HardenReport, SpecVerdict
+    from citrus_tool.workflow import HardenReport, SpecVerdict
 
 
 @click.command()
@@ -61,6 +61,7 @@ if TYPE_CHECKING:
 )
 @options.run_dir_options("runs/MODEL_METHOD")
 @options.run_options
+@options.tracker_option
 @options.report_option
 @options.output_options
 @click.pass_context
@@ -96,6 +97,7 @@ def harden(
     device: Literal["auto", "cpu", "cuda"],
     threads: int | None,
     seed: int,
+    tracker: Literal["tensorboard", "mlflow"] | None,
     report_path: Path | None,
     json_path: Path | None,
     quiet: bool,
@@ -117,7 +119,8 @@ def harden(
       citrus harden M.onnx --data mnist --spec prop.vnnlib --out H.onnx
     """
     terminal.require_output(json_path, report_path)
-    from citrus_tool.certify.uap import CertifySettings
+    from citrus_tool.certify.settings import CertifySettings
+    from citrus_tool.tracking import tracking
     from citrus_tool.workflow import DataChoice, ModelChoice, choose_recipe, harden_file, read_spec
 
     options.use_threads(threads)
@@ -134,31 +137,33 @@ def harden(
         defaults=defaults,
     )  # fmt: skip
     run_dir = run_dir or Path("runs") / f"{model.stem}_{chosen.method}"
-    report = harden_file(
-        source,
-        choice,
-        chosen,
-        out=out or run_dir / f"{model.stem}_{chosen.method}.onnx",
-        run_dir=run_dir,
-        certify=CertifySettings(
-            group_size=group_size, bounds=bounds, solver=solver, time_limit=time_limit, seed=seed, limit=limit
-        ),
-        target=target,
-        device=device,
-        resume=resume,
-        batch_norm=batch_norm,
-        settings=options.effective(ctx),
-        progress=terminal.progress(quiet),
-    )
+    settings = options.effective(ctx)
+    with tracking(tracker, run_dir, name=run_dir.name, settings=settings) as on_epoch:
+        report = harden_file(
+            source,
+            choice,
+            chosen,
+            out=out or run_dir / f"{model.stem}_{chosen.method}.onnx",
+            run_dir=run_dir,
+            certify=CertifySettings(
+                group_size=group_size, bounds=bounds, solver=solver, time_limit=time_limit, seed=seed, limit=limit
+            ),
+            target=target,
+            device=device,
+            resume=resume,
+            batch_norm=batch_norm,
+            settings=settings,
+            progress=terminal.progress(quiet),
+            on_epoch=on_epoch,
+        )
     show_harden(report, json_path)
     terminal.write_report(report_path, run_dir)
 
 
 def show_harden(report: HardenReport, json_path: Path | None) -> None:
     """Prints the before/after table of a hardening run (and writes --json)."""
-    terminal.show(
-        report.to_json(), json_path, ["accuracy in %", "before", "after"], figure_rows(report.before, report.after)
-    )
+    shown = report.table()
+    terminal.show(report.to_json(), json_path, shown.columns, shown.rows)
     if not terminal.is_stdout(json_path):
         click.echo(
             f"\neps {report.recipe.eps:g}, groups of {report.group_size}, {report.inputs} test inputs;"
@@ -177,18 +182,6 @@ def show_spec(spec: Sequence[SpecVerdict]) -> None:
     terminal.table(["property", "images", "eps", "before", "after"], rows)
     before, after = (sum(verdict == "unsat" for verdict in column) for column in zip(*pairs, strict=True))
     click.echo(f"\n{before} of {len(spec)} properties hold (unsat) before, {after} after; they were trained for.")
-
-
-def figure_rows(*figures: Figures) -> list[list[str]]:
-    """One row for each figure, one column for each of `figures`."""
-    names = {
-        "standard_accuracy": "standard",
-        "ibp_certified_accuracy": "IBP certified",
-        "certified_uap_accuracy": "certified UAP",
-        "attacked_uap_accuracy": "attacked UAP",
-    }
-    plain = [entry.to_json() for entry in figures]
-    return [[name, *(terminal.percent(entry[key]) for entry in plain)] for key, name in names.items()]
 
 
 @click.command()

@@ -27,10 +27,10 @@ BLIND: Final = 5.0
 """Seconds of the search for a witness where a network is not supported."""
 
 OPERATORS: Final = (
-    "Add", "AveragePool", "BatchNormalization", "Cast", "Concat", "Constant", "Conv", "Div", "Dropout", "Flatten",
-    "Gemm", "GlobalAveragePool", "GlobalMaxPool", "Identity", "LeakyRelu", "MatMul", "MaxPool", "Mul", "Neg", "Pad",
-    "ReduceMean", "Relu", "Reshape", "Shape", "Sigmoid", "Slice", "Split", "Squeeze", "Sub", "Sum", "Tanh",
-    "Transpose", "Unsqueeze",
+    "Add", "AveragePool", "BatchNormalization", "Cast", "Concat", "Constant", "Conv", "Div", "Dropout", "Expand",
+    "Flatten", "Gather", "Gemm", "GlobalAveragePool", "GlobalMaxPool", "Identity", "LeakyRelu", "MatMul", "MaxPool",
+    "Mul", "Neg", "Pad", "ReduceMean", "ReduceSum", "Relu", "Reshape", "Shape", "Sigmoid", "Slice", "Split", "Squeeze",
+    "Sub", "Sum", "Tanh", "Tile", "Transpose", "Unsqueeze",
 )  # fmt: skip
 """ONNX operators between activations (`citrus inspect` says more about a file); constants are folded beyond these."""
 

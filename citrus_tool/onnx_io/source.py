@@ -198,8 +198,8 @@ def _embed_external_data(path: Path, proto: onnx.ModelProto, update: Callable[[b
 def _input_shape(path: Path, value: onnx.ValueInfoProto, *, whole: bool) -> tuple[tuple[int, ...], int | None]:
     dims = [d.dim_value if d.HasField("dim_value") else None for d in value.type.tensor_type.shape.dim]
     shown = [d if d and d > 0 else "?" for d in dims]
-    if whole and all(dims) and dims:
-        return tuple(d for d in dims if d), 0
+    if whole and dims and all(dims[1:]):
+        return (dims[0] or 1, *(d for d in dims[1:] if d)), 0
     sizes = [d for d in dims[1:] if d is not None and d > 0]
     if len(dims) < 2 or len(sizes) != len(dims) - 1:
         raise UnsupportedNetworkError(

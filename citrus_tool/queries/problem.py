@@ -106,7 +106,7 @@ class Files:
                     f"network {network.name} declares several inputs or outputs; citrus reads networks with one each."
                 )
             for what, tensor, there in (
-                ("input", network.inputs[0], size(model.contract.file_shape)),
+                ("input", network.inputs[0], size(model.contract.pixel_shape)),
                 ("output", network.outputs[0], model.network.num_classes),
             ):
                 if tensor.size != there:
@@ -166,7 +166,7 @@ class Replay:
             runner = self.runners[network.name]
             x = np.asarray(inputs[source.name], dtype=np.float32).reshape(source.shape)
             values[source.name] = x
-            batch = torch.from_numpy(x.reshape(1, *runner.contract.file_shape).copy())
+            batch = torch.from_numpy(x.reshape(1, *runner.contract.pixel_shape).copy())
             values[target.name] = runner.logits(batch).reshape(target.shape)
         return values
 
@@ -220,7 +220,7 @@ def _shared(files: Files, structure: UapStructure) -> Problem:
         Part(tensor=network.inputs[0].name, start=0, size=count, centre=centre)
         for network, centre in zip(spec.networks, structure.centres, strict=True)
     ]
-    shape = next(iter(files.models.values())).contract.file_shape
+    shape = next(iter(files.models.values())).contract.pixel_shape
     network, columns = _network(files, parts, shape)
     clauses = [clause for copy in structure.unsafe for clause in copy]
     radius = torch.from_numpy(structure.radius.reshape(shape))
@@ -253,7 +253,7 @@ class _SideBySide:
             parts.append(Part(tensor=tensor.name, start=start, size=tensor.size, centre=None))
             start += tensor.size
         single = len(files.spec.networks) == 1
-        shape = next(iter(files.models.values())).contract.file_shape if single else (start,)
+        shape = next(iter(files.models.values())).contract.pixel_shape if single else (start,)
         network, columns = _network(files, parts, shape)
         return _SideBySide(shape=shape, parts=tuple(parts), network=network, columns=columns)
 

@@ -82,6 +82,9 @@ def read_models(spec: Spec, paths: Mapping[str, Path]) -> dict[str, OnnxModel]:
 def _read_model(path: Path) -> OnnxModel:
     try:
         source = load(path)
+    except UnsupportedNetworkError:
+        return read_whole(path)  # whose error says what remains
+    try:
         return assemble(source, input_shape=source.input_shape, classifier=False)
     except UnsupportedNetworkError as error:
         try:

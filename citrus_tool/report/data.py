@@ -268,7 +268,8 @@ class _Fields:
 def _certified(fields: _Fields, source: str, folder: Path | None) -> Certified:
     groups = tuple(_group(entry, number, None) for number, entry in enumerate(fields.objects("groups")))
     threat = fields.object("threat") if fields.has("threat") else fields
-    certificate = Certificate(
+    certificate = _made(
+        fields.where,
         model=fields.text("model"),
         sha256=fields.text("sha256"),
         data=fields.text("data"),
@@ -281,10 +282,11 @@ def _certified(fields: _Fields, source: str, folder: Path | None) -> Certified:
         groups=groups,
         stages=fields.object("stages").numbers(),
         version=fields.text("version"),
+        together=fields.count("attacked") if fields.content.get("scope") == "dataset" else None,
     )
     _agree(fields, certificate)
     origin = _settings(folder)
-    if folder is not None:
+    if folder is not None and certificate.together is None:  # a journal of scope dataset has another partition
         for journal in (folder / "journal.jsonl", *sorted(folder.glob("eps_*/journal.jsonl"))):
             if journal.is_file():
                 kept = _journal(journal, certificate.model, certificate.data, origin)
@@ -295,6 +297,13 @@ def _certified(fields: _Fields, source: str, folder: Path | None) -> Certified:
     return Certified(
         source=source, certificate=certificate, standard_accuracy=fields.number("standard_accuracy"), origin=origin
     )
+
+
+def _made(where: str, **fields: Any) -> Certificate:
+    try:
+        return Certificate(**fields)
+    except CitrusError as error:
+        raise InputFileError(f"{where}: {error}") from None
 
 
 def _same_run(one: Certificate, other: Certificate) -> bool:
@@ -356,18 +365,21 @@ def _verdicts_agree(group: GroupResult, where: str) -> None:
 
 def _agree(fields: _Fields, certificate: Certificate) -> None:
     """The totals and percentages that the file states are those of its groups."""
-    derived = certificate.to_json()
     for name in COUNTS:
-        if fields.count(name) != derived[name]:
+        if fields.count(name) != (total := getattr(certificate, name)):
             raise InputFileError(
-                f"{fields.where}: {name} is {fields.count(name)}, but its groups add up to {derived[name]};"
+                f"{fields.where}: {name} is {fields.count(name)}, but its groups add up to {total};"
                 " make the result again."
             )
-    for name in ("certified_uap_accuracy", "attacked_uap_accuracy", "standard_accuracy"):
-        if not math.isclose(fields.number(name), derived[name], rel_tol=1e-9, abs_tol=1e-9):
+    percent = {
+        "certified_uap_accuracy": 100 * certificate.certified / certificate.inputs,
+        "attacked_uap_accuracy": 100 * certificate.attacked / certificate.inputs,
+        "standard_accuracy": 100 * certificate.examined_correct / max(certificate.examined, 1),
+    }
+    for name, value in percent.items():
+        if not math.isclose(fields.number(name), value, rel_tol=1e-9, abs_tol=1e-9):
             raise InputFileError(
-                f"{fields.where}: {name} is {fields.number(name)}, but the counts give {derived[name]};"
-                " make the result again."
+                f"{fields.where}: {name} is {fields.number(name)}, but the counts give {value}; make the result again."
             )
 
 

@@ -107,6 +107,13 @@ class CertifiedView:
         return self.run.certificate.settings
 
     @property
+    def kept(self) -> bool:
+        """Whether the record holds what was found: no input fell, or there are perturbations that made some fall."""
+        kept = [g.result.evidence for g in self.groups if g.result.evidence is not None]
+        fallen = any(Verdict.FOOLED in one.verdicts for one in kept)
+        return not fallen or any(one.perturbation is not None for one in kept)
+
+    @property
     def statuses(self) -> Mapping[Status, int]:
         return {status: sum(g.result.status is status for g in self.groups) for status in Status}
 

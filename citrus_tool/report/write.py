@@ -8,13 +8,13 @@ from typing import Any
 
 from citrus_tool.files import require_writable_file, write_text
 from citrus_tool.progress import Progress, Silent
-from citrus_tool.report import citations, render
+from citrus_tool.report import citations, data, render
 from citrus_tool.report.data import Attacked, Benchmarked, Certified, Evaluated, Run, Swept, Trained
 from citrus_tool.report.replay import replay
 
 
 def write_report(
-    runs: Sequence[Run],
+    runs: Sequence[Run | Path],
     out: Path,
     *,
     models: Sequence[Path] = (),
@@ -24,18 +24,20 @@ def write_report(
     """Writes a self-contained HTML page about `runs`; returns what is missing in it, one sentence each.
 
     Args:
+        runs: records, or run folders and result files (data.read).
         models: ONNX files that stand in for those that are no longer where they were; found by sha256.
         root: where named data sets lie, in place of the run's own --data-root.
 
     Raises:
-        InputFileError: `out` cannot be written.
+        InputFileError: `out` cannot be written, or a run cannot be read.
         CheckFailedError: a replay on onnxruntime contradicts a certificate.
     """
     require_writable_file(out)
     progress = progress or Silent()
+    records = [data.read(run) if isinstance(run, Path) else run for run in runs]
     album = render.Album(render.PICTURE_BYTES)
     missing: list[str] = []
-    progress.start("report", len(runs), "runs")
+    progress.start("report", len(records), "runs")
 
     def seen(key: str, run: Certified) -> render.CertifiedView:
         found = replay(run, models=models, root=root)
@@ -43,11 +45,11 @@ def write_report(
         return render.view(key, run, found, album)
 
     sections: list[Mapping[str, Any]] = []
-    for number, run in enumerate(runs, start=1):
+    for number, run in enumerate(records, start=1):
         sections.append(_section(f"r{number}", run, seen))
         progress.advance()
-    sections = [*_curves(runs), *sections]
-    names = [Path(name).name for name in dict.fromkeys(map(_name, runs))]
+    sections = [*_curves(records), *sections]
+    names = [Path(name).name for name in dict.fromkeys(map(_name, records))]
     write_text(out, render.page(", ".join(names[:3]) + (" and others" if len(names) > 3 else ""), sections))
     progress.finish()
     return tuple(dict.fromkeys(missing))

@@ -20,7 +20,7 @@ from citrus_tool.bench.contests import CPU, GPU, PAPER, PAPER_MINUTES, SCALES, T
 from citrus_tool.bench.journal import BoxLosses, Entry
 from citrus_tool.bench.run import Bench, certifier_digest
 from citrus_tool.bounds.interval import margins
-from citrus_tool.certify.uap import CertifySettings
+from citrus_tool.certify.settings import CertifySettings
 from citrus_tool.data import load
 from citrus_tool.errors import InputFileError, InterruptedRunError
 from citrus_tool.harden.adversarial import attack

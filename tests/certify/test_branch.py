@@ -18,7 +18,8 @@ from citrus_tool.bounds.crown import LinearMargins, crown, relax
 from citrus_tool.bounds.optimised import Duals, Instance, Schedule, Targets, ascend, children, tuned_planes
 from citrus_tool.bounds.rounding import enclose
 from citrus_tool.certify.branch import Branched, Budget, Verdict, branch_and_bound
-from citrus_tool.certify.uap import CertifySettings, certify_uap
+from citrus_tool.certify.settings import CertifySettings
+from citrus_tool.certify.uap import certify_uap
 from citrus_tool.data import load
 from citrus_tool.errors import UsageError
 from citrus_tool.network import Network, Reshape, chain

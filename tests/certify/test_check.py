@@ -30,7 +30,8 @@ from citrus_tool.certify.check_bounds import Execution, Signs, lowest
 from citrus_tool.certify.check_graph import Affine, Graph, read_graph
 from citrus_tool.certify.proof import front_page, packed
 from citrus_tool.certify.search import MarginProblem, Search
-from citrus_tool.certify.uap import CertifySettings, certify_uap
+from citrus_tool.certify.settings import CertifySettings
+from citrus_tool.certify.uap import certify_uap
 from citrus_tool.data import Dataset, load
 from citrus_tool.errors import (
     CheckFailedError,

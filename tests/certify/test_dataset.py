@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from citrus_tool.certify import uap
 from citrus_tool.certify.certificate import Certificate, GroupResult, Status
 from citrus_tool.certify.check import check
 from citrus_tool.certify.conflicts import Conflicts
 from citrus_tool.certify.dataset import Remainder
 from citrus_tool.certify.partition import exclusive, partition, total
-from citrus_tool.certify.uap import CertifySettings, certify_uap
+from citrus_tool.certify.run import Run
+from citrus_tool.certify.settings import CertifySettings
+from citrus_tool.certify.uap import certify_uap
 from citrus_tool.data import Dataset
 from citrus_tool.errors import InputFileError, InterruptedRunError, SoundnessError
 from citrus_tool.onnx_io import OnnxModel
@@ -160,7 +161,7 @@ def test_a_stopped_run_goes_on(proof: bool, tmp_path: Path, monkeypatch: pytest.
 
     more: dict[str, Any] = {"journal": tmp_path / "j", "proof": tmp_path / "proof" if proof else None}
     with monkeypatch.context() as patch:
-        patch.setattr(uap._Run, "together", stop)
+        patch.setattr(Run, "together", stop)
         with pytest.raises(InterruptedRunError, match="6 of 6 groups"):
             judge(model, data, **more)
     found = judge(model, data, resume=True, **more)

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from citrus_tool import onnx_io
-from citrus_tool.certify.uap import CertifySettings, certify_uap
+from citrus_tool.certify.settings import CertifySettings
+from citrus_tool.certify.uap import certify_uap
 from citrus_tool.data import load
 from citrus_tool.threat import Threat
 

@@ -19,8 +19,9 @@ from citrus_tool.bounds.rounding import enclose
 from citrus_tool.certify.certificate import Status
 from citrus_tool.certify.conflicts import Conflicts
 from citrus_tool.certify.front import Front, multiply
+from citrus_tool.certify.settings import CertifySettings
 from citrus_tool.certify.settle import Settlement, executions, settle
-from citrus_tool.certify.uap import CertifySettings, certify_uap
+from citrus_tool.certify.uap import certify_uap
 from citrus_tool.network import Network
 from citrus_tool.threat import Threat
 from tests.certify.oracle import fooled_at_most

@@ -16,10 +16,12 @@ from torch import Tensor, nn
 
 from citrus_tool.bounds.crown import LinearMargins, crown
 from citrus_tool.certify import master, screen, uap
+from citrus_tool.certify import run as stages
 from citrus_tool.certify.certificate import Certificate, GroupResult, Status
 from citrus_tool.certify.check import check
 from citrus_tool.certify.master import Answer, Ending, Solver
-from citrus_tool.certify.uap import CertifySettings, certify_uap
+from citrus_tool.certify.settings import CertifySettings
+from citrus_tool.certify.uap import certify_uap
 from citrus_tool.data import Dataset
 from citrus_tool.errors import (
     CheckFailedError,
@@ -143,7 +145,7 @@ def test_chunks_do_not_change_groups(tmp_path: Path, monkeypatch: pytest.MonkeyP
     network = tiny_chain(3)
     data, model = data_for(network, 14, 3), as_onnx(network, tmp_path)
     whole = certify(model, data, 0.15)
-    monkeypatch.setattr(uap, "CHUNK_INPUTS", 4)
+    monkeypatch.setattr(stages, "CHUNK_INPUTS", 4)
     cut = certify(model, data, 0.15)
     assert [g.indices for g in cut.groups] == [g.indices for g in whole.groups]
     assert [g.certified for g in cut.groups] == [g.certified for g in whole.groups]
@@ -374,7 +376,7 @@ class StopAfter(Progress):
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Certificate]:
     """certify on a toy with 8 groups in chunks of 3 groups, journal at tmp_path/journal.jsonl."""
-    monkeypatch.setattr(uap, "CHUNK_INPUTS", 9)
+    monkeypatch.setattr(stages, "CHUNK_INPUTS", 9)
     network = tiny_chain(5)
     data, model = data_for(network, 24, 5), as_onnx(network, tmp_path)
 
@@ -429,7 +431,7 @@ def test_the_attack_depends_on_seed_and_chunk_and_not_on_what_was_done_before(
     run: Callable[..., Certificate], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seeds: list[int] = []
-    honest = uap.attack_groups
+    honest = stages.attack_groups
 
     def spied(*args: Any, **more: Any) -> tuple[Tensor, Tensor]:
         if more.get("starts") is None:
@@ -442,7 +444,7 @@ def test_the_attack_depends_on_seed_and_chunk_and_not_on_what_was_done_before(
         run(settings=replace(QUICK, **more))
         return list(seeds)
 
-    monkeypatch.setattr(uap, "attack_groups", spied)
+    monkeypatch.setattr(stages, "attack_groups", spied)
     first, again, other = of_run(), of_run(), of_run(seed=1)
     assert len(set(first)) == 3
     assert first == again
@@ -651,7 +653,7 @@ def test_a_network_that_is_no_longer_the_files(tmp_path: Path) -> None:
 def test_workers_give_the_same_result_and_proof(
     scope: Literal["groups", "dataset"], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(uap, "BRANCHED_INPUTS", 6)
+    monkeypatch.setattr(stages, "BRANCHED_INPUTS", 6)
     network = tiny_chain(5)
     data, model = data_for(network, 12, 5), as_onnx(network, tmp_path)
     settings = replace(QUICK, bounds="full", scope=scope, branch_nodes=8, attack_restarts=1, time_limit=30)
@@ -663,7 +665,7 @@ def test_workers_give_the_same_result_and_proof(
 
 
 def test_an_interrupted_pool_keeps_what_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uap, "CHUNK_INPUTS", 6)
+    monkeypatch.setattr(stages, "CHUNK_INPUTS", 6)
     network = tiny_chain(5)
     data, model = data_for(network, 12, 5), as_onnx(network, tmp_path)
     journal = tmp_path / "journal.jsonl"

@@ -63,20 +63,27 @@ def test_sweep_table_and_single_eps(run: Run, network: Path) -> None:
     assert len(Path("s.csv").read_text().splitlines()) == 2
 
 
+def test_sweep_of_the_whole_data_set(run: Run, network: Path) -> None:
+    outcome = run("certify-uap", network, "--eps", "0.1,0.01", *SMALL, "--scope", "dataset", "--report", "r.html")
+    assert outcome.code == 0
+    assert outcome.out.endswith("percent of 12 inputs (digits, test) under one perturbation for all\n")
+    assert Path("r.html").read_text().startswith("<!")
+
+
 def test_an_interrupted_sweep_goes_on(run: Run, network: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from citrus_tool.certify.uap import _Run
+    from citrus_tool.certify.run import Run
 
     whole = sweep(run, network, "--run-dir", "whole")
-    original = _Run.chunk
+    original = Run.chunk
 
-    def stop(self: _Run, *args: Any, **options: Any) -> Any:
+    def stop(self: Run, *args: Any, **options: Any) -> Any:
         for number, result in enumerate(original(self, *args, **options)):
             if self.eps == 0.03 and number == 2:
                 raise KeyboardInterrupt
             yield result
 
     with monkeypatch.context() as patched:
-        patched.setattr(_Run, "chunk", stop)
+        patched.setattr(Run, "chunk", stop)
         outcome = run("certify-uap", network, "--eps", "0.1,1/255,0.03", *SMALL, "--run-dir", "cut")
     assert outcome.code == 5
     assert "stopped after 2 of 4 groups; continue with --resume (cut/eps_0.03/journal.jsonl)" in outcome.err

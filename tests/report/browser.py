@@ -72,7 +72,9 @@ def screenshots(browser: Browser, report: Path, folder: Path) -> list[Path]:
         if part is None:
             page.screenshot(path=path)
         else:
-            page.locator(part).first.screenshot(path=path)
+            block = page.locator(part).first
+            block.evaluate("element => { element.style.padding = '14px'; }")  # air around the picture
+            block.screenshot(path=path)
         with Image.open(path) as image:
             image.convert("RGB").quantize(128, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(
                 path, optimize=True

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 from PIL import Image
 
+from citrus_tool.cli import main
 from citrus_tool.report import parse, read, write_report
 from tests.report.browser import PHONE, chromium, executable, opened, screenshots
 from tests.report.conftest import EVALUATION, GOLD, harden_report
+from tests.report.page import check_numbers, read_page
 
 pytestmark = pytest.mark.skipif(executable() is None, reason="needs Chromium or Chrome on the PATH, which is absent")
 
@@ -128,3 +130,22 @@ def test_screenshots_for_the_docs(browser: Any, report: Path, tmp_path: Path) ->
         assert path.stat().st_size < 200_000
         with Image.open(path) as image:
             assert len(set(image.convert("RGB").resize((64, 64)).tobytes())) > 10, path  # not blank
+
+
+@pytest.mark.slow
+def test_a_thousand_mnist_images_are_small_and_open_fast(
+    browser: Any, shared_models: Path, data_root: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Below 10 MB, open in under two seconds; the certificate is a quick one (IBP and a weak attack)."""
+    arguments = ["certify-uap", str(shared_models / "mnist_convSmallRELU__Point.onnx"), "--data", "mnist"]
+    arguments += ["--data-root", str(data_root("mnist")), "--eps", "0.1", "--limit", "1000", "--bounds", "ibp"]
+    arguments += ["--attack-steps", "5", "--attack-restarts", "1", "--run-dir", str(tmp_path / "run"), "--quiet"]
+    assert main(arguments) == 0
+    assert write_report([tmp_path / "run"], tmp_path / "page.html") == ()
+    assert (tmp_path / "page.html").stat().st_size < 10 * 2**20
+    page = read_page((tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert len(page.images) > 1000
+    assert check_numbers(page) > 1000
+    with opened(browser, tmp_path / "page.html") as window:
+        assert window.page.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd") < 2000
+        assert window.wrong == []

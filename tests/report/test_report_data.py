@@ -194,3 +194,13 @@ def test_a_harden_run_whose_journal_says_something_else(hardened: Path) -> None:
     (hardened / "report.json").write_text(json.dumps(content))
     with pytest.raises(InputFileError, match=r"its groups give attacked_uap_accuracy 86\.9565, the report beside it"):
         read(hardened)
+
+
+def test_scope_dataset_has_one_attacked_count_for_all(edited: Callable[[Edit], Path]) -> None:
+    """The count of the perturbation for all inputs; the groups' own counts do not add up to it."""
+    accuracy = 100 * 21 / 23
+    run = read(edited(sets(scope="dataset", attacked=21, attacked_uap_accuracy=accuracy)))
+    assert isinstance(run, Certified)
+    assert (run.certificate.attacked, run.certificate.together) == (21, 21)
+    with pytest.raises(InputFileError, match="certified 17, attacked 16 and clean 23 counts are not in order"):
+        read(edited(sets(attacked=16, attacked_uap_accuracy=100 * 16 / 23)))

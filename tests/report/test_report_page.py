@@ -105,6 +105,8 @@ def test_claim_says_threat_groups_protocol_and_what_unknown_means(
     other = variant(lambda c: c.update(threat={"eps": 0.05, "clip": True, "target": 3}))
     assert "the network sees clip(x + u, 0, 1)." in other
     assert "are not driven to class 3" in other
+    together = variant(lambda c: c.update(scope="dataset"))
+    assert "They are judged together: one perturbation for all of them." in together
     correct = variant(lambda c: c["settings"].update(protocol="correct", group_size=23))
     assert "(protocol correct)" in correct
     assert "together: one perturbation for all of them" in correct
