@@ -113,16 +113,14 @@ class ModelChoice:
         return model
 
 
-def read_trained(source: ModelSource, dataset: Dataset, choice: DataSource) -> OnnxModel:
-    """The network, with an AccuracyWarning that names the fix where it does badly (normalisation.doubt).
+def warn_of_accuracy(model: OnnxModel, dataset: Dataset, choice: DataSource) -> None:
+    """An AccuracyWarning that names the fix where the network does badly on `dataset` (normalisation.doubt).
 
     Alternatives are tried on the validation split of `choice`, which `dataset` is a split of.
     """
-    model = source.read(dataset)
     sentence = doubt(model, dataset, lambda: choice.load("validation"))
     if sentence is not None:
         warnings.warn(sentence, AccuracyWarning, stacklevel=3)
-    return model
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -450,10 +448,11 @@ def harden_file(
     where = resolve_device(device)
     trainer.method_named(recipe.method)
     train, validation, test = (choice.load(split) for split in data.SPLITS)
-    model = read_trained(source, test, choice)
+    model = source.read(test)
     if out.exists() and source.path.exists() and out.samefile(source.path):
         raise UsageError(f"{out} is the network that is hardened; give the result another name.")
     _require_outputs(out, run_dir, fresh=keep_checkpoints and not resume)
+    warn_of_accuracy(model, test, choice)
     threat = Threat(eps=recipe.eps)
     save_settings(run_dir, settings)
     failed = _verdicts(target, source.path, progress, "properties before")
@@ -566,12 +565,14 @@ def certify_file(
     """
     where = resolve_device(device)
     dataset = choice.load(split)
-    model = read_trained(source, dataset, choice)
+    model = source.read(dataset)
+    if run_dir is not None:
+        require_writable_folder(run_dir)
+    warn_of_accuracy(model, dataset, choice)
     if run_dir is None:
         return certify_uap(
             model, dataset, threat, certify, device=where, proof=proof, workers=workers, progress=progress or Silent()
         )
-    require_writable_folder(run_dir)
     save_settings(run_dir, settings)
     certificate = certify_uap(
         model,
@@ -630,7 +631,8 @@ def evaluate_file(
     progress = progress or Silent()
     where = resolve_device(device)
     dataset = choice.load(split)
-    model = read_trained(source, dataset, choice)
+    model = source.read(dataset)
+    warn_of_accuracy(model, dataset, choice)
     judged = dataset.take(certify.limit) if certify.limit is not None else dataset
     figures = _figures(model, dataset, threat, certify, where, progress)
     robust = _pgd_correct(model.network, judged, threat, pgd_steps, certify.seed, where, progress)
@@ -675,10 +677,11 @@ def attack_file(
     progress = progress or Silent()
     where = resolve_device(device)
     whole = choice.load(split)
-    model = read_trained(source, whole, choice)
+    model = source.read(whole)
     threat.require_target(model.network.num_classes)
     if save is not None:
         require_writable_file(save)
+    warn_of_accuracy(model, whole, choice)
     dataset = whole.select(judged(whole, threat.target)[:limit])
     k = group_size or len(dataset)
     groups = -(-len(dataset) // k)

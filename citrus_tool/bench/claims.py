@@ -50,7 +50,7 @@ class Claim:
 
 def box_rows(losses: Sequence[BoxLosses]) -> list[list[str]]:
     """The two orderings of Fig. 4, of the boxes of its contest."""
-    header = ("own box above the sum of the others", "largest of the others at least half of their sum")
+    header = ("own box above the sum of the others", "largest of the others above half of their sum")
     current = [each for each in losses if (each.contest, each.method) == (_AT_8, "citrus")]
     current = [each for each in current if each.recipe == Job(contest=_contest(_AT_8), method="citrus", seed=0).digest]
     if not current:

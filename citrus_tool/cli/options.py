@@ -35,6 +35,8 @@ class EpsList(click.ParamType[tuple[float, ...]]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
         """Raises UsageError for what is not a number in [0, 1]."""
+        if isinstance(value, float):
+            return (value,)
         parts = value if isinstance(value, list | tuple) else str(value).split(",")
         return tuple(Eps().convert(part, param, ctx) for part in parts)
 

@@ -151,7 +151,7 @@ class _State:
             with torch.enable_grad():
                 lower = self._lower(start, count, slopes)
                 loss = -lower.sum()
-            best = torch.maximum(best, lower.detach())
+            best = torch.where(lower > best, lower, best).detach()  # a NaN is no bound
             if step == steps or optimiser is None or bool((best > goal).all()):
                 break
             optimiser.zero_grad()

@@ -35,14 +35,19 @@ CITATIONS: Final[Mapping[str, str]] = {
     "cw-uat": "Benz et al. Universal Adversarial Training with Class-Wise Perturbations. ICME 2021.",
 }
 """Key -> reference."""
-STAGES: Final[Mapping[str, tuple[str, ...]]] = {
+BOUNDS: Final[Mapping[str, tuple[str, ...]]] = {
     "ibp": ("ibp",),
-    "crown": ("crown",),
+    "crown": ("ibp", "crown"),
+    "alpha": ("ibp", "crown", "alpha"),
+    "full": ("ibp", "crown", "alpha", "beta"),
+}
+"""What `--bounds` follows."""
+STAGES: Final[Mapping[str, tuple[str, ...]]] = {
     "attack": ("uap",),
     "joint": ("racoon", "rabbit"),
     "milp": ("zeng",),
 }
-"""Stage of a certificate -> what it follows; branch and solver depend on the settings."""
+"""Stage of a certificate that took time -> what it follows."""
 METHODS: Final[Mapping[str, tuple[str, ...]]] = {
     "standard": (),
     "pgd": ("pgd",),
@@ -66,13 +71,11 @@ METHODS: Final[Mapping[str, tuple[str, ...]]] = {
 
 def of_certificate(certificate: Certificate) -> list[str]:
     """References of what a certification used, by its stages and settings."""
-    keys = [key for stage, names in STAGES.items() if stage in certificate.stages for key in names]
-    if "branch" in certificate.stages:
-        keys.append("alpha")
-        if certificate.settings.get("bounds") == "full":
-            keys.append("beta")
-    if "milp" in certificate.stages:
-        keys.append("highs" if certificate.settings.get("solver") == "highs" else "cbc")
+    settings, stages = certificate.settings, {name for name, seconds in certificate.stages.items() if seconds > 0}
+    keys = [*BOUNDS.get(settings.get("bounds", ""), ())]
+    keys += [key for stage, names in STAGES.items() if stage in stages for key in names]
+    if "milp" in stages:
+        keys += [name for name in ("cbc", "highs") if settings.get("solver") in (name, "both")]
     if certificate.threat.target is not None:
         keys.append("raven")
     return [CITATIONS[key] for key in dict.fromkeys(keys)]

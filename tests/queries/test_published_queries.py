@@ -11,6 +11,7 @@ import pytest
 from literal_queries import boxes, plain_text
 
 from citrus_tool.queries import parse, read, text1, text2
+from citrus_tool.queries.verify import Verdict, read_models, verify
 
 FOLDER = Path(__file__).resolve().parents[3] / "shared" / "vnnlib"
 FILES = sorted(FOLDER.glob("*/*.vnnlib*"))
@@ -57,3 +58,13 @@ def test_every_listed_instance_is_there() -> None:
         for row in csv.reader(table.read_text().splitlines())
     }
     assert listed == {path.resolve() for path in FILES}
+
+
+@needs_files
+@pytest.mark.slow
+@pytest.mark.parametrize("index", [56, 7167, 7955])
+def test_the_sigmoid_network_is_proven(shared_models: Path, index: int) -> None:
+    """CROWN alone proves the first; optimised slopes prove all, about 15 s of CPU each."""
+    spec = read(FOLDER / "eran" / f"mnist_spec_idx_{index}_eps_0.01200.vnnlib.gz")
+    models = read_models(spec, {"N": shared_models / "mnist_ffnnSIGMOID__Point_6x200.onnx"})
+    assert verify(spec, models).verdict is Verdict.UNSAT

@@ -15,6 +15,8 @@ import pytest
 from citrus_tool.certify.certificate import Status
 from citrus_tool.certify.evidence import Evidence, Verdict
 from citrus_tool.errors import InputFileError
+from citrus_tool.harden.methods import METHODS as TRAINING
+from citrus_tool.report.citations import METHODS, of_certificate, of_method
 from citrus_tool.report.data import Attacked, Benchmarked, Certified, Evaluated, Swept, Trained, parse, read
 from tests.report.conftest import ATTACK, EVALUATION, Edit, harden_report
 
@@ -204,3 +206,36 @@ def test_scope_dataset_has_one_attacked_count_for_all(edited: Callable[[Edit], P
     assert (run.certificate.attacked, run.certificate.together) == (21, 21)
     with pytest.raises(InputFileError, match="certified 17, attacked 16 and clean 23 counts are not in order"):
         read(edited(sets(attacked=16, attacked_uap_accuracy=100 * 16 / 23)))
+
+
+@pytest.mark.parametrize(
+    ("bounds", "solver", "stages", "named"),
+    [
+        ("ibp", "cbc", {"ibp": 1.0, "crown": 0.0}, ["Gowal"]),
+        ("crown", "highs", {"crown": 1.0, "milp": 1.0}, ["Gowal", "Zhang", "Zeng", "Huangfu"]),
+        (
+            "alpha",
+            "both",
+            {"milp": 0.5, "attack": 1.0},
+            ["Gowal", "Zhang", "Xu", "Moosavi-Dezfooli", "Zeng", "Forrest", "Huangfu"],
+        ),
+        ("full", "cbc", {"joint": 2.0, "branch": 1.0}, ["Gowal", "Zhang", "Xu", "Wang", "Banerjee", "Suresh"]),
+    ],
+)
+def test_exactly_the_methods_that_were_used_are_cited(
+    edited: Callable[[Edit], Path], bounds: str, solver: str, stages: dict[str, float], named: list[str]
+) -> None:
+    def edit(content: dict[str, Any]) -> None:
+        content["settings"].update(bounds=bounds, solver=solver)
+        content["stages"] = stages
+
+    path = edited(edit)
+    run = read(path.rename(path.with_name("alone.json")))
+    assert isinstance(run, Certified)
+    assert [text.split()[0].removesuffix(",") for text in of_certificate(run.certificate)] == named
+
+
+def test_every_method_has_its_citations() -> None:
+    assert METHODS.keys() == TRAINING.keys()
+    assert all(of_method(name) for name in METHODS if name != "standard")
+    assert of_method("another") == []
