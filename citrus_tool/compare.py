@@ -17,8 +17,8 @@ from citrus_tool.certify.settings import CertifySettings
 from citrus_tool.data import Dataset, Split
 from citrus_tool.errors import CheckFailedError, CitrusError, InputFileError, SoundnessError, UnsupportedNetworkError
 from citrus_tool.files import require_writable_folder, write_text
-from citrus_tool.progress import Progress, Silent
-from citrus_tool.sweep import Staged, Sweep, csv_rows, percents, spelled, sweep_file
+from citrus_tool.progress import Progress, Silent, Staged
+from citrus_tool.sweep import Sweep, csv_rows, percents, spelled, sweep_file
 from citrus_tool.tables import Cell
 from citrus_tool.threat import Threat
 from citrus_tool.workflow import DataChoice, ModelChoice, resolve_device, standard_accuracy

@@ -32,3 +32,19 @@ class Silent(Progress):
 
     def finish(self) -> None:
         return None
+
+
+class Staged(Progress):
+    """Passes progress on with a word in front of each stage's name."""
+
+    def __init__(self, inner: Progress, prefix: str) -> None:
+        self._inner, self._prefix = inner, prefix
+
+    def start(self, stage: str, total: int | None, unit: str) -> None:
+        self._inner.start(self._prefix + stage, total, unit)
+
+    def advance(self, amount: int = 1, note: str = "") -> None:
+        self._inner.advance(amount, note)
+
+    def finish(self) -> None:
+        self._inner.finish()

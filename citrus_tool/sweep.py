@@ -22,7 +22,7 @@ from citrus_tool.certify.settings import CertifySettings
 from citrus_tool.data import Split
 from citrus_tool.errors import SoundnessError, UsageError
 from citrus_tool.files import write_text
-from citrus_tool.progress import Progress, Silent
+from citrus_tool.progress import Progress, Silent, Staged
 from citrus_tool.tables import Cell
 from citrus_tool.threat import Threat
 from citrus_tool.workflow import DataChoice, ModelChoice, certify_file
@@ -221,22 +221,6 @@ def _evidence(eps: Sequence[float], groups: Sequence[GroupResult], place: int, w
             )
         verdicts.append(verdict)
     return replace(own, verdicts=tuple(verdicts), perturbation=found.perturbation)
-
-
-class Staged(Progress):
-    """Passes progress on with a word in front of each stage's name."""
-
-    def __init__(self, inner: Progress, prefix: str) -> None:
-        self._inner, self._prefix = inner, prefix
-
-    def start(self, stage: str, total: int | None, unit: str) -> None:
-        self._inner.start(self._prefix + stage, total, unit)
-
-    def advance(self, amount: int = 1, note: str = "") -> None:
-        self._inner.advance(amount, note)
-
-    def finish(self) -> None:
-        self._inner.finish()
 
 
 def percents(certificate: Certificate) -> dict[str, float]:

@@ -34,7 +34,7 @@ from citrus_tool.harden import checkpoint, recipes, trainer
 from citrus_tool.harden.recipes import Recipe
 from citrus_tool.network import Network
 from citrus_tool.onnx_io import OnnxModel
-from citrus_tool.progress import Progress, Silent
+from citrus_tool.progress import Progress, Silent, Staged
 from citrus_tool.threat import Threat
 from citrus_tool.workflow import DataChoice, ModelChoice, require_no_teacher, resolve_device, save_settings
 
@@ -513,7 +513,7 @@ class _Search:
         stage = f"trial {begun.number + 1}/{self.settings.trials}: "
         result = trainer.fit(
             self.network, self.train, self.validation, recipe, run_dir=folder, resume=checkpoint.exists(folder),
-            device=self.device, progress=_Staged(stage, self.progress), enough=enough,
+            device=self.device, progress=Staged(self.progress, stage), enough=enough,
         )  # fmt: skip
         judged = [e for e in result.history if e["phase"] == "full" and e["validation_standard_accuracy"] is not None]
         begun = dataclasses.replace(
@@ -530,7 +530,7 @@ class _Search:
         )  # fmt: skip
         threat = Threat(eps=recipe.eps)
         certificate = certify_uap(
-            model, self.validation, threat, settings, device=self.device, progress=_Staged(stage, self.progress)
+            model, self.validation, threat, settings, device=self.device, progress=Staged(self.progress, stage)
         ).to_json()
         best = result.history[result.best_epoch - 1]
         return dataclasses.replace(
@@ -566,22 +566,6 @@ def _distribution(values: Range | Values) -> BaseDistribution:
     if values.whole:
         return IntDistribution(int(values.low), int(values.high), log=values.log)
     return FloatDistribution(values.low, values.high, log=values.log)
-
-
-class _Staged(Progress):
-    """Another progress, whose stages get a prefix."""
-
-    def __init__(self, prefix: str, inner: Progress) -> None:
-        self._prefix, self._inner = prefix, inner
-
-    def start(self, stage: str, total: int | None, unit: str) -> None:
-        self._inner.start(self._prefix + stage, total, unit)
-
-    def advance(self, amount: int = 1, note: str = "") -> None:
-        self._inner.advance(amount, note)
-
-    def finish(self) -> None:
-        self._inner.finish()
 
 
 def _report(
