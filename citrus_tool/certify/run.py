@@ -421,6 +421,11 @@ class Run:
         found: Across | None = None
         with timed(seconds, "dataset"):
             if self.joint:
+                if not all(rest.labels):
+                    raise SoundnessError(
+                        "data set: an open input has no label that may win; the certificate is void, please report the"
+                        " network and the settings."
+                    )
                 inputs = self._executions(rest.labels, x, rivals, clean.guard[rows])
                 found = across(
                     self.attacked,

@@ -182,6 +182,21 @@ def test_a_damaged_note_is_an_error(tmp_path: Path) -> None:
         judge(model, data, journal=journal, resume=True)
 
 
+def test_open_inputs_without_labels_stop_the_run(tmp_path: Path) -> None:
+    """A journal that says so would otherwise count such an input as safe."""
+    network = tiny_chain(2)
+    model, data = as_onnx(network, tmp_path), data_for(network, 12, 2)
+    journal = tmp_path / "j"
+    judge(model, data, journal=journal)
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    noted = next(line for line in lines if line.get("note", {}).get("inputs"))
+    noted["note"]["labels"][0] = []
+    noted["note"]["refuted"] = []
+    journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(SoundnessError, match="no label that may win"):
+        judge(model, data, journal=journal, resume=True)
+
+
 def test_remainders_survive_a_round_trip() -> None:
     one = Remainder(
         inputs=(3, 7), labels=((1,), (0, 2)), gaps=(0.5, 0.25), refuted=(((0, 1), (1, 2)), ((1, 0),)), u=None
