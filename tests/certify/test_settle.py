@@ -145,7 +145,7 @@ def test_too_many_open_products_are_refused() -> None:
 
 
 def group(
-    network: Network, k: int, eps: float, seed: int, *, seconds: float = 60.0
+    network: Network, k: int, eps: float, seed: int, *, seconds: float = 600.0
 ) -> tuple[Settlement, Tensor, Tensor]:
     """The loop on all correctly classified inputs of a group, with every wrong label open."""
     data = data_for(network, k, seed, noise=0.0)
