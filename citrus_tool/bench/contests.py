@@ -100,8 +100,8 @@ _MNIST = Recipe(
     groups_per_batch=25, l1=1e-5, pgd_steps=5, init="shi", validate_every=2, taps=Taps(steps=5),
 )  # fmt: skip
 _CIFAR = dataclasses.replace(
-    _MNIST, eps=parse_eps("2/255"), tau_ratio=0.1, epochs=24, ramp_epochs=8, milestones=(16, 21), lr=3e-3, l1=1e-6,
-    flip=True, crop_padding=2,
+    _MNIST, eps=parse_eps("2/255"), tau_ratio=0.1, ramp_epochs=7, l1=1e-6, flip=True,
+    crop_padding=2,
 )  # fmt: skip
 _PLAIN = {"init": "keep", "shi_lambda": 0.0, "l1": 0.0}
 """Adversarial training takes PyTorch's own initialisation and no regulariser that certified training needs."""

@@ -125,17 +125,17 @@ DIGESTS = {
     " citrus-plus e6b17d394073",
     "mnist-0.3": "ibp c0a19e7f097f sabr 6d1518e70d57 taps bcb354d1529d mtl-ibp 1d8c55d75c9a citrus 7d8287fb5472"
     " citrus-plus 75477b2a0356",
-    "cifar10-2": "ibp d95f509c4f94 sabr 91a3340c7b60 taps 43d5ae6cc5dc mtl-ibp 561b89035042 citrus f03e3d9b46a9"
-    " citrus-plus ce0554d4eaf4",
-    "cifar10-8": "ibp 95dea6132940 sabr e3bd453c3e3b taps ef689dc2377a mtl-ibp ef967b4d2902 citrus 2cf7e6a7aaa3"
-    " citrus-plus 164a6af0ee22 pgd 46dfd3cb5738 uat 951591b2aee9 cw-uat 19d8797d6841 citrus-si 5b8bbfc5b207",
-    "fig5-tau-0.3": "citrus 81c86c452c6a",
-    "fig5-tau-0.5": "citrus 82c15804950d",
-    "fig5-tau-0.7": "citrus db4163abccaa",
-    "fig5-tau-0.9": "citrus 8a2fdab34471",
-    "fig5-group-2": "citrus 2cafa5235ca6",
-    "fig5-group-3": "citrus 37411086971d",
-    "fig5-group-10": "citrus 6d4625845597",
+    "cifar10-2": "ibp 883febe95d8a sabr 263402165781 taps 8498b2967568 mtl-ibp a37b7b221adc citrus 31d36468296f"
+    " citrus-plus 7d6dcf982fcd",
+    "cifar10-8": "ibp ff49676421fd sabr 5fb7b4b01c35 taps 72d57a4dc6ad mtl-ibp 4c6cea9863bb citrus 6d34db7db51d"
+    " citrus-plus 1d3a6d24ad9b pgd bfade2d037d2 uat 067caa167df8 cw-uat 3022172afecd citrus-si 4a1e4384c517",
+    "fig5-tau-0.3": "citrus fc42b8d860b0",
+    "fig5-tau-0.5": "citrus 53e759417c08",
+    "fig5-tau-0.7": "citrus 65fddfb532cb",
+    "fig5-tau-0.9": "citrus 4440a886f807",
+    "fig5-group-2": "citrus e06ed85daef2",
+    "fig5-group-3": "citrus 0a977fe41b07",
+    "fig5-group-10": "citrus eb575ccd2a75",
     "mnist-0.1-long": "citrus 3d8a96933b1c citrus-plus 505a5c187e47",
     "cifar10-2-long": "citrus ec256b5182af citrus-plus 2f8770ca9045",
 }
