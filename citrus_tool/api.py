@@ -65,7 +65,7 @@ Images are (n, C, H, W), uint8 or floating point in [0, 1]; labels are (n,) whol
 
 
 class CertifyOptions(TypedDict, total=False):
-    """The fields of CertifySettings, which has their defaults and meaning."""
+    """The fields of CertifySettings, which has their defaults and meaning; times are in seconds."""
 
     group_size: int
     protocol: Protocol

@@ -198,6 +198,7 @@ class Splits(Tabular):
 
     @property
     def name(self) -> str:
+        """Of the training split."""
         return self.train.name
 
     def load(self, split: Split, limit: int | None = None) -> Dataset:

@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 class Affine(nn.Module):
-    """Elementwise y = scale * x + shift; constants of per-sample shape (or broadcastable to it), never trained.
+    """Elementwise y = scale * x + shift; constants (*shape,) per sample, or broadcastable to it, never trained.
 
     Normalisation, and Add/Sub/Mul/Div with a constant that is not a weight.
     """
@@ -136,6 +136,8 @@ class Network(nn.Module):
         input_shape: per-sample shape of the input, (C, H, W) for images.
         nodes: the layers in topological order, with per-sample output shapes.
         num_classes: size of the output vector.
+
+    Raises UnsupportedNetworkError where the output is not one vector per input.
     """
 
     def __init__(self, graph_module: fx.GraphModule, input_shape: Sequence[int]) -> None:
@@ -154,10 +156,12 @@ class Network(nn.Module):
 
     @property
     def output_name(self) -> str:
+        """Name of the node that gives the logits."""
         return self._edges[-1][0]
 
     @property
     def nodes(self) -> tuple[Node, ...]:
+        """The layers in topological order."""
         return tuple(
             Node(
                 name=name,

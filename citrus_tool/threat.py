@@ -20,7 +20,9 @@ from citrus_tool.network import INPUT, Affine, GraphBuilder, Network
 
 @dataclass(frozen=True, kw_only=True)
 class Box:
-    """Axis-aligned region {z : |z - centre| <= radius}, elementwise; `radius` >= 0 and of the centre's shape."""
+    """Axis-aligned region {z : |z - centre| <= radius}, elementwise, of a batch: `centre` (n, *shape), `radius` alike
+    or (1, *shape), >= 0 and in the units of the centre.
+    """
 
     centre: Tensor
     radius: Tensor
@@ -32,10 +34,12 @@ class Box:
 
     @property
     def lower(self) -> Tensor:
+        """centre - radius, (n, *shape)."""
         return self.centre - self.radius
 
     @property
     def upper(self) -> Tensor:
+        """centre + radius, (n, *shape)."""
         return self.centre + self.radius
 
 

@@ -159,7 +159,10 @@ def figure_rows(*figures: Figures) -> list[list[str]]:
 
 @dataclass(frozen=True, kw_only=True)
 class SpecVerdict:
-    """A property that was trained for: how many images it speaks of, its radius, and its verdicts (unsat: it holds)."""
+    """A property that was trained for: how many images it speaks of, its radius (pixel space), and its verdicts.
+
+    Verdicts are before and after training; unsat: it holds.
+    """
 
     file: Path
     images: int
@@ -259,7 +262,9 @@ class TrainReport(Tabular):
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Evaluation(Tabular):
-    """The result of `evaluate`: figures, and the accuracy (percent) under one PGD perturbation an input."""
+    """The result of `evaluate` at `eps` (pixel space): figures, and the accuracy (percent) under one PGD perturbation
+    an input.
+    """
 
     model: Path
     data: str
@@ -362,7 +367,7 @@ def choose_recipe(
     changes: Mapping[str, Any],
     defaults: Mapping[str, Any] | None = None,
 ) -> Recipe:
-    """The recipe called `name` for the wanted method, at `eps`, stretched to `epochs`, fields replaced.
+    """The recipe called `name` for the wanted method, at `eps` (pixel space), stretched to `epochs`, fields replaced.
 
     Args:
         name: a recipe's name, a TOML file (recipes.read), `auto` (recipes.automatic), or None for RECIPE_OF_DATA's.
@@ -442,6 +447,7 @@ def harden_file(
 
     Raises:
         CitrusError: a file, an option or the data is wrong; nothing has been written then.
+        UsageError: `out` is the file itself, or options exclude each other.
         InterruptedRunError: stopped by the user; `resume=True` continues.
     """
     progress = progress or Silent()

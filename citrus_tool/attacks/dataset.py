@@ -41,6 +41,7 @@ def attack_dataset(
     """The perturbation found that fools most of the inputs, and how many it fools by the network's own arithmetic.
 
     Args:
+        eps: radius of u, in pixel space.
         network, images: of one dtype; each minibatch is moved to the network's device.
         steps: minibatch steps of each restart; at least one pass over the data is made where it is not 0.
         restarts: the first from 0, the others from random corners; 0: u = 0.

@@ -37,13 +37,14 @@ Members = frozenset[int]
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """The u with the lowest largest margin found for a set, and that margin in clean margins."""
+    """The u (C, H, W) with the lowest largest margin found for a set, and that margin in clean margins."""
 
     u: Tensor
     worst: float
 
     @property
     def fallen(self) -> bool:
+        """Whether u fools the whole set, with a margin to spare."""
         return self.worst <= -DECISIVE
 
 
@@ -89,7 +90,9 @@ class Growth:
             self._resisted.append(members)
 
     def proposals(self, generator: torch.Generator, radius: float) -> list[tuple[Members, Tensor]]:
-        """The sets to attack next, each with a start; none when the budget is spent or nothing is left to try."""
+        """The sets to attack next, each with a start (C, H, W) within `radius` (pixel space); none when the budget is
+        spent or nothing is left to try.
+        """
         most = len(self.best)
         while self._heap and self.budget > 0:
             members = heapq.heappop(self._heap)[3]
@@ -143,7 +146,7 @@ def grow(
     target: int | None,
     generator: torch.Generator,
 ) -> None:
-    """Runs the searches of g groups side by side until each has ended; `unit`: clean margins."""
+    """Runs the searches of g groups side by side until each has ended; unit: clean margins, radius: pixel space."""
     going = list(range(len(searches)))
     while going:
         work: list[tuple[int, Members, Tensor]] = []

@@ -1,4 +1,7 @@
-"""What attacks lower: the margin of an input, at or below 0 where it is fooled."""
+"""What attacks lower: the margin of an input, at or below 0 where it is fooled.
+
+Objective f_6 of Carlini and Wagner, "Towards evaluating the robustness of neural networks" (S&P 2017), without its cut.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,7 @@ def reach(
     """The unit in which attacks compare margins: |margin at x| + radius ||its gradient||_1, (n,), above 0.
 
     The second term is what a linear network could change, so an input with a tiny clean margin does not outweigh the
-    others; the first is there for flat networks.
+    others; the first is there for flat networks. `radius` is in pixel space.
     """
     at = x.detach().requires_grad_(True)
     with torch.enable_grad():

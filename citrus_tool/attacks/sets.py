@@ -45,6 +45,7 @@ def attack_set(
 
     Args:
         network: of the images' dtype and device; x + u is not clipped (`threat.clipped` does that).
+        eps: radius of u, in pixel space.
         start: the first point tried, clamped to eps.
         targets: the wrong label that each input is to get; then only that label counts. None: any.
         target: the class that is to win for every input (Threat.target).
@@ -109,7 +110,7 @@ def attack_sets(
     """Attacks b sets of any sizes side by side; row i of the images belongs to set `of_set[i]`.
 
     Args:
-        radius: as a float32, see `margin.float32_at_most`.
+        radius: in pixel space, as a float32, see `margin.float32_at_most`.
         unit: (n,) clean margins, where they are known.
 
     Returns: for each set the u with the lowest largest margin, and all inputs' margins there in units of `unit`.

@@ -9,6 +9,9 @@ the margins:
 Bounds are optimised on this small system (bounds/optimised.py) instead of on the layers: the same bounds as the
 backward rules give, for a fraction of the operations. It is rounded like any floating-point computation and
 certifies nothing; claims are re-evaluated by the rules of bounds/linear.py.
+
+The bounds are those of alpha-CROWN (Xu et al., ICLR 2021) and beta-CROWN (Wang et al., NeurIPS 2021); the folding is
+this project's.
 """
 
 from __future__ import annotations
@@ -317,7 +320,7 @@ class _Folder:
 
 
 def margin_rows(network: Network, label: int, classes: Tensor, box: Box) -> Rows:
-    """Rows f_label - f_c at the network's output for every c in `classes`, all of sample 0."""
+    """Rows f_label - f_c at the network's output for every c in `classes` (R,), all of sample 0."""
     unit = torch.eye(network.num_classes, dtype=box.centre.dtype, device=box.centre.device)
     coefficient = unit[label] - unit[classes]
     return Rows.of(
@@ -329,7 +332,7 @@ def margin_rows(network: Network, label: int, classes: Tensor, box: Box) -> Rows
 
 
 def compressed(matrix: Tensor) -> Tensor:
-    """The matrix in compressed rows where it is sparse, else contiguous; without negligible entries."""
+    """The matrix (R, N) in compressed rows where it is sparse, else contiguous; without negligible entries."""
     if not matrix.numel():
         return matrix
     matrix = torch.where(matrix.abs() > NEGLIGIBLE * matrix.abs().amax(), matrix, 0.0)

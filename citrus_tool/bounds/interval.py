@@ -36,7 +36,10 @@ def _conv(layer: nn.Conv2d, box: Box) -> Box:
 
 
 def batch_norm_affine(layer: nn.BatchNorm1d | nn.BatchNorm2d, axes: int) -> tuple[Tensor, Tensor]:
-    """(scale, shift) of a batch norm with its running statistics, shaped to broadcast over `axes` per-sample axes."""
+    """(scale, shift) of a batch norm with its running statistics, shaped to broadcast over `axes` per-sample axes.
+
+    Raises UnsupportedNetworkError for a batch norm without running statistics.
+    """
     if layer.running_mean is None or layer.running_var is None:
         raise UnsupportedNetworkError("BatchNorm without running statistics is no fixed function; track them.")
     scale = torch.rsqrt(layer.running_var + layer.eps)

@@ -46,7 +46,7 @@ Shape = tuple[int, ...]
 
 
 def frame(values: Tensor, first: Pair, last: Pair) -> Tensor:
-    """values[..., first:last] over the last two axes, with zeros where the range leaves the map."""
+    """values[..., first:last] over the last axes of (..., H, W), with zeros where the range leaves the map."""
     index: list[slice] = []
     pads: list[int] = []
     for axis in (0, 1):
@@ -80,6 +80,7 @@ class Window:
         return first, (last[0], last[1])
 
     def inside(self, extent: Pair, shape: Shape) -> bool:
+        """Whether no window of size `extent` leaves a map of `shape`."""
         first, last = self.cover(extent)
         return min(first) >= 0 and last[0] <= shape[-2] and last[1] <= shape[-1]
 
@@ -133,6 +134,7 @@ class Rows:
 
     @property
     def extent(self) -> Pair:
+        """(h, w) of the coefficients' last two axes."""
         return (self.coefficient.shape[-2], self.coefficient.shape[-1])
 
     def dense(self) -> Rows:

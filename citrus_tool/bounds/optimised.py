@@ -372,7 +372,9 @@ def _adam(gradient: Tensor, moments: tuple[Tensor, Tensor], step: int) -> Tensor
 
 
 def children(system: Fold, duals: Duals, neuron: Tensor, weight: Tensor) -> Duals:
-    """Both sides (2 P columns, >= 0 first) of P parents, each split on its `neuron`, whose output counts `weight`.
+    """Both sides (2 P columns, >= 0 first) of P parents, each split on its neuron.
+
+    `neuron` (P,); `weight` (P,): how much its output counts.
 
     Where the weight w is positive the multipliers reproduce the parent's bound: the part >= 0 starts from
     beta = w (1 - alpha), the part <= 0 from w (alpha - floor). Elsewhere they start from 0.
@@ -545,7 +547,7 @@ def optimise_margins(
 
     Args:
         network: in float64, evaluation mode.
-        box, labels: as `crown.crown` takes them.
+        box, labels: one box and class index (n,) an input, as `crown.crown` takes them.
         known: what `crown.crown` found; labels that it proves are left alone, and no label's bound gets worse.
         tighten: optimises the bounds of hidden neurons too.
 

@@ -82,7 +82,7 @@ def leaky_lines(lower: Tensor, upper: Tensor, slope: float) -> Lines:
 class SShaped:
     """An increasing function, convex below 0 and concave above, with f(-z) = 2 f(0) - f(z).
 
-    `touch(slope)` is the z >= 0 where the derivative equals `slope`.
+    `touch(slope)` is the z >= 0 where the derivative equals `slope`. Elementwise: results are shaped like the argument.
     """
 
     value: Callable[[Tensor], Tensor]
@@ -125,7 +125,7 @@ def _upper_slope(f: SShaped, lower: Tensor, upper: Tensor) -> Tensor:
 
 
 def s_shaped_lines(lower: Tensor, upper: Tensor, f: SShaped) -> Lines:
-    """Lines of an S-shaped function for any interval, degenerate ones included."""
+    """Lines of an S-shaped function for intervals (n, *shape), degenerate ones included."""
     upper_slope = _upper_slope(f, lower, upper)
     lower_slope = _upper_slope(f, -upper, -lower)  # by symmetry
     return Lines(
@@ -139,7 +139,8 @@ def s_shaped_lines(lower: Tensor, upper: Tensor, f: SShaped) -> Lines:
 def s_shaped_offset(f: SShaped, lower: Tensor, upper: Tensor, slope: Tensor, *, above: bool) -> Tensor:
     """The least offset that puts slope * z + offset above f on [lower, upper], or the greatest below; slope >= 0.
 
-    f(z) - slope * z has its only local maximum at touch(slope), its only local minimum at -touch(slope).
+    Elementwise, all (n, *shape). f(z) - slope * z has its only local maximum at touch(slope), its only local minimum at
+    -touch(slope).
     """
     touch = f.touch(slope) if above else -f.touch(slope)
     points = (lower, upper, torch.minimum(torch.maximum(touch, lower), upper))

@@ -43,7 +43,7 @@ def gamma(terms: int, dtype: torch.dtype) -> float:
 
 
 def enclose(x: Tensor, eps: float) -> Box:
-    """The float64 box that contains {x + u : |u|_inf <= eps} for pixels `x` (any float dtype, read as exact).
+    """The float64 box that contains {x + u : |u|_inf <= eps} for pixels `x` (n, ...), read as exact.
 
     The radius is the float64 above `eps`, so it also covers a decimal or fraction that was rounded to `eps`.
     """
@@ -52,7 +52,7 @@ def enclose(x: Tensor, eps: float) -> Box:
 
 
 def enclose_bounds(lower: Tensor, upper: Tensor) -> Box:
-    """A float64 box that contains [lower, upper] (read as exact), whatever the rounding of its centre."""
+    """A float64 box that contains [lower, upper] (n, ...), read as exact, whatever the rounding of its centre."""
     low, high = lower.to(torch.float64), upper.to(torch.float64)
     return widen(Box.from_bounds(low, high))
 
@@ -78,7 +78,7 @@ def exact_products() -> Iterator[None]:
 
 
 class Gain(NamedTuple):
-    """How a layer can amplify: |layer(z)| <= slope |z|_inf + shift per output entry, in absolute values."""
+    """How a layer can amplify: |layer(z)| <= slope |z|_inf + shift per output entry; scalar."""
 
     slope: Tensor | float
     shift: Tensor | float

@@ -24,6 +24,7 @@ class Status(Enum):
 
     @property
     def sentence(self) -> str:
+        """What the status means, for the user."""
         return _SENTENCES[self]
 
 
@@ -85,6 +86,7 @@ class GroupResult:
 
     @property
     def seconds(self) -> float:
+        """Wall time of all stages."""
         return sum(self.stages.values())
 
     def without(self, count: int, indices: tuple[int, ...], *, index: int) -> GroupResult:
@@ -167,30 +169,37 @@ class Certificate(Tabular):
 
     @property
     def inputs(self) -> int:
+        """Number of judged inputs."""
         return sum(len(group.indices) for group in self.groups)
 
     @property
     def clean_correct(self) -> int:
+        """How many are classified correctly without a perturbation."""
         return sum(group.clean_correct for group in self.groups)
 
     @property
     def ibp_certified(self) -> int:
+        """How many IBP proves one by one."""
         return sum(group.ibp_certified for group in self.groups)
 
     @property
     def individually_certified(self) -> int:
+        """How many are proven one by one, by any bound."""
         return sum(group.individually_certified for group in self.groups)
 
     @property
     def certified(self) -> int:
+        """How many stay correct under every shared perturbation, at least: the sum of the groups' lower bounds."""
         return sum(group.certified for group in self.groups)
 
     @property
     def attacked(self) -> int:
+        """How many stay correct at most: those that the perturbations found leave correct."""
         return sum(group.attacked for group in self.groups) if self.together is None else self.together
 
     @property
     def seconds(self) -> float:
+        """Wall time of all stages."""
         return sum(self.stages.values())
 
     def table(self) -> Table:

@@ -53,7 +53,9 @@ Images = Callable[[Sequence[int]], tuple[NDArray[np.float32], Sequence[int]]]
 
 @dataclass(frozen=True, kw_only=True)
 class Checked:
-    """What a proof shows: of `inputs` in `groups` groups, `certified` stay correct; and how large it is."""
+    """What a proof shows: of `inputs` in `groups` groups, `certified` stay correct under |u|_inf <= `eps` (pixel
+    space); and how large the proof is.
+    """
 
     inputs: int
     certified: int

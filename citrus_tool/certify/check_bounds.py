@@ -54,7 +54,7 @@ class Rows:
 class Lines:
     """Bounds of the U neurons' inputs, and their lines: below slope `low`, above `up` z + `top`.
 
-    `chord`: the line above is the chord, else it is parallel to the one below.
+    All (U,). `chord`: the line above is the chord, else it is parallel to the one below.
     """
 
     lower: Floats

@@ -158,6 +158,7 @@ def across(
     Args:
         network: in float32, for trying perturbations.
         inputs: the executions of the open inputs of `rest`, at least one.
+        eps: radius of u, in pixel space.
         seconds: after which no further pair is begun.
         target, record: as in settle.settle.
     """
@@ -191,7 +192,10 @@ def attacked(
     generator: torch.Generator,
     target: int | None = None,
 ) -> Arena:
-    """What the perturbations `tried`, and one for all inputs x (n, C, H, W) at once, fool of them."""
+    """What the perturbations `tried` (C, H, W), and one for all inputs x (n, C, H, W) at once, fool of them.
+
+    `truth` (n,) are the labels; `eps` is in pixel space.
+    """
     arena = Arena(
         network=network, x=x, truth=truth, eps=float32_at_most(eps), target=target, best=torch.zeros_like(x[0])
     )

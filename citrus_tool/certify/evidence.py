@@ -29,6 +29,7 @@ class Verdict(Enum):
 
     @property
     def sentence(self) -> str:
+        """What the verdict means, for the user."""
         return _SENTENCES[self]
 
 

@@ -34,7 +34,7 @@ def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True)
 class OpenGroup:
-    """One group on its way: position of its inputs in the chunk, flags by input, and the worst u found.
+    """One group of k inputs on its way: `position` (k,) in the chunk, flags (k,), and the worst u (C, H, W) found.
 
     `correct`: correct without a perturbation, or for a target class, not driven to it; see screen.Clean.held.
     """
@@ -52,10 +52,12 @@ class OpenGroup:
 
     @property
     def fooled(self) -> int:
+        """How many inputs `u` fools, replayed."""
         return int(self.fallen.sum())
 
     @property
     def open(self) -> Tensor:
+        """(k,) the inputs that are correct and not proven."""
         return self.correct & ~self.proven
 
     def of(self, members: Sequence[int], index: int) -> OpenGroup:
@@ -75,6 +77,7 @@ class OpenGroup:
         )
 
     def result(self, fooled_upper: int, status: Status, detail: str) -> GroupResult:
+        """The group's result where at most `fooled_upper` of its correct inputs can be fooled."""
         correct = int(self.correct.sum())
         certified, attacked = correct - fooled_upper, correct - self.fooled
         return GroupResult(
@@ -106,7 +109,7 @@ class OpenGroup:
 def remainder_of(
     group: OpenGroup, screened: Screened, u: Tensor, refuted: Collection[frozenset[Atom]], eps: float
 ) -> Remainder:
-    """What the group's stages left open."""
+    """What the group's stages left open; `u` (C, H, W) is the worst perturbation found, `eps` in pixel space."""
     places = [p for p, is_open in enumerate(group.open.tolist()) if is_open]
     entries = [screened.planes.get(int(group.position[place])) for place in places]
     gaps = [

@@ -204,6 +204,8 @@ def bound_fooled(
 
     Args:
         planes: at least one for every open input 0 .. inputs-1 (an input without one would never count as fooled).
+        eps: in pixel space.
+        time_limit: seconds that the solver may take.
         known: perturbations (d,) with |u| <= eps that were tried already. Each gives a lower bound of the MILP's
             optimum (Planes.fooled), so a solver whose dual bound lies below it is wrong and is not believed.
 

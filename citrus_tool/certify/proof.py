@@ -215,6 +215,8 @@ class Recorder:
 
     run: what the proof is about (JSON values): `model_sha256`, `eps` (hexadecimal float), `clip`, `target`, `mean`,
     `std`, `layout`, `shape`.
+
+    Raises InputFileError where the folder cannot be made.
     """
 
     def __init__(self, path: Path, run: Mapping[str, Any], *, resume: bool) -> None:
@@ -275,6 +277,8 @@ class Recorder:
         """Makes the certificate of the parts of all groups, and removes the parts.
 
         about: what else its first page says: `data`, `split`, ...; nothing of it is proven.
+
+        Raises InputFileError where the file cannot be written.
         """
         temporary = self.path.with_name(f".{self.path.name}.part")
         try:
@@ -300,7 +304,7 @@ class Recorder:
 
 
 def packed(facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> bytes:
-    """A group's part: an .npz file of its arrays, `facts` as bytes of JSON among them."""
+    """A group's part: an .npz file of its arrays (any shape), `facts` as bytes of JSON among them."""
     content = io.BytesIO()
     text = np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8)
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:

@@ -52,7 +52,7 @@ class Chunk:
 
     Attributes:
         first: number of the first of them.
-        indices, clean: of their inputs.
+        indices, clean: of their n inputs; `indices` (n,) in the data.
         skip: numbers of groups that are done already. The batched stages run on the whole chunk all the same, so that a
             resumed run gives the same result as an uninterrupted one: the attack's random numbers depend on the batch.
     """
@@ -114,6 +114,7 @@ class Run:
 
     @property
     def eps(self) -> float:
+        """Radius of the perturbation, in pixel space."""
         return self.threat.eps
 
     @property
@@ -131,7 +132,7 @@ class Run:
         return {n: group for n, group in done.items() if recorder.has(n, group.indices, group.certified)}
 
     def clean(self, progress: Progress) -> tuple[Tensor, Clean]:
-        """Indices of the candidates and what they are without a perturbation."""
+        """Indices (n,) of the candidates and what they are without a perturbation."""
         limit, target = self.settings.limit, self.threat.target
         candidates = judged(self.data, target)
         if limit is not None:
@@ -145,7 +146,10 @@ class Run:
         return candidates, Clean.joined(parts)
 
     def chosen(self, candidates: Tensor, clean: Clean) -> Tensor:
-        """Positions of the inputs to judge, by protocol."""
+        """Positions (n,) of the inputs to judge, by protocol, among the candidates (m,).
+
+        Raises DataError where there are none.
+        """
         if self.settings.protocol == "all":
             return torch.arange(len(candidates))
         kept = torch.nonzero(clean.correct).flatten()[: self.settings.limit]
@@ -407,7 +411,8 @@ class Run:
             groups: the results of the consecutive groups; `remainders`, and `proofs` if recorded, by their index.
             clean, row: what the candidates are without a perturbation, and the row there of an index into the data.
 
-        Raises: as `_replayed`.
+        Raises:
+            SoundnessError: an open input has no label that may win, or as `_replayed`.
         """
         seconds: dict[str, float] = {}
         held_ = sum(group.clean_correct for group in groups)

@@ -57,7 +57,7 @@ class Clean:
     guard: Float[Tensor, " n"]
 
     def select(self, part: Tensor) -> Clean:
-        """The same for some of the inputs."""
+        """The same for some of the inputs; `part` is an index (m,) or a mask (n,)."""
         return Clean(correct=self.correct[part], held=self.held[part], rival=self.rival[part], guard=self.guard[part])
 
     @staticmethod
@@ -73,7 +73,10 @@ class Clean:
 
 @dataclass(frozen=True, kw_only=True)
 class OpenInput:
-    """Planes of an unproven input for the labels that may win: margin(u) - guard >= coefficient . u + offset."""
+    """Planes of an unproven input for the labels that may win: margin(u) - guard >= coefficient . u + offset.
+
+    `label` (labels,), `coefficient` (labels, d), `offset` (labels,).
+    """
 
     label: NDArray[np.int64]
     coefficient: NDArray[np.float64]  # (labels, d)
@@ -240,7 +243,10 @@ def screen(
 def interval_margins(
     network: Network, x: Tensor, labels: Tensor, eps: float, target: int | None = None
 ) -> Float[Tensor, " n"]:
-    """The smallest outward IBP margin (or that over `target`) of each input over |u|_inf <= eps, on the CPU."""
+    """The smallest outward IBP margin (or that over `target`) of each input x (n, C, H, W) over |u|_inf <= eps.
+
+    On the CPU; eps is in pixel space.
+    """
     with torch.no_grad(), exact_products():
         box = enclose(x, eps)
         boxes: dict[str, Box] = {}

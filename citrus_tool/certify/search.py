@@ -71,7 +71,7 @@ class Problem(ABC):
 
     @abstractmethod
     def targets(self, index: Tensor) -> Targets | JointTargets:
-        """The functionals numbered `index`, for the ascent."""
+        """The functionals numbered `index` (D,), for the ascent."""
 
     @abstractmethod
     def start(self, count: int) -> Duals:
@@ -136,7 +136,10 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Leaf:
-    """A closed part: the duals that prove it (alpha in units of 1 / GRID), the splits in the order they were made."""
+    """A closed part: the duals that prove it (alpha in units of 1 / GRID), the splits in the order they were made.
+
+    `alpha` (U,); `split`, `side`, `beta` (S,) for S splits; `share` (M,) of M members, None for one input.
+    """
 
     target: int
     alpha: Tensor
@@ -200,7 +203,7 @@ class Search:
         return len(self._heap) + len(self._stuck)
 
     def splits(self) -> Tensor:
-        """The neurons that the open parts are split on, with repetition."""
+        """(S,) the neurons that the open parts are split on, with repetition."""
         parts = [part for _, _, part in self._heap] + self._stuck
         return torch.cat([part.split for part in parts] or [torch.empty(0, dtype=torch.long)])
 

@@ -99,7 +99,10 @@ class _Task:
 
 @dataclass(kw_only=True)
 class Arena:
-    """What perturbations do to the group's open inputs, by float32 arithmetic: a guide, not a proof."""
+    """What perturbations do to the group's open inputs, by float32 arithmetic: a guide, not a proof.
+
+    `x` (n, C, H, W), `truth` (n,), `best` (C, H, W) fools `count` inputs; `eps` in pixel space.
+    """
 
     network: Network
     x: Tensor  # (n, C, H, W)
@@ -179,7 +182,7 @@ class Loop:
                 self.attack(todo, self.point, labelled=True)
 
     def attack(self, combination: Combination, start: Tensor, *, labelled: bool) -> None:
-        """Tries to fool these inputs together, with these labels or with any."""
+        """Tries to fool these inputs together, with these labels or with any, from `start` (C, H, W)."""
         owners = [member for member, _ in combination]
         with torch.enable_grad():
             u, _ = attack_set(
@@ -367,7 +370,9 @@ def executions(
     guard: Sequence[float],
     eps: float,
 ) -> list[OpenInput]:
-    """Open inputs x (n, C, H, W) float32 with their executions, hidden bounds optimised; `network` in float64."""
+    """Open inputs x (n, C, H, W) float32 with their executions, hidden bounds optimised; `network` in float64, `eps` in
+    pixel space.
+    """
     with torch.no_grad(), exact_products():
         boxes, relaxations, errors = relax(network, enclose(x, eps))
         found = []
@@ -395,6 +400,7 @@ def settle(
         network: in float32, for trying perturbations.
         inputs: at least one.
         u: (C, H, W) float32, the best perturbation known.
+        eps: in pixel space.
         seconds: after which the bracket is returned as it is.
         target: as in threat.Threat; the inputs' only label then.
         record: keeps the grounds.

@@ -21,7 +21,7 @@ from citrus_tool.threat import Box
 
 
 def uniform_box(centre: Tensor, radius: float) -> Box:
-    """Boxes of one radius around every centre (n, C, H, W); the radius is stored once, with batch size 1."""
+    """Boxes of one radius around every centre (n, C, H, W), in the units of the centre; the radius is (1, C, H, W)."""
     return Box(centre=centre, radius=centre.new_full((1, *centre.shape[1:]), radius))
 
 

@@ -25,7 +25,7 @@ _FORMAT = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """`tensors` by name and `state`, a JSON document."""
+    """`tensors` of any shape by name and `state`, a JSON document."""
 
     tensors: Mapping[str, Tensor]
     state: Mapping[str, Any]

@@ -32,7 +32,9 @@ def citrus(
 
 
 def citrus_loss(network: Network, batch: Batch, v: Tensor, eps: float, tau: float, recipe: Recipe) -> LossParts:
-    """Definition 4, averaged over the inputs, for given perturbations v (n, C, H, W); v is clamped to +-(eps - tau)."""
+    """Definition 4, averaged over the inputs, for given perturbations v (n, C, H, W); v is clamped to +-(eps - tau),
+    all in pixel space.
+    """
     found = centres(batch.x, v.clamp(-(eps - tau), eps - tau), recipe)
     boxes: dict[str, Box] = {}
     box = uniform_box(found.flatten(0, 1), tau)

@@ -39,7 +39,7 @@ def citrus_plus(
 
 
 def citrus_plus_loss(network: Network, batch: Batch, v: Tensor, eps: float, tau: float, recipe: Recipe) -> LossParts:
-    """The same for given perturbations v (n, C, H, W)."""
+    """The same for given perturbations v (n, C, H, W); eps and tau in pixel space."""
     attacked = robust_cross_entropy(logit_margins(walk(network, CLEAN, batch.x + v), batch.labels)).mean()
     found = centres(batch.x, v.clamp(-(eps - tau), eps - tau), recipe)
     moved: dict[str, Tensor] = {}

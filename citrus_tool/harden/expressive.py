@@ -30,12 +30,12 @@ class Ends:
 
 
 def ends(network: Network, batch: Batch, eps: float, recipe: Recipe, generator: torch.Generator) -> Ends:
-    """Both ends of the convex combination for a batch."""
+    """Both ends of the convex combination for a batch; eps in pixel space."""
     return ends_at(network, batch, attack(network, batch, recipe.attack_ratio * eps, recipe, generator), eps)
 
 
 def ends_at(network: Network, batch: Batch, v: Tensor, eps: float) -> Ends:
-    """The same for given perturbations v (n, C, H, W)."""
+    """The same for given perturbations v (n, C, H, W); eps in pixel space."""
     boxes: dict[str, Box] = {}
     bound = box_margins(network, uniform_box(batch.x, eps), batch.labels, record=boxes)
     attacked = logit_margins(walk(network, CLEAN, batch.x + v), batch.labels)

@@ -33,6 +33,7 @@ class Feed:
 
     @staticmethod
     def of(data: Dataset, recipe: Recipe, device: torch.device) -> Feed:
+        """The feed of a split, moved to `device`."""
         return Feed(images=data.images.to(device), labels=data.labels.to(device), recipe=recipe)
 
     @property
@@ -64,12 +65,14 @@ class Feed:
 
 
 def to_pixels(images: Tensor) -> Tensor:
-    """float32 in [0, 1]."""
+    """Images (n, C, H, W) as float32 in [0, 1]."""
     return images.to(torch.float32) / 255 if images.dtype == torch.uint8 else images.to(torch.float32)
 
 
 def augment(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
-    """Random mirroring (`flip`) and random crops of the edge-padded images (`crop_padding`), one gather for all."""
+    """Images (n, C, H, W) mirrored at random (`flip`) and cropped at random from edge-padded ones (`crop_padding`), one
+    gather for all.
+    """
     n, channels, height, width = images.shape
     device, pad = images.device, recipe.crop_padding
     shift = torch.randint(-pad, pad + 1, (2, n, 1), generator=generator, device=device)

@@ -71,9 +71,9 @@ def subsets(group_size: int, common: int) -> tuple[Tensor, Tensor]:
 def common_attack(
     network: Network, x: Tensor, labels: Tensor, radius: float, recipe: Recipe, generator: torch.Generator
 ) -> Tensor:
-    """One perturbation (g, s, C, H, W) in B(0, radius) for each set of inputs x (g, s, m, C, H, W); detached.
+    """One perturbation (g, s, C, H, W) in B(0, radius), pixel space, for each set of inputs x (g, s, m, C, H, W).
 
-    Signed ascent on the set's summed cross entropy from a uniform start, with the recipe's steps.
+    Signed ascent on the set's summed cross entropy from a uniform start, with the recipe's steps; detached.
     """
     u = (torch.rand(x[:, :, 0].shape, generator=generator, dtype=x.dtype, device=x.device) * 2 - 1) * radius
     for fraction in recipe.pgd_step_size.sizes(recipe.pgd_steps):

@@ -193,6 +193,7 @@ class Recipe:
 
     @property
     def pgd_dtype(self) -> torch.dtype | None:
+        """bfloat16 where the attack runs in it; None: the network's dtype."""
         return torch.bfloat16 if self.pgd_bfloat16 else None
 
     def with_epochs(self, epochs: int) -> Recipe:
@@ -333,7 +334,10 @@ def named(name: str, method: str | None = None) -> Recipe:
 
 
 def automatic(data: str, eps: float) -> str:
-    """The name of the published recipe for a data set whose eps is nearest by ratio; raises UsageError without one."""
+    """The name of the published recipe for a data set whose eps (pixel space) is nearest by ratio.
+
+    Raises UsageError without one.
+    """
     fitting = {name: entry.recipe.eps for name, entry in RECIPES.items() if entry.data == data}
     if not fitting or eps <= 0:
         known = ", ".join(sorted({entry.data for entry in RECIPES.values() if entry.data}))

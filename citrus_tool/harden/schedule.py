@@ -25,7 +25,10 @@ def ramp(t: float) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """The schedule at one batch: `natural` in the warm-up (eps is 0); `full` once eps has reached its target."""
+    """The schedule at one batch, eps and tau in pixel space.
+
+    `natural`: in the warm-up (eps is 0); `full`: eps has reached its target.
+    """
 
     eps: float
     tau: float

@@ -46,7 +46,7 @@ class Stepper:
         self._optimiser = torch.optim.Adam(self.parameters, lr=recipe.lr, fused=self.parameters[0].is_cuda)
 
     def step(self, batch: Batch, point: Point, generator: torch.Generator) -> Mapping[str, Tensor]:
-        """One step; returns the loss parts, detached. The host never waits for the device here."""
+        """One step; returns the loss parts by name, each a detached scalar. The host never waits here."""
         recipe = self.recipe
         for group in self._optimiser.param_groups:
             group["lr"] = point.lr
@@ -88,7 +88,7 @@ class Stepper:
         return dataclasses.replace(found, boxes=boxes)
 
     def moments(self) -> dict[str, Tensor]:
-        """Adam's state by `parameter index.name`."""
+        """Adam's state by `parameter index.name`, each shaped like its parameter, or a scalar."""
         return {
             f"{index}.{name}": tensor
             for index, parameter in enumerate(self.parameters)
@@ -96,7 +96,7 @@ class Stepper:
         }
 
     def restore(self, moments: Mapping[str, Tensor]) -> None:
-        """Takes over what `moments` returned."""
+        """Takes over what `moments` returned, shaped like it."""
         for name, tensor in moments.items():
             index, _, key = name.partition(".")
             parameter = self.parameters[int(index)]

@@ -34,7 +34,7 @@ def taps(
 
 
 def taps_loss(network: Network, box: Box, labels: Tensor, settings: Taps, generator: torch.Generator) -> LossParts:
-    """The product of TAPS' and IBP's loss of each input, averaged, for one input box an input."""
+    """The product of TAPS' and IBP's loss of each input, averaged, for one input box and label (n,) an input."""
     boxes: dict[str, Box] = {}
     by_ibp = robust_cross_entropy(box_margins(network, box, labels, record=boxes))
     cut = cut_node(network, settings.classifier_layers)
@@ -75,7 +75,9 @@ def latent_attack(
     network: Network, cut: str, lower: Tensor, upper: Tensor, labels: Tensor, settings: Taps,
     generator: torch.Generator,
 ) -> Tensor:  # fmt: skip
-    """Points (n, c, *latent shape) of the latent boxes, the one at [i, c] attacking input i's margin f_y - f_c."""
+    """Points (n, c, *latent) of the latent boxes [lower, upper] (n, *latent), the one at [i, c] attacking input i's
+    margin f_y - f_c.
+    """
     n, classes = len(labels), network.num_classes
     low, half = (each.repeat_interleave(classes, dim=0) for each in (lower, (upper - lower) / 2))
     own = labels.repeat_interleave(classes)

@@ -401,7 +401,8 @@ def accuracy(network: Network, data: Dataset, batch_size: int = 500) -> float:
 def certified_accuracy(
     network: Network, data: Dataset, eps: float, stop: Callable[[], bool] = lambda: False, batch_size: int = 25
 ) -> float | None:
-    """Percent of `data` proven correct in the whole ball of eps, by IBP or else CROWN, in float64; None when stopped.
+    """Percent of `data` proven correct in the whole ball of eps (pixel space), by IBP or else CROWN, in float64; None
+    when stopped.
 
     It picks epochs; the certificate of a run is made elsewhere, on the exported file.
     """

@@ -33,7 +33,7 @@ def uat(
 def universal_loss(network: Network, batch: Batch, owner: Tensor, count: int, eps: float, recipe: Recipe) -> LossParts:
     """The loss at x + delta[owner] and the next delta; owner (n,) says which of the `count` perturbations is whose.
 
-    A perturbation that owns no input of the batch stays as it is.
+    `eps` is in pixel space. A perturbation that owns no input of the batch stays as it is.
     """
     delta = carried(batch, count, eps)
     loss = F.cross_entropy(walk(network, CLEAN, batch.x + delta[owner]), batch.labels)
@@ -42,12 +42,18 @@ def universal_loss(network: Network, batch: Batch, owner: Tensor, count: int, ep
 
 
 def carried(batch: Batch, count: int, eps: float) -> Tensor:
-    """The `count` perturbations (count, C, H, W) that the batch brings along, 0 at first, cut to B(0, eps)."""
+    """The `count` perturbations (count, C, H, W) that the batch brings along, 0 at first, cut to B(0, eps).
+
+    eps is in pixel space.
+    """
     return batch.carried.get(DELTA, batch.x.new_zeros(count, *batch.x.shape[1:])).clamp(-eps, eps)
 
 
 def ascend(network: Network, batch: Batch, delta: Tensor, owner: Tensor, eps: float, recipe: Recipe) -> Tensor:
-    """The perturbations after one signed step of uat.step * eps that raises their inputs' clipped losses; detached."""
+    """The perturbations delta (count, C, H, W) after one signed step of uat.step * eps (pixel space), detached.
+
+    It raises the clipped losses of their inputs; owner (n,) says whose is which.
+    """
     moving = delta.clone().requires_grad_(True)
     with torch.enable_grad():
         each = F.cross_entropy(walk(network, ATTACKED, batch.x + moving[owner]), batch.labels, reduction="none")

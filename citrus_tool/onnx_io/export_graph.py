@@ -45,16 +45,18 @@ class Emission:
     known: dict[int, str] = field(default_factory=dict)
 
     def node(self, name: str, operator: str, inputs: Sequence[str], **attributes: Any) -> str:
+        """Adds a node with one output, which has its name; returns the name."""
         self.nodes.append(helper.make_node(operator, list(inputs), [name], name=name, **attributes))
         return name
 
     def weights(self, name: str, tensor: Tensor) -> str:
-        """An initializer with the tensor's values; a tensor that several layers share is written once."""
+        """An initializer of a tensor of any shape; a tensor that several layers share is written once."""
         if id(tensor) not in self.known:
             self.known[id(tensor)] = self.constant(name, tensor.detach().cpu().float().numpy())
         return self.known[id(tensor)]
 
     def constant(self, name: str, value: NDArray[Any]) -> str:
+        """Adds an initializer with the values of an array of any shape; returns its name."""
         self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
         return name
 
@@ -130,7 +132,10 @@ def _merged(layer: nn.Conv2d | nn.Linear, norm: nn.Module) -> nn.Module:
 
 
 def batch_norm_affine(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """(scale, shift) per channel, float64, of a BatchNorm in evaluation mode: y = scale * x + shift."""
+    """(scale, shift), (C,) float64, of a BatchNorm in evaluation mode: y = scale * x + shift.
+
+    Raises UnsupportedNetworkError for one without running statistics.
+    """
     if norm.running_mean is None or norm.running_var is None:
         raise UnsupportedNetworkError("a BatchNorm without running statistics has no fixed function.")
     scale = (norm.running_var.double() + norm.eps).rsqrt()

@@ -58,6 +58,7 @@ class Inspection:
 
     @property
     def supported(self) -> bool:
+        """Whether citrus can read the file."""
         return not self.problems
 
     def to_json(self) -> dict[str, Any]:
@@ -119,7 +120,8 @@ def inspect(
     input_shape: Sequence[int] | None = None,
     samples: Tensor | None = None,
 ) -> Inspection:
-    """Looks at a file as `read` would (same options), but reports unsupported nodes and failed parity as `problems`.
+    """Looks at a file as `read` would (same options, samples (n, C, H, W)), but reports unsupported nodes and failed
+    parity as `problems`.
 
     Raises InputFileError, UnsupportedNetworkError or UsageError only where there is no graph with one input and one
     output to list, or where the options do not fit it.

@@ -53,7 +53,9 @@ class Activation:
 
 @dataclass(frozen=True, kw_only=True)
 class Constant:
-    """A value known at import. `tensor` names the file's tensor whose plain or `transposed` content it is, if any."""
+    """A value of any shape known at import. `tensor` names the file's tensor whose plain or `transposed` content it is,
+    if any.
+    """
 
     value: NDArray[Any]
     tensor: str | None = None
@@ -106,6 +108,7 @@ class Call:
         return value
 
     def weights(self, position: int) -> Constant:
+        """Input `position`, which must be known at import."""
         value = self.constant(position)
         if value is None:
             raise RefusedNodeError("its weights are missing")
@@ -122,7 +125,10 @@ class Call:
 
 @dataclass(kw_only=True)
 class Lowering:
-    """The state of one pass over a graph: the network built so far and where its parameters came from."""
+    """The state of one pass over a graph: the network built so far and where its parameters came from.
+
+    `statistics`: running means and variances (C,), and where the file has them.
+    """
 
     builder: GraphBuilder
     opset: int
@@ -166,7 +172,7 @@ class Lowering:
         return self.parameters[view]
 
     def statistic(self, constant: Constant, shape: Sequence[int]) -> Tensor:
-        """A running mean or variance: no gradient, but written back to the file."""
+        """A running mean or variance (C,): no gradient, but written back to the file."""
         value = torch.from_numpy(_view(float32(constant), False, 1.0, shape))
         if constant.tensor is not None:
             view = View(tensor=constant.tensor, transposed=constant.transposed, scale=1.0, shape=tuple(shape))
@@ -174,7 +180,7 @@ class Lowering:
         return value
 
     def fixed(self, constant: Constant) -> NDArray[np.float64]:
-        """A constant that training must not touch, in float64 so that 1/c is rounded once."""
+        """A constant of any shape that training must not touch, in float64 so that 1/c is rounded once."""
         if constant.tensor is not None:
             self.fixed_tensors.add(constant.tensor)
         return float32(constant).astype(np.float64)
@@ -195,7 +201,7 @@ class Lowering:
 
 
 def float32(constant: Constant) -> NDArray[np.float32]:
-    """The constant's numbers, which must be float32 in the file."""
+    """The constant's numbers, of any shape, which must be float32 in the file."""
     if constant.value.dtype != np.float32:
         raise RefusedNodeError(
             f"its constant {constant.tensor or 'operand'!r} has type {constant.value.dtype}; citrus reads float32"

@@ -32,7 +32,7 @@ class OnnxRunner:
         source: a model that was read, a file that was loaded, or the path of a file.
         contract: how pixel space becomes the file's input; taken from the model where `source` is one.
 
-    Raises UnsupportedNetworkError where onnxruntime does not load the file.
+    Raises UnsupportedNetworkError where onnxruntime does not load the file, UsageError for a path without a contract.
     """
 
     def __init__(self, source: OnnxModel | Source | Path, contract: InputContract | None = None) -> None:
@@ -107,15 +107,17 @@ class Parity:
 
     @property
     def worst(self) -> float:
+        """The larger of the two differences."""
         return max(self.batch_1, self.batch_64)
 
     @property
     def holds(self) -> bool:
+        """Whether both are within the tolerance; not where one is NaN."""
         return self.batch_1 <= self.tolerance and self.batch_64 <= self.tolerance  # False for NaN
 
 
 def parity(network: Network, runner: OnnxRunner, *, samples: Tensor | None = None) -> Parity:
-    """Compares `network` with the file in float32 on seeded random inputs in [0, 1] and on `samples`.
+    """Compares `network` with the file in float32 on seeded random inputs in [0, 1] and on `samples` (n, C, H, W).
 
     Torch runs 1 and 64 inputs at a time; onnxruntime 64 at a time where the file takes batches.
     """
@@ -135,7 +137,7 @@ def parity(network: Network, runner: OnnxRunner, *, samples: Tensor | None = Non
 
 
 def require_parity(network: Network, runner: OnnxRunner, where: Path, *, samples: Tensor | None = None) -> Parity:
-    """`parity`, which must hold; raises CheckFailedError with the value otherwise."""
+    """`parity`, also on `samples` (n, C, H, W), which must hold; raises CheckFailedError with the value otherwise."""
     found = parity(network, runner, samples=samples)
     if not found.holds:
         raise CheckFailedError(

@@ -61,7 +61,11 @@ def content(path: Path) -> bytes:
 
 
 def parse(path: Path, data: bytes, *, whole: bool = False) -> Source:
-    """Checks the bytes of an ONNX file; `path` is for messages and for finding external data; `whole` as in `load`."""
+    """Checks the bytes of an ONNX file; `path` is for messages and for finding external data; `whole` as in `load`.
+
+    Raises InputFileError for what is no sound ONNX file, UnsupportedNetworkError for sparse weights and for a graph
+    without one float32 input and one float32 output.
+    """
     proto = _decode(path, data)
     digest = hashlib.sha256(data)
     _embed_external_data(path, proto, digest.update)

@@ -31,7 +31,7 @@ class NotConvertedError(Exception):
 def convert(
     operator: str, attributes: Mapping[str, Any], shape: Sequence[int], parameters: Sequence[NDArray[Any]] = ()
 ) -> nn.Module:
-    """The layer for `operator` applied to one activation of per-sample `shape` and constant `parameters`.
+    """The layer for `operator` applied to one activation of per-sample `shape` and constant `parameters` of any shape.
 
     Raises NotConvertedError.
     """

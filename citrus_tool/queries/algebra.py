@@ -37,6 +37,7 @@ class Linear:
         return Linear({}, value)
 
     def is_constant(self) -> bool:
+        """Whether no variable is left."""
         return not self.scale or not self.terms
 
     def value(self) -> Fraction:

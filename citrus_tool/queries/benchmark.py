@@ -40,7 +40,7 @@ RECORDS, TABLE, WITNESSES = "results.jsonl", "results.csv", "witnesses"
 
 @dataclass(frozen=True, kw_only=True)
 class Instance:
-    """One line of instances.csv: the fields as written, and what they stand for."""
+    """One line of instances.csv: the fields as written (timeout in seconds), and what they stand for."""
 
     onnx: str
     vnnlib: str
@@ -56,7 +56,7 @@ class Instance:
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """What became of an instance.
+    """What became of an instance; `timeout` in seconds.
 
     `witness`: whether the replay confirmed it, None for other verdicts than sat; `note`: the last thing the verifier
     said, or why the witness does not hold.

@@ -53,6 +53,7 @@ class Bisection:
 
     @property
     def worst(self) -> float:
+        """The least bound of an open part; infinite where none is open."""
         return float(self._bound.amin()) if len(self._bound) else torch.inf
 
     def grow(self, deadline: float) -> None:

@@ -28,7 +28,8 @@ EXACT = 2.0**24
 def sample(
     spec: Spec, paths: Mapping[str, Path], *, deadline: float, seed: int
 ) -> Mapping[str, NDArray[np.float32]] | None:
-    """Values of all tensors in the unsafe set of `spec`, as a replay on onnxruntime gives them; None: none was found.
+    """Values of all tensors in the unsafe set of `spec`, each (*shape,) as declared, as a replay gives them; None: none
+    was found.
 
     Tries the middle, the corners and random points of the first boxes that the query speaks of. Also None where
     onnxruntime does not load a file, or where inputs are not float32 tensors of the declared sizes.

@@ -30,7 +30,7 @@ def enclose(exact: Fraction) -> tuple[float, float]:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class InputBox:
-    """Bounds of one input tensor, float64, in the tensor's shape.
+    """Bounds of one input tensor, float64, (*shape,) as the tensor.
 
     [lower, upper] contains every point of the exact box: use it for proofs. [inner_lower, inner_upper] holds exactly
     the float64 points of the exact box (none where it is inverted): use it for witnesses. Infinite where unbounded.
@@ -162,16 +162,19 @@ class Bounds:
             self.tighten_lower(variable, row.bound, strict)
 
     def tighten_upper(self, variable: Variable, bound: Fraction, strict: bool) -> None:
+        """Lowers the upper bound of `variable` to `bound` where that is tighter."""
         old = self.upper.get(variable)
         if old is None or (bound, not strict) < (old[0], not old[1]):
             self.upper[variable] = bound, strict
 
     def tighten_lower(self, variable: Variable, bound: Fraction, strict: bool) -> None:
+        """Raises the lower bound of `variable` to `bound` where that is tighter."""
         old = self.lower.get(variable)
         if old is None or (bound, strict) > old:
             self.lower[variable] = bound, strict
 
     def empty(self, variable: Variable) -> bool:
+        """Whether no value of `variable` meets its bounds."""
         lower, upper = self.lower.get(variable), self.upper.get(variable)
         if lower is None or upper is None:
             return False

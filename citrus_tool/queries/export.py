@@ -42,7 +42,7 @@ class Exported:
 
 
 def joint_query(model: OnnxModel, images: Tensor, labels: Sequence[int], eps: float) -> Spec:
-    """The 2.0 query "one u with |u| <= eps in pixel space fools all k images".
+    """The 2.0 query "one u with |u| <= eps in pixel space fools all k images (k, C, H, W)".
 
     Inputs stand in the file's own units and shape: where the contract normalises, images and eps are normalised too.
     Raises UsageError as `uap_query`.
@@ -62,7 +62,7 @@ def joint_query(model: OnnxModel, images: Tensor, labels: Sequence[int], eps: fl
 def product_network(network: Network, images: Tensor, labels: Sequence[int]) -> Network:
     """u -> (max over c != y_i of f_c(x_i + u) - f_{y_i}(x_i + u)) for i = 1..k, float32; the copies share their layers.
 
-    The maxima are built from ReLUs.
+    `images` x (k, C, H, W). The maxima are built from ReLUs.
     """
     base = network.frozen(dtype=torch.float64)
     builder = GraphBuilder(base.input_shape)
@@ -91,7 +91,7 @@ def product_network(network: Network, images: Tensor, labels: Sequence[int]) -> 
 def fooled_property(entries: int, k: int, at_least_fooled: int, eps: float) -> Spec:
     """The 1.0 property of a product network: |X_i| <= eps, and at least m of Y_0 .. Y_{k-1} are >= 0.
 
-    Raises UsageError for m outside 1..k, and where C(k, m) exceeds MAX_SUBSETS.
+    `eps` is in pixel space. Raises UsageError for m outside 1..k, and where C(k, m) exceeds MAX_SUBSETS.
     """
     m = at_least_fooled
     if not 1 <= m <= k:
@@ -121,6 +121,8 @@ def export_group(
     model: OnnxModel, images: Tensor, labels: Sequence[int], eps: float, folder: Path, stem: str, *, at_least: int
 ) -> Exported:
     """Writes the three files of a group into `folder`, names starting with `stem`.
+
+    `images` (k, C, H, W); `eps` in pixel space.
 
     Raises UsageError as `fooled_property`, before anything is written.
     """

@@ -179,7 +179,7 @@ def extremum(kind: Kind, parts: Sequence[Expression]) -> Expression:
 
 
 def linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
-    """A float64 layer with constant weights."""
+    """A float64 layer with constant weights (out, in) and bias (out,)."""
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, dtype=torch.float64)
     layer.weight = nn.Parameter(weight, requires_grad=False)
     if bias is not None:

@@ -36,7 +36,7 @@ LINK_ULPS = 4
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Part:
-    """How a network's input is made of z: z[start : start + size] + centre (None: 0), in the network's shape."""
+    """How a network's input is made of z: z[start : start + size] + centre (None: 0), (*input_shape,)."""
 
     tensor: str
     start: int
@@ -51,7 +51,7 @@ class Problem:
     Attributes:
         network: in float64, evaluation mode; its output is every output of the query, in order of declaration.
         box: of one z, batch of 1; contains the exact set.
-        least, greatest: (input_shape) float64, the range in which witnesses are looked for.
+        least, greatest: (*input_shape,) float64, the range in which witnesses are looked for.
         formula: over the outputs and z, flat.
         parts: how z gives the networks' inputs.
         room: tensor -> least and greatest float32 that a witness may have.
@@ -73,7 +73,7 @@ class Problem:
         return self.parts[0].centre is not None
 
     def inputs(self, z: Tensor) -> dict[str, NDArray[np.float32]]:
-        """The networks' inputs at z (input_shape), cast to float32 inside their boxes, flat."""
+        """The networks' inputs at z (*input_shape,), cast to float32 inside their boxes, flat."""
         flat = z.detach().double().flatten().numpy()
         found: dict[str, NDArray[np.float32]] = {}
         for part in self.parts:
@@ -159,7 +159,7 @@ class Replay:
         )
 
     def run(self, inputs: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
-        """`inputs` by tensor and the outputs that onnxruntime gives for them, one input at a time."""
+        """`inputs` by tensor, flat (size,), and the outputs that onnxruntime gives for them, one input at a time."""
         values: dict[str, NDArray[np.float32]] = {}
         for network in self.files.spec.networks:
             source, target = network.inputs[0], network.outputs[0]
@@ -171,7 +171,8 @@ class Replay:
         return values
 
     def judge(self, values: Mapping[str, NDArray[np.float32]]) -> Check:
-        """Whether replayed values lie in the unsafe set, by the query's numbers read as float64 (the scorer's way).
+        """Whether replayed values, flat (size,) by tensor, lie in the unsafe set, by the query's numbers read as
+        float64 (the scorer's way).
 
         They also have to by the numbers as written, except where a bound leaves no float32 between.
         """

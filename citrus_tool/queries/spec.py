@@ -57,7 +57,8 @@ class NetworkVariable:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class HalfSpaces:
-    """Rows a y <= b over all outputs of a query (declaration order, row-major), a superset of the exact ones.
+    """R rows a y <= b, (R, N) and (R,), over N = all outputs of a query (declaration order, row-major), a superset of
+    the exact ones.
 
     The exact coefficient of row r, column j lies within `error[r, j]` of `coefficients[r, j]` (0 almost always), the
     exact bound is at most `bounds[r]`. An equality is two rows, a strict relation is its closure.
@@ -155,7 +156,7 @@ class Spec:
         )
 
     def exact(self, values: Values) -> Mapping[Variable, Fraction] | None:
-        """`values` as fractions; None where one is not finite. Raises as `evaluate`."""
+        """`values` as fractions; None where one is not finite. Raises UsageError as `evaluate`."""
         result: dict[Variable, Fraction] = {}
         for tensor in self.tensors.values():
             if tensor.name not in values:

@@ -69,7 +69,7 @@ class Target:
 
     @property
     def eps(self) -> float:
-        """The largest radius."""
+        """The largest radius, in pixel space."""
         return max(found.eps for found in self.properties)
 
     def joined(self, train: Dataset) -> Dataset:
@@ -137,7 +137,7 @@ def _files(path: Path, network: Path) -> list[Path]:
 
 
 def read_property(path: Path, model: OnnxModel) -> Property:
-    """One file as a Property of `model`; raises as `read_target`."""
+    """One file as a Property of `model`; raises InputFileError, and else as `read_target`."""
     spec = read(path)
     labels = _labels(spec, path)
     try:

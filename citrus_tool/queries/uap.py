@@ -24,10 +24,11 @@ from citrus_tool.queries.spec import NetworkVariable, Spec, TensorVariable
 class UapStructure:
     """Input i is centres[i] + u, one u with |u| <= radius (per entry) for all k copies, up to `centre_error`.
 
-    For each exact point of the query there is a real u with |u| <= radius and |x_i - (centres[i] + u)| <=
-    centre_error for every i: the rounding of the centres to float64 (0 or about 1e-17), which a bound that couples the
-    copies has to cover. `radius` already contains it, so every copy's exact box lies in [centre - radius, centre +
-    radius]. `unsafe[i]`: copy i's own unsafe set, over its output tensor, as clauses (a conjunction of disjunctions).
+    For each exact point of the query there is a real u with |u| <= radius and |x_i - (centres[i] + u)| <= centre_error
+    for every i: the rounding of the centres to float64 (0 or about 1e-17), which a bound that couples the copies has to
+    cover. `radius` already contains it, so every copy's exact box lies in [centre - radius, centre + radius]. `centres`
+    (k, *input_shape) and `radius` (*input_shape,) are in the units of the files' inputs. `unsafe[i]`: copy i's own
+    unsafe set, over its output tensor, as clauses (a conjunction of disjunctions).
     """
 
     networks: tuple[str, ...]
@@ -171,10 +172,10 @@ def uap_query(
 ) -> Spec:
     """The query "one u with |u| <= eps fools all k images", the inverse of `uap_structure`; ties count as fooled.
 
-    `images` (k, *input_shape) in the units and shape of the model file's input, read as exact (input_shape includes
-    the file's batch dimension of 1, as in (k, 1, 28, 28)); `labels` k classes. `eps` in the same units: a number, or an
-    array of input_shape (per-channel normalisation); a float counts as its shortest decimal, 0.1 as 1/10. Networks
-    f1..fk with X1..Xk, Y1..Yk, output shape (1, num_classes) unless given. Raises UsageError.
+    `images` (k, *input_shape) in the units and shape of the model file's input, read as exact (input_shape includes the
+    file's batch dimension of 1, as in (k, 1, 28, 28)); `labels` k classes. `eps` is in the units of the file's input
+    too: a number, or an array of input_shape (per-channel normalisation); a float counts as its shortest decimal, 0.1
+    as 1/10. Networks f1..fk with X1..Xk, Y1..Yk, output shape (1, num_classes) unless given. Raises UsageError.
     """
     k, shape = len(images), images.shape[1:]
     out_shape = (1, num_classes) if output_shape is None else tuple(output_shape)

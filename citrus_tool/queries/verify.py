@@ -54,7 +54,9 @@ class Verdict(Enum):
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Answer(Tabular):
-    """A verdict; `witness` holds every tensor of the query where it is SAT, `reason` one sentence otherwise."""
+    """A verdict; `witness` holds every tensor of the query, (*shape,) as declared, where it is SAT, `reason` one
+    sentence otherwise.
+    """
 
     verdict: Verdict
     witness: Mapping[str, NDArray[np.float32]] | None = None

@@ -29,7 +29,7 @@ class Check:
 
 
 def cast(values: Values) -> dict[str, NDArray[np.float32]]:
-    """The float32 values that the scorer makes of `values`."""
+    """The float32 values that the scorer makes of `values`, shaped like them."""
     with np.errstate(over="ignore"):
         return {name: np.asarray(entries, dtype=np.float64).astype(np.float32) for name, entries in values.items()}
 
@@ -82,7 +82,7 @@ def format_witness(spec: Spec, values: Values) -> str:
 
 
 def parse_witness(spec: Spec, text: str) -> dict[str, NDArray[np.float64]]:
-    """Reads what `format_witness` writes (and the same from other tools) as float64, in the tensors' shapes.
+    """Reads what `format_witness` writes (and the same from other tools) as float64, shaped as the tensors.
 
     A first line `sat` is skipped. Raises InputFileError for missing, repeated, unknown or unreadable values.
     """
