@@ -221,7 +221,9 @@ class Model(Tabular):
         self,
         data: Splits | str | Path | tuple[Array, Array],
         *,
-        eps: float,
+        eps: float | None = None,
+        spec: str | Path | Sequence[str | Path] = (),
+        spec_timeout: float = 60.0,
         method: str | None = None,
         recipe: str | Recipe | None = None,
         epochs: int | None = None,
@@ -245,7 +247,10 @@ class Model(Tabular):
         Args:
             data: what --data takes, arrays (images (n, C, H, W) in [0, 1] or uint8, labels (n,)), which are split
                 70 / 15 / 15 %, or Splits of your own. A single Dataset is refused: one split is not enough.
-            eps: radius of the perturbation, in pixel space [0, 1].
+            eps: radius of the perturbation, in pixel space [0, 1]; None: the largest radius of `spec`.
+            spec: VNN-LIB files of local robustness, folders of such, or an instances.csv. Their images join the
+                training data, and they are verified before and after: `Hardened.report.spec`; docs/vnncomp.md.
+            spec_timeout: seconds for the verdict on one property.
             method: a training method [citrus, or the one of a given Recipe].
             recipe: a name, "auto", FILE.toml, or a Recipe, whose eps and seed are replaced; None: as the command line.
             epochs: stretches the recipe.
@@ -259,14 +264,21 @@ class Model(Tabular):
             on_progress: gets a Step now and then.
 
         Raises:
-            UsageError: an option makes no sense.
-            DataError, InputFileError: data or files are wrong or do not fit the network.
+            UsageError: an option makes no sense, or there is neither eps nor spec.
+            DataError, InputFileError: data or files are wrong or do not fit the network; a file of `spec` states
+                something else than local robustness.
             CheckFailedError: training diverged.
             InterruptedRunError: Ctrl-C; with a run_dir, `resume=True` goes on.
         """
         if resume and run_dir is None:
             raise UsageError("resume needs the run_dir of the run to continue.")
         source = _training(data, seed, data_root)
+        paths = [Path(one) for one in ([spec] if isinstance(spec, str | Path) else spec)]
+        wanted = workflow.read_spec(self, source, paths, seconds=spec_timeout) if paths else None
+        if eps is None:
+            if wanted is None:
+                raise UsageError("harden needs a radius to train for; give eps, e.g. eps=0.1, or spec.")
+            eps = wanted.eps
         chosen = _recipe(recipe, source.name, eps=eps, method=method, epochs=epochs, init=init, seed=seed)
         with ExitStack() as stack:
             folder = Path(run_dir or stack.enter_context(tempfile.TemporaryDirectory(prefix="citrus-")))
@@ -278,6 +290,7 @@ class Model(Tabular):
                 out=target,
                 run_dir=folder,
                 certify=certify or CertifySettings(limit=1000, seed=seed),
+                target=wanted,
                 device=device,
                 resume=resume,
                 keep_checkpoints=run_dir is not None,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -411,7 +412,7 @@ def inspect_file(model: ModelChoice, choice: DataChoice | None = None) -> Inspec
     )
 
 
-def read_spec(source: ModelChoice, choice: DataChoice, paths: Sequence[Path], *, seconds: float) -> Target:
+def read_spec(source: ModelSource, choice: DataSource, paths: Sequence[Path], *, seconds: float) -> Target:
     """The properties in `paths` as a target for `harden_file`; `seconds` is what each verdict may take.
 
     Raises as `queries.target.read_target`.
@@ -461,7 +462,10 @@ def harden_file(
     warn_of_accuracy(model, test, choice)
     threat = Threat(eps=recipe.eps)
     save_settings(run_dir, settings)
-    failed = _verdicts(target, source.path, progress, "properties before")
+    with tempfile.TemporaryDirectory(prefix="citrus-") as folder:  # a network in memory is no file yet
+        given = Path(folder) / "before.onnx"
+        given.write_bytes(model.proto.SerializeToString())
+        failed = _verdicts(target, given, progress, "properties before")
     if target is not None:
         train = target.joined(train)
     before = _figures(model, test, threat, certify, where, progress, run_dir / "before.jsonl", resume)

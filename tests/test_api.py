@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib
 import inspect
@@ -193,6 +194,21 @@ def test_harden_in_memory(model: citrus.Model, digits: tuple[Any, Any], tmp_path
     assert (hardened.before, hardened.after) == (hardened.report.before, hardened.report.after)
 
 
+def test_harden_for_properties(tmp_path: Path) -> None:
+    """As `harden --spec`, of a network that lies in no file; PGD from its own weights is enough here."""
+    folder = Path(__file__).resolve().parents[1]
+    files = [folder / "vnnlib" / f"digits_test_170_eps_{eps}.vnnlib" for eps in ("0.02", "0.05")]
+    known = citrus.load(folder / "models" / "digits_convtiny.onnx", input_shape=(1, 8, 8))
+    loose = dataclasses.replace(known, source=dataclasses.replace(known.source, path=Path("<memory>")))
+    hardened = loose.harden("digits", spec=files, method="pgd", epochs=6, certify=QUICK)
+    assert hardened.report.recipe.eps == pytest.approx(0.05)
+    assert [(entry.file, entry.before, entry.after) for entry in hardened.report.spec] == [
+        (file, "sat", "unsat") for file in files
+    ]
+    one = known.harden("digits", eps=0.01, spec=files[0], spec_timeout=5, method="pgd", epochs=1, certify=QUICK)
+    assert (one.report.recipe.eps, len(one.report.spec)) == (0.01, 1)
+
+
 def test_harden_a_module_with_splits_into_a_folder(tmp_path: Path) -> None:
     data = citrus.Splits(
         train=citrus.load_data("digits", split="train", limit=50),
@@ -214,6 +230,7 @@ def test_harden_a_module_with_splits_into_a_folder(tmp_path: Path) -> None:
     ("call", "message"),
     [
         (lambda m: m.harden(citrus.load_data("digits", split="test"), eps=0.1), "needs training, validation and test"),
+        (lambda m: m.harden("digits"), "give eps, e.g. eps=0.1, or spec"),
         (lambda m: m.harden("digits", eps=0.1, resume=True), "resume needs the run_dir"),
         (lambda m: m.certify("digits", eps=0.1, resume=True), "resume needs the run_dir"),
         (lambda m: m.harden("digits", eps=0.1, method="citrsu"), "Did you mean 'citrus'"),
