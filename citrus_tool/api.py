@@ -592,8 +592,9 @@ def report(
     Args:
         results: what `harden`, `certify`, `evaluate` and `attack` returned; run folders and result files too.
         out: the page to write.
-        models: networks of the results that lie in no file. Pictures are made by replaying network and data on
-            onnxruntime; data that was given as arrays is not at hand then, so that they are left out.
+        models: networks of the results that lie in no file, or take normalised inputs. Pictures are made by replaying
+            network and data on onnxruntime; data that was given as arrays is not at hand then, so that they are left
+            out.
         data_root: where named data sets lie.
 
     Raises:
@@ -601,16 +602,22 @@ def report(
         CheckFailedError: a replay contradicts a certificate.
     """
     from citrus_tool.report import parse, read, write_report
+    from citrus_tool.report.data import Origin
 
+    own = [*models, *(result.model for result in results if isinstance(result, Hardened))]
+    normalised = {model.sha256: Origin(mean=model.mean, std=model.std) for model in own}
     runs = []
     for result in results:
         if isinstance(result, str | Path):
             runs.append(read(Path(result)))
+        elif isinstance(result, Certificate | Evaluation):
+            one = result if isinstance(result, Certificate) else result.certificate
+            content = result.to_json(perturbations=True)
+            runs.append(parse(content, type(result).__name__, origin=normalised.get(one.sha256)))
         else:
             record = result.report if isinstance(result, Hardened) else result
             runs.append(parse(record.to_json(), type(record).__name__))
     with tempfile.TemporaryDirectory(prefix="citrus-") as folder:
-        own = [*models, *(result.model for result in results if isinstance(result, Hardened))]
         files = [model.save(Path(folder) / f"{number}.onnx") for number, model in enumerate(own)]
         return write_report(runs, Path(out), models=files, root=data_root, progress=_progress(on_progress))
 

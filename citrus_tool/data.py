@@ -24,7 +24,7 @@ import os
 import pickle
 import tempfile
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -58,6 +58,7 @@ class Dataset(Tabular):
         labels: (N,) int64, 0 <= label < num_classes.
         num_classes: number of classes of the whole set, not only of those that occur in this split.
         classes_known: False when `num_classes` is only the largest label + 1 of a file.
+        class_names: what reports call the classes, by label; empty where they have only numbers.
 
     Raises:
         DataError: empty, wrong rank, pixels outside [0, 1] or NaN, labels out of range, lengths that differ.
@@ -69,6 +70,7 @@ class Dataset(Tabular):
     labels: Tensor
     num_classes: int
     classes_known: bool = True
+    class_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         where = f"data {self.name} ({self.split})"
@@ -83,6 +85,10 @@ class Dataset(Tabular):
             raise DataError(f"{where}: there are no images; give a larger data set or another --split.")
         if self.labels.dtype != torch.int64:
             raise DataError(f"{where}: labels are {self.labels.dtype}; int64 class indices are needed.")
+        if self.class_names and len(self.class_names) != self.num_classes:
+            raise DataError(
+                f"{where}: {len(self.class_names)} class names for {self.num_classes} classes; give one for each class."
+            )
         _check_pixels(self.images, where)
         wrong = torch.nonzero((self.labels < 0) | (self.labels >= self.num_classes))
         if len(wrong):
@@ -115,6 +121,7 @@ class Dataset(Tabular):
             labels=self.labels[index],
             num_classes=self.num_classes,
             classes_known=self.classes_known,
+            class_names=self.class_names,
         )
 
     @staticmethod
@@ -126,6 +133,7 @@ class Dataset(Tabular):
         split: Split = "test",
         layout: Literal["NCHW", "NHWC"] | None = None,
         num_classes: int | None = None,
+        class_names: Sequence[str] = (),
     ) -> Dataset:
         """Labelled images that are in memory already.
 
@@ -133,20 +141,27 @@ class Dataset(Tabular):
             images: (N, C, H, W) or (N, H, W, C); uint8 in 0 to 255, or floating point in [0, 1].
             labels: (N,) whole numbers from 0.
             layout: which of the two; None: told from the shape where it allows one reading only.
-            num_classes: None: largest label + 1.
+            num_classes: None: as many as class_names, or largest label + 1.
+            class_names: what reports call the classes, by label.
 
         Raises:
             DataError: out of contract; the message names the first offending entry.
         """
         x, y = _array(images), _array(labels)
-        return _of_arrays(x, y, layout=layout, num_classes=num_classes, where=f"data {name}", name=name, split=split)
+        return _of_arrays(
+            x, y, layout=layout, num_classes=num_classes, class_names=tuple(class_names), where=f"data {name}",
+            name=name, split=split,
+        )  # fmt: skip
 
     def table(self) -> Table:
         """Sizes, shape and classes."""
         rows = [
             ["split", self.split],
             ["images", f"{len(self)} x {' x '.join(str(s) for s in self.shape)} {str(self.images.dtype)[6:]}"],
-            ["classes", str(self.num_classes)],
+            [
+                "classes",
+                ": ".join([str(self.num_classes), *([", ".join(self.class_names)] if self.class_names else [])]),
+            ],
             ["sha256", self.sha256()[:16]],
         ]
         return Table(title=f"data {self.name}", columns=["what", "value"], rows=rows)
@@ -344,7 +359,9 @@ def _digits(split: Split, seed: int) -> Dataset:
     index = np.sort(_stratified(bunch.target, (0.6, 0.2), seed)[split])
     images = torch.from_numpy((bunch.images[index] / 16).astype(np.float32)).unsqueeze(1)
     labels = torch.from_numpy(bunch.target[index].astype(np.int64))
-    return Dataset(name="digits", split=split, images=images, labels=labels, num_classes=10)
+    return Dataset(
+        name="digits", split=split, images=images, labels=labels, num_classes=10, class_names=CLASS_NAMES["digits"]
+    )
 
 
 def _named(name: str, split: Split, root: Path | None, seed: int) -> Dataset:
@@ -367,6 +384,7 @@ def _named(name: str, split: Split, root: Path | None, seed: int) -> Dataset:
         images=torch.from_numpy(np.ascontiguousarray(images[index])),
         labels=torch.from_numpy(labels[index].astype(np.int64)),
         num_classes=named.num_classes,
+        class_names=CLASS_NAMES.get(name) or _wordnet(source.found),
     )
 
 
@@ -432,6 +450,16 @@ def _read_tinyimagenet(folder: Path, part: str) -> tuple[Array, Array]:
     return _decoded_once(files, "RGB", (64, 64)), np.asarray(labels, dtype=np.int64)
 
 
+def _wordnet(folder: Path) -> tuple[str, ...]:
+    """The first word of every class of TinyImageNet, by label; () where words.txt is not there."""
+    try:
+        lines = (folder / "words.txt").read_text(encoding="utf-8").splitlines()
+        words = dict(line.split("\t", 1) for line in lines)
+        return tuple(words[wnid].split(",")[0] for wnid in sorted((folder / "wnids.txt").read_text().split()))
+    except (OSError, ValueError, KeyError):
+        return ()
+
+
 def _number(path: Path) -> tuple[int, str]:
     digits = "".join(ch for ch in path.stem.partition("_")[2] if ch.isdigit())
     return int(digits or 0), path.name
@@ -474,7 +502,7 @@ def _decode(path: Path, mode: str, size: tuple[int, int] | None) -> Array:
 
 
 def _npz(path: Path, split: Split, seed: int) -> Dataset:
-    """x (NCHW; NHWC where that is the only reading) and y from an .npz file; optional `layout`, `num_classes`."""
+    """x (NCHW; NHWC where that is the only reading) and y of an .npz file; `layout`, `num_classes`, `class_names`."""
     try:
         with np.load(path, allow_pickle=False) as archive:
             entries = {name: archive[name] for name in archive.files}
@@ -487,12 +515,16 @@ def _npz(path: Path, split: Split, seed: int) -> Dataset:
         raise DataError(f"{path}: has no array {missing[0]!r}, only {sorted(entries)}; save x=images and y=labels.")
     if "num_classes" in entries and entries["num_classes"].size != 1:
         raise DataError(f"{path}: num_classes must be one integer.")
+    names = entries.get("class_names", np.array([], dtype=str))
+    if names.ndim != 1 or (names.dtype.kind != "U" and len(names)):
+        raise DataError(f"{path}: class_names must be a list of texts, one for each class in the order of the labels.")
     # the whole file is checked, so that an error names an index of the file and not of a split
     whole = _of_arrays(
         entries["x"],
         entries["y"],
         layout=str(entries["layout"]) if "layout" in entries else None,
         num_classes=int(entries["num_classes"]) if "num_classes" in entries else None,
+        class_names=tuple(names.tolist()),
         where=str(path),
         name=str(path),
         split="whole file",
@@ -505,8 +537,9 @@ def _array(values: Array | Tensor | Sequence[int]) -> Array:
 
 
 def _of_arrays(
-    x: Array, y: Array, *, layout: str | None, num_classes: int | None, where: str, name: str, split: str
-) -> Dataset:
+    x: Array, y: Array, *, layout: str | None, num_classes: int | None, class_names: tuple[str, ...], where: str,
+    name: str, split: str,
+) -> Dataset:  # fmt: skip
     """A data set of images x (NCHW; NHWC where that is the only reading) and labels y; `where` starts every error."""
     if x.ndim != 4:
         raise DataError(f"{where}: x has shape {x.shape}; 4 axes (N, C, H, W) are needed.")
@@ -523,6 +556,8 @@ def _of_arrays(
     if len(fraction):
         raise DataError(f"{where}: label {y[fraction[0]]!r} at index {fraction[0]} is not an integer.")
     labels = y.astype(np.int64)
+    if num_classes is None and class_names:
+        num_classes = len(class_names)
     return Dataset(
         name=name,
         split=split,
@@ -530,6 +565,7 @@ def _of_arrays(
         labels=torch.from_numpy(labels),
         num_classes=max(int(labels.max()) + 1, 1) if num_classes is None else num_classes,
         classes_known=num_classes is not None,
+        class_names=class_names,
     )
 
 
@@ -542,6 +578,7 @@ def _split_of(whole: Dataset, split: Split, seed: int) -> Dataset:
         labels=whole.labels[index],
         num_classes=whole.num_classes,
         classes_known=whole.classes_known,
+        class_names=whole.class_names,
     )
 
 
@@ -576,7 +613,12 @@ def _folder(path: Path, split: Split, seed: int) -> Dataset:
     images = np.stack([_decode(file, "L" if grey else "RGB", size) for file, _ in files])
     labels = torch.tensor([label for _, label in files])
     whole = Dataset(
-        name=str(path), split="whole folder", images=torch.from_numpy(images), labels=labels, num_classes=len(classes)
+        name=str(path),
+        split="whole folder",
+        images=torch.from_numpy(images),
+        labels=labels,
+        num_classes=len(classes),
+        class_names=tuple(entry.name for entry in classes),
     )
     return _split_of(whole, split, seed)
 
@@ -586,6 +628,14 @@ _TORCHVISION = (
     "on a machine with internet run python -c \"import torchvision; torchvision.datasets.{}('ROOT', download=True)\" "
     + _ELSEWHERE
 )
+
+_DIGITS = tuple(str(digit) for digit in range(10))
+CLASS_NAMES: Mapping[str, tuple[str, ...]] = {
+    "digits": _DIGITS,
+    "mnist": _DIGITS,
+    "cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+}
+"""Class names of the data sets that do not bring them along, by label."""
 
 _NAMED: dict[str, _Named] = {
     "mnist": _Named(

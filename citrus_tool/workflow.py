@@ -264,7 +264,7 @@ class TrainReport(Tabular):
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Evaluation(Tabular):
     """The result of `evaluate` at `eps` (pixel space): figures, and the accuracy (percent) under one PGD perturbation
-    an input.
+    an input. `certificate` is what the UAP and IBP figures come from.
     """
 
     model: Path
@@ -275,9 +275,10 @@ class Evaluation(Tabular):
     inputs: int
     pgd_accuracy: float
     figures: Figures
+    certificate: Certificate
 
-    def to_json(self) -> dict[str, Any]:
-        """Every field, the figures among them by name."""
+    def to_json(self, *, perturbations: bool = False) -> dict[str, Any]:
+        """Every field, the figures among them by name; the certificate as `Certificate.to_json` gives it."""
         return {
             "model": str(self.model),
             "data": self.data,
@@ -288,6 +289,7 @@ class Evaluation(Tabular):
             "pgd_accuracy": self.pgd_accuracy,
             **self.figures.to_json(),
             "version": __version__,
+            "certificate": self.certificate.to_json(perturbations=perturbations),
         }
 
     def table(self) -> Table:
@@ -468,7 +470,14 @@ def harden_file(
         failed = _verdicts(target, given, progress, "properties before")
     if target is not None:
         train = target.joined(train)
-    before = _figures(model, test, threat, certify, where, progress, run_dir / "before.jsonl", resume)
+
+    def figures(network: OnnxModel, journal: str) -> Figures:
+        found = certify_uap(
+            network, test, threat, certify, device=where, journal=run_dir / journal, resume=resume, progress=progress
+        )
+        return _figures(network, test, found, progress)
+
+    before = figures(model, "before.jsonl")
     network = (
         insert_batch_norm(model.network, torch.split(train.take(NORM_SAMPLES).pixels(), BATCH)) if batch_norm else None
     )
@@ -487,7 +496,7 @@ def harden_file(
     if batch_norm:
         trained = restore_layers(onnx_io.fold_batch_norm(trained), model.network)
     hardened = onnx_io.write(dataclasses.replace(model, network=trained), out, metadata=_metadata(recipe, choice))
-    after = _figures(hardened, test, threat, certify, where, progress, run_dir / "after.jsonl", resume)
+    after = figures(hardened, "after.jsonl")
     repaired = _verdicts(target, out, progress, "properties after")
     progress.finish()
     report = HardenReport(
@@ -644,7 +653,8 @@ def evaluate_file(
     model = source.read(dataset)
     warn_of_accuracy(model, dataset, choice)
     judged = dataset.take(certify.limit) if certify.limit is not None else dataset
-    figures = _figures(model, dataset, threat, certify, where, progress)
+    certificate = certify_uap(model, dataset, threat, certify, device=where, progress=progress)
+    figures = _figures(model, dataset, certificate, progress)
     robust = _pgd_correct(model.network, judged, threat, pgd_steps, certify.seed, where, progress)
     progress.finish()
     return Evaluation(
@@ -656,6 +666,7 @@ def evaluate_file(
         inputs=len(judged),
         pgd_accuracy=100 * robust / len(judged),
         figures=figures,
+        certificate=certificate,
     )
 
 
@@ -798,24 +809,14 @@ def _metadata(recipe: Recipe, choice: DataSource) -> dict[str, str]:
     }
 
 
-def _figures(
-    model: OnnxModel,
-    dataset: Dataset,
-    threat: Threat,
-    certify: CertifySettings,
-    device: str,
-    progress: Progress,
-    journal: Path | None = None,
-    resume: bool = False,
-) -> Figures:
-    certificate = certify_uap(
-        model, dataset, threat, certify, device=device, journal=journal, resume=resume, progress=progress
-    ).to_json()
+def _figures(model: OnnxModel, dataset: Dataset, certificate: Certificate, progress: Progress) -> Figures:
+    """Standard accuracy on all of `dataset`, the rest from the certificate."""
+    inputs = certificate.inputs
     return Figures(
         standard_accuracy=standard_accuracy(model, dataset, progress),
-        ibp_certified_accuracy=100 * certificate["ibp_certified"] / certificate["inputs"],
-        certified_uap_accuracy=certificate["certified_uap_accuracy"],
-        attacked_uap_accuracy=certificate["attacked_uap_accuracy"],
+        ibp_certified_accuracy=100 * certificate.ibp_certified / inputs,
+        certified_uap_accuracy=100 * certificate.certified / inputs,
+        attacked_uap_accuracy=100 * certificate.attacked / inputs,
     )
 
 

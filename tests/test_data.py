@@ -161,6 +161,16 @@ def test_npz_layouts(tmp_path: Path) -> None:
     assert load(str(named), split="train").classes_known
 
 
+def test_class_names_come_along(tmp_path: Path) -> None:
+    names = ("cat", "dog", "eel", "fox", "gnu")
+    found = load(str(write_npz(tmp_path / "named.npz", class_names=names)), split="train")
+    assert (found.class_names, found.num_classes, found.classes_known) == (names, 5, True)
+    assert found.take(2).class_names == names
+    assert "5: cat, dog, eel, fox, gnu" in repr(found)
+    assert data.Dataset.from_arrays(found.images, found.labels, class_names=names).class_names == names
+    assert load("digits", split="test").class_names == tuple("0123456789")
+
+
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
@@ -175,6 +185,10 @@ def test_npz_layouts(tmp_path: Path) -> None:
         ({"y": np.arange(40) - 1}, "label -1 at index 0 is out of range"),
         ({"num_classes": 3}, "label 3 at index 3 is out of range; labels are 0 to 2"),
         ({"num_classes": [3, 4]}, "num_classes must be one integer"),
+        ({"class_names": [1, 2, 3, 4]}, "class_names must be a list of texts, one for each class"),
+        ({"class_names": "cat"}, "class_names must be a list of texts, one for each class"),
+        ({"class_names": ["cat", "dog"], "num_classes": 4}, "2 class names for 4 classes; give one for each class"),
+        ({"class_names": ["cat", "dog"]}, "label 2 at index 2 is out of range; labels are 0 to 1"),
         ({"layout": "CHWN"}, "layout is 'CHWN'; it is NCHW or NHWC"),
         ({"x": np.array([None] * 40)}, "cannot be read as .npz"),
     ],
@@ -221,6 +235,7 @@ def test_folder_classes_are_sorted(tmp_path: Path, mode: str, channels: int) -> 
     assert sum(len(part) for part in found) == 16
     for part in found:  # bee was written with odd values and label 0, but ant sorts first
         assert part.num_classes == 2
+        assert part.class_names == ("ant", "bee")
         assert torch.equal((part.images[:, 0, 0, 0] % 10 == 0).long(), part.labels)
 
 
@@ -288,6 +303,7 @@ def test_cifar10_is_read(tmp_path: Path) -> None:
     assert (len(train), len(validation), len(test)) == (10, 5000, 1002)
     assert test.images.unique().tolist() == [5]
     assert test.shape == (3, 32, 32)
+    assert (test.class_names[0], test.class_names[9]) == ("airplane", "truck")
 
 
 class _Harmful:
@@ -319,6 +335,7 @@ def test_tinyimagenet_is_read_and_cached(tmp_path: Path, monkeypatch: pytest.Mon
     train, validation, test = parts("tinyimagenet", root=tmp_path)
     assert (len(train), len(validation), len(test)) == (38, 2, 1)
     assert test.labels.tolist() == [1]  # classes are sorted
+    assert test.class_names == ()  # there is no words.txt
     assert torch.equal((train.images[:, 0, 0, 0] < 100).long(), train.labels)
     assert len(list((tmp_path / "cache" / "citrus").glob("tinyimagenet-*.npy"))) == 2
 

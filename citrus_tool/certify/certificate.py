@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from itertools import pairwise
 from typing import Any
 
-from citrus_tool.certify.evidence import Evidence
+import numpy as np
+from numpy.typing import NDArray
+
+from citrus_tool.certify.evidence import Evidence, pack
 from citrus_tool.errors import SoundnessError
 from citrus_tool.tables import Table, Tabular, percent
 from citrus_tool.threat import Threat
@@ -100,8 +103,9 @@ class GroupResult:
             ),
         )  # fmt: skip
 
-    def to_json(self) -> dict[str, Any]:
-        """The group's entry in the certificate."""
+    def to_json(self, *, perturbation: bool = False) -> dict[str, Any]:
+        """The group's entry in the certificate; on demand with its perturbation, as the journal has it."""
+        kept = {} if self.evidence is None else self.evidence.packed() if perturbation else self.evidence.to_json()
         return {
             "indices": list(self.indices),
             "clean_correct": self.clean_correct,
@@ -112,7 +116,7 @@ class GroupResult:
             "status": self.status.value,
             "detail": self.detail,
             "seconds": self.seconds,
-            **(self.evidence.to_json() if self.evidence is not None else {}),
+            **kept,
         }
 
 
@@ -142,6 +146,7 @@ class Certificate(Tabular):
         stages: seconds by stage, over all groups and over interrupted runs too.
         version: of citrus.
         together: inputs that stayed correct under the worst perturbation of all inputs found; None in scope groups.
+        perturbation: that perturbation (C, H, W) float32, pixel space; None in scope groups and where it fools nothing.
 
     Raises: SoundnessError when more is certified than stayed correct under that perturbation.
     """
@@ -159,6 +164,7 @@ class Certificate(Tabular):
     stages: Mapping[str, float]
     version: str
     together: int | None = None
+    perturbation: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.together is not None and not self.certified <= self.together <= self.clean_correct:
@@ -215,9 +221,10 @@ class Certificate(Tabular):
         about = f"{self.threat.words}; {self.data} ({self.split}), groups of {self.settings['group_size']}"
         return Table(title=about, columns=[f"of {self.inputs} inputs", "count", "%"], rows=rows)
 
-    def to_json(self) -> dict[str, Any]:
-        """DESIGN's fields: counts are numbers of inputs, accuracies are percent."""
+    def to_json(self, *, perturbations: bool = False) -> dict[str, Any]:
+        """DESIGN's fields: counts are numbers of inputs, accuracies percent; on demand with perturbations."""
         inputs = self.inputs
+        worst = {} if self.perturbation is None else {"perturbation": pack(self.perturbation)}
         return {
             "model": self.model,
             "sha256": self.sha256,
@@ -244,5 +251,6 @@ class Certificate(Tabular):
             "statuses": {status.value: sum(g.status is status for g in self.groups) for status in Status},
             "version": self.version,
             "settings": dict(self.settings),
-            "groups": [group.to_json() for group in self.groups],
+            **worst,
+            "groups": [group.to_json(perturbation=perturbations) for group in self.groups],
         }

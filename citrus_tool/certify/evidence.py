@@ -70,11 +70,7 @@ class Evidence:
 
     def packed(self) -> dict[str, Any]:
         """`to_json` and the perturbation as base64 of a zlib-packed .npy file (None where there is none)."""
-        if self.perturbation is None:
-            return {**self.to_json(), "perturbation": None}
-        buffer = io.BytesIO()
-        np.save(buffer, self.perturbation)
-        return {**self.to_json(), "perturbation": base64.b64encode(zlib.compress(buffer.getvalue())).decode()}
+        return {**self.to_json(), "perturbation": None if self.perturbation is None else pack(self.perturbation)}
 
     @staticmethod
     def from_json(content: Mapping[str, Any]) -> Evidence | None:
@@ -88,11 +84,19 @@ class Evidence:
         return Evidence(
             labels=tuple(int(label) for label in content["labels"]),
             verdicts=tuple(Verdict(word) for word in content["verdicts"]),
-            perturbation=None if packed is None else _unpacked(packed),
+            perturbation=None if packed is None else unpack(packed),
         )
 
 
-def _unpacked(text: str) -> NDArray[np.float32]:
+def pack(perturbation: NDArray[np.float32]) -> str:
+    """A perturbation (C, H, W) as base64 of a zlib-packed .npy file."""
+    buffer = io.BytesIO()
+    np.save(buffer, perturbation)
+    return base64.b64encode(zlib.compress(buffer.getvalue())).decode()
+
+
+def unpack(text: str) -> NDArray[np.float32]:
+    """The perturbation (C, H, W) that `pack` wrote; raises ValueError for what it cannot have written."""
     try:
         array = np.load(io.BytesIO(zlib.decompress(base64.b64decode(text, validate=True))), allow_pickle=False)
     except (zlib.error, EOFError, OSError) as error:

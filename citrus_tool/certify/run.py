@@ -404,8 +404,10 @@ class Run:
         clean: Clean,
         row: Mapping[int, int],
         progress: Progress,
-    ) -> tuple[tuple[GroupResult, ...], int]:
+    ) -> tuple[tuple[GroupResult, ...], int, NDArray[np.float32] | None]:
         """The groups of a partition chosen for one perturbation of the whole data set, and how many it leaves correct.
+
+        Also the worst perturbation found (C, H, W) float32, pixel space; None where none fools an input.
 
         Args:
             groups: the results of the consecutive groups; `remainders`, and `proofs` if recorded, by their index.
@@ -420,7 +422,7 @@ class Run:
         if not rest.inputs:
             for proof in proofs.values():
                 self._record(proof)
-            return tuple(groups), held_
+            return tuple(groups), held_, None
         rows = [row[index] for index in rest.inputs]
         x, rivals = self.data.pixels(torch.tensor(rest.inputs)), clean.rival[rows]
         found: Across | None = None
@@ -486,8 +488,9 @@ class Run:
         )
         with timed(seconds, "replay"):
             whole = self._replayed(whole, screened, u.cpu(), x, rivals, None if found is None else found.conflicts)
+        worst_of_all = whole.u.numpy() if whole.fooled else None
         if found is None:
-            return tuple(groups), held_ - whole.fooled
+            return tuple(groups), held_ - whole.fooled, worst_of_all
         parts = [whole.of(block.members, index) for index, block in enumerate(found.blocks)]
         with timed(seconds, "attack"):
             worst = self._attack(len(groups), tuple(one.position for one in parts), x, rivals, whole.correct)
@@ -510,7 +513,7 @@ class Run:
             across_ = [refutation_of(some, range(len(inputs)), inputs) for some in found.grounds]
             for part in regrouped(proofs, rest.inputs, found.blocks, across_):
                 self._record(part)
-        return tuple(chosen), held_ - whole.fooled
+        return tuple(chosen), held_ - whole.fooled, worst_of_all
 
     def _record(self, proof: GroupProof) -> None:
         if self.recorder is not None:

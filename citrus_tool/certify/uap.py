@@ -122,10 +122,10 @@ def certify_uap(
                     log.write(result, one.remainder.to_json() if dataset else None)
                 progress.advance(1, note=_note(results))
             ordered: tuple[GroupResult, ...] = tuple(results[index] for index in range(len(groups)))
-            together = None
+            together, worst = None, None
             if dataset:
                 row = dict(zip(candidates[chosen].tolist(), chosen.tolist(), strict=True))
-                ordered, together = run.together(ordered, remainders, proofs, clean, row, progress)
+                ordered, together, worst = run.together(ordered, remainders, proofs, clean, row, progress)
             if log is not None:
                 log.finish()
         except KeyboardInterrupt:
@@ -148,6 +148,7 @@ def certify_uap(
         stages={"clean": clean_seconds, **_total(group.stages for group in ordered)},
         version=__version__,
         together=together,
+        perturbation=worst,
     )
 
 

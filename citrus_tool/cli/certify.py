@@ -352,6 +352,7 @@ def evaluate(
     """
     terminal.require_output(json_path, report_path)
     from citrus_tool.certify.settings import CertifySettings
+    from citrus_tool.report.data import Origin
     from citrus_tool.threat import Threat
     from citrus_tool.workflow import DataChoice, ModelChoice, evaluate_file
 
@@ -370,4 +371,5 @@ def evaluate(
     )
     shown = result.table()
     terminal.show(result.to_json(), json_path, shown.columns, shown.rows)
-    terminal.write_report(report_path, result.to_json(), f"evaluation of {model.name}")
+    origin = Origin(mean=mean, std=std, root=data_root, seed=seed)
+    terminal.write_report(report_path, result.to_json(perturbations=True), f"evaluation of {model.name}", origin)

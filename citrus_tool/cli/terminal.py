@@ -23,6 +23,8 @@ from citrus_tool.tables import percent as percent
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
 
+    from citrus_tool.report.data import Origin
+
 LINE_SECONDS = 10.0
 """Seconds between two progress lines when stderr is not a terminal."""
 
@@ -155,13 +157,15 @@ def require_output(*paths: Path | None) -> None:
             require_writable_file(path)
 
 
-def write_report(report_path: Path | None, run: Path | Mapping[str, Any], name: str = "") -> None:
+def write_report(
+    report_path: Path | None, run: Path | Mapping[str, Any], name: str = "", origin: Origin | None = None
+) -> None:
     """Writes the page of --report about a run folder, or about a result in JSON values that is called `name`."""
     if report_path is None:
         return
     from citrus_tool.report import parse, write_report
 
-    for reason in write_report([run if isinstance(run, Path) else parse(run, name)], report_path):
+    for reason in write_report([run if isinstance(run, Path) else parse(run, name, origin=origin)], report_path):
         click.echo(f"report: left out: {reason}", err=True)
 
 

@@ -14,8 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from citrus_tool.certify.certificate import Certificate, GroupResult, Status
-from citrus_tool.certify.evidence import Evidence, Verdict
+from citrus_tool.certify.evidence import Evidence, Verdict, unpack
 from citrus_tool.errors import CitrusError, InputFileError
 from citrus_tool.threat import Threat
 
@@ -102,7 +105,10 @@ class Trained:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluated:
-    """The result of `evaluate`; accuracies in percent, `pgd_accuracy` under one perturbation an input."""
+    """The result of `evaluate`; accuracies in percent, `pgd_accuracy` under one perturbation an input.
+
+    `certified`: where the UAP and IBP figures come from; None in results of a citrus that did not keep it.
+    """
 
     source: str
     model: str
@@ -114,6 +120,7 @@ class Evaluated:
     pgd_accuracy: float
     figures: Mapping[str, float]
     version: str
+    certified: Certified | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,8 +184,10 @@ def read(path: Path) -> Run:
     return parse(_json(path), str(path), folder=path.parent if own else None)  # be of the same run
 
 
-def parse(content: object, source: str, *, folder: Path | None = None) -> Run:
+def parse(content: object, source: str, *, folder: Path | None = None, origin: Origin | None = None) -> Run:
     """The record of a result in JSON values, as `to_json` gives it; `folder` holds its journals and settings.
+
+    `origin` is needed where there is no such folder and the network takes normalised inputs or the data lie elsewhere.
 
     Raises InputFileError, with `source` in front.
     """
@@ -188,14 +197,15 @@ def parse(content: object, source: str, *, folder: Path | None = None) -> Run:
         if not content:
             raise InputFileError(f"{source}: the list of certificates is empty.")
         fields = [_Fields(entry, f"{source}: certificate {n}") for n, entry in enumerate(content)]
-        return Swept(source=source, certificates=tuple(_certified(entry, source, folder) for entry in fields))
+        several = tuple(_certified(entry, source, folder, origin) for entry in fields)
+        return Swept(source=source, certificates=several)
     fields_ = _Fields(content, source)
     if fields_.has("groups", "certified_uap_accuracy"):
-        return _certified(fields_, source, folder)
+        return _certified(fields_, source, folder, origin)
     if fields_.has("history", "recipe"):
         return _trained(fields_, source, folder)
     if fields_.has("pgd_accuracy"):
-        return _evaluated(fields_, source)
+        return _evaluated(fields_, source, origin)
     if fields_.has("attacked", "clean_correct", "threat"):
         return _attacked(fields_, source)
     raise InputFileError(f"{source}: is not a result of citrus that a report can show; {ACCEPTED}.")
@@ -265,7 +275,7 @@ class _Fields:
         return {str(name): self.number(name) for name in self.content}
 
 
-def _certified(fields: _Fields, source: str, folder: Path | None) -> Certified:
+def _certified(fields: _Fields, source: str, folder: Path | None, origin: Origin | None) -> Certified:
     groups = tuple(_group(entry, number, None) for number, entry in enumerate(fields.objects("groups")))
     threat = fields.object("threat") if fields.has("threat") else fields
     certificate = _made(
@@ -283,9 +293,10 @@ def _certified(fields: _Fields, source: str, folder: Path | None) -> Certified:
         stages=fields.object("stages").numbers(),
         version=fields.text("version"),
         together=fields.count("attacked") if fields.content.get("scope") == "dataset" else None,
+        perturbation=_perturbation(fields),
     )
     _agree(fields, certificate)
-    origin = _settings(folder)
+    origin = origin or _settings(folder)
     if folder is not None and certificate.together is None:  # a journal of scope dataset has another partition
         for journal in (folder / "journal.jsonl", *sorted(folder.glob("eps_*/journal.jsonl"))):
             if journal.is_file():
@@ -297,6 +308,15 @@ def _certified(fields: _Fields, source: str, folder: Path | None) -> Certified:
     return Certified(
         source=source, certificate=certificate, standard_accuracy=fields.number("standard_accuracy"), origin=origin
     )
+
+
+def _perturbation(fields: _Fields) -> NDArray[np.float32] | None:
+    if not fields.has("perturbation"):
+        return None
+    try:
+        return unpack(fields.text("perturbation"))
+    except ValueError as error:
+        raise InputFileError(f"{fields.where}: {error}; make the result again.") from None
 
 
 def _made(where: str, **fields: Any) -> Certificate:
@@ -520,7 +540,11 @@ def _epoch(fields: _Fields) -> Mapping[str, Any]:
     return found
 
 
-def _evaluated(fields: _Fields, source: str) -> Evaluated:
+def _evaluated(fields: _Fields, source: str, origin: Origin | None) -> Evaluated:
+    figures, certified = {name: fields.number(name) for name in FIGURES}, None
+    if fields.has("certificate"):
+        certified = _certified(fields.object("certificate"), source, None, origin)
+        _same_figures(certified, figures)
     return Evaluated(
         source=source,
         model=fields.text("model"),
@@ -530,8 +554,9 @@ def _evaluated(fields: _Fields, source: str) -> Evaluated:
         group_size=fields.count("group_size"),
         inputs=fields.count("inputs"),
         pgd_accuracy=fields.number("pgd_accuracy"),
-        figures={name: fields.number(name) for name in FIGURES},
+        figures=figures,
         version=fields.text("version"),
+        certified=certified,
     )
 
 

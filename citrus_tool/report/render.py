@@ -80,10 +80,22 @@ class ClassRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Worst:
-    """The perturbation that fools most inputs of its group; `largest` and `saturated` (share of entries at +-eps)."""
+    """The perturbation that fools most inputs of its group, or in scope dataset of all.
 
-    group: GroupView
+    Attributes:
+        channels: pictures of it.
+        group: number of the group; None in scope dataset.
+        size: inputs that it is added to.
+        fooled: how many of them it fools; `inputs` are the first of these.
+        saturated: percent of its entries at +-eps.
+        mean: of its entries' absolute values, in pixel space.
+    """
+
+    channels: tuple[str, ...]
+    group: int | None
+    size: int
     fooled: int
+    inputs: tuple[Picture, ...]
     saturated: float
     mean: float
 
@@ -100,11 +112,18 @@ class CertifiedView:
     worst: Worst | None
     safe: tuple[Picture, ...]
     safe_count: int
+    wrong: tuple[Picture, ...]
+    wrong_count: int
     citations: tuple[str, ...]
 
     @property
     def settings(self) -> Mapping[str, Any]:
         return self.run.certificate.settings
+
+    @property
+    def names(self) -> Mapping[int, str]:
+        """Names of the classes that have one beside their number."""
+        return {label: name for label, name in enumerate(self.replay.class_names) if name != str(label)}
 
     @property
     def kept(self) -> bool:
@@ -149,16 +168,20 @@ def view(key: str, run: Certified, seen: Replay, album: Album) -> CertifiedView:
         n: _group(results[n], seen.groups[n] if seen.groups else (), run.certificate.threat.eps, album) for n in order
     }
     groups = tuple(made[n] for n in range(len(results)))
+    worst = _worst_of_all(run, seen, album) if run.certificate.together is not None else _worst(groups, run)
     proven = [p for g in groups for p in g.inputs if p.verdict in (Verdict.IBP, Verdict.PROVEN)]
+    wrong = [p for g in groups for p in g.inputs if p.verdict is Verdict.LOST]
     return CertifiedView(
         key=key,
         run=run,
         replay=seen,
         groups=groups,
         classes=_classes(results),
-        worst=_worst(groups, run.certificate.threat.eps),
+        worst=worst,
         safe=tuple(p for p in proven if p.image is not None)[:GALLERY],
         safe_count=len(proven),
+        wrong=tuple(p for p in wrong if p.image is not None)[:GALLERY],
+        wrong_count=len(wrong),
         citations=tuple(citations.of_certificate(run.certificate)),
     )
 
@@ -168,22 +191,31 @@ def _group(result: GroupResult, seen: Sequence[Seen], eps: float, album: Album) 
     u = None if kept is None else kept.perturbation
     if kept is not None:
         for place, (index, label, verdict) in enumerate(zip(result.indices, kept.labels, kept.verdicts, strict=True)):
-            one = seen[place] if seen else None
-            shifted = one.shifted if one is not None and verdict is Verdict.FOOLED else None
-            inputs.append(
-                Picture(
-                    index=index,
-                    label=label,
-                    verdict=verdict,
-                    image=None if one is None else album.photo(one.image),
-                    shifted=None if shifted is None else album.photo(shifted),
-                    before=None if one is None else one.before,
-                    after=None if one is None else one.after,
+            if seen:
+                inputs.append(_picture(seen[place], album))
+            else:
+                inputs.append(
+                    Picture(
+                        index=index, label=label, verdict=verdict, image=None, shifted=None, before=None, after=None
+                    )
                 )
-            )
     channels = () if u is None else tuple(album.add(pictures.signed(channel, eps)) for channel in u)
     return GroupView(
         result=result, inputs=tuple(inputs), perturbation=tuple(uri for uri in channels if uri is not None)
+    )
+
+
+def _picture(one: Seen, album: Album) -> Picture:
+    """An input in pictures; with its perturbation where that fools it."""
+    shifted = one.shifted if one.verdict is Verdict.FOOLED else None
+    return Picture(
+        index=one.index,
+        label=one.label,
+        verdict=one.verdict,
+        image=album.photo(one.image),
+        shifted=None if shifted is None else album.photo(shifted),
+        before=one.before,
+        after=one.after,
     )
 
 
@@ -199,20 +231,51 @@ def _classes(groups: Sequence[GroupResult]) -> tuple[ClassRow, ...]:
     return tuple(ClassRow(label=label, inputs=sum(row.values()), verdicts=row) for label, row in sorted(found.items()))
 
 
-def _worst(groups: Sequence[GroupView], eps: float) -> Worst | None:
+def _worst(groups: Sequence[GroupView], run: Certified) -> Worst | None:
     """The group whose kept perturbation fools most inputs, the first of several."""
     best: Worst | None = None
     for group in groups:
         kept = group.result.evidence
         if kept is None or kept.perturbation is None or not group.perturbation:
             continue
-        fooled = kept.verdicts.count(Verdict.FOOLED)
-        if best is None or fooled > best.fooled:
-            size = np.abs(kept.perturbation.astype(np.float64))
+        fooled = [one for one in group.inputs if one.verdict is Verdict.FOOLED]
+        if best is None or len(fooled) > best.fooled:
+            saturated, mean = _size(kept.perturbation, run.certificate.threat.eps)
             best = Worst(
-                group=group, fooled=fooled, saturated=100 * float((size >= 0.999 * eps).mean()), mean=float(size.mean())
+                channels=group.perturbation,
+                group=group.result.index,
+                size=len(group.inputs),
+                fooled=len(fooled),
+                inputs=tuple(fooled[:GALLERY]),
+                saturated=saturated,
+                mean=mean,
             )
     return best
+
+
+def _worst_of_all(run: Certified, seen: Replay, album: Album) -> Worst | None:
+    """The one perturbation of scope dataset; None where it is not kept or fools nothing."""
+    one = run.certificate
+    if one.perturbation is None:
+        return None
+    channels = tuple(album.add(pictures.signed(channel, one.threat.eps)) for channel in one.perturbation)
+    fooled = [entry for entry in seen.together if entry.verdict is Verdict.FOOLED]
+    saturated, mean = _size(one.perturbation, one.threat.eps)
+    return Worst(
+        channels=tuple(uri for uri in channels if uri is not None),
+        group=None,
+        size=one.inputs,
+        fooled=one.clean_correct - one.attacked,
+        inputs=tuple(_picture(entry, album) for entry in fooled[:GALLERY]),
+        saturated=saturated,
+        mean=mean,
+    )
+
+
+def _size(perturbation: NDArray[np.float32], eps: float) -> tuple[float, float]:
+    """Percent of the entries at +-eps, and the mean of their absolute values."""
+    size = np.abs(perturbation.astype(np.float64))
+    return 100 * float((size >= 0.999 * eps).mean()), float(size.mean())
 
 
 def training(run: Trained, key: str) -> Mapping[str, Any]:

@@ -51,6 +51,8 @@ class Replay:
     Attributes:
         inspection: what is in the ONNX file; None where it is not there.
         groups: the inputs of every group; empty where network or data are not there.
+        together: all inputs under the one perturbation of scope dataset; empty where there is none.
+        class_names: by label; empty where they are not known.
         missing: why something is left out, one sentence each.
         onnxruntime: version that gave the predictions.
     """
@@ -59,6 +61,8 @@ class Replay:
     groups: tuple[tuple[Seen, ...], ...]
     missing: tuple[str, ...]
     onnxruntime: str
+    together: tuple[Seen, ...] = ()
+    class_names: tuple[str, ...] = ()
 
 
 def replay(run: Certified, *, models: Sequence[Path] = (), root: Path | None = None) -> Replay:
@@ -71,6 +75,7 @@ def replay(run: Certified, *, models: Sequence[Path] = (), root: Path | None = N
     missing = []
     dataset, inspection = None, None
     groups: tuple[tuple[Seen, ...], ...] = ()
+    together: tuple[Seen, ...] = ()
     try:
         dataset = _dataset(run, root)
     except CitrusError as error:
@@ -82,8 +87,15 @@ def replay(run: Certified, *, models: Sequence[Path] = (), root: Path | None = N
     if any(group.evidence is None for group in run.certificate.groups):
         missing.append(f"{run.source}: made by a citrus that kept no verdicts of single inputs.")
     elif dataset is not None and inspection is not None:
-        groups = _replayed(run, inspection, dataset)
-    return Replay(inspection=inspection, groups=groups, missing=tuple(missing), onnxruntime=version)
+        groups, together = _replayed(run, inspection, dataset)
+    return Replay(
+        inspection=inspection,
+        groups=groups,
+        missing=tuple(missing),
+        onnxruntime=version,
+        together=together,
+        class_names=data.CLASS_NAMES.get(run.certificate.data, ()) if dataset is None else dataset.class_names,
+    )
 
 
 def _dataset(run: Certified, root: Path | None) -> Dataset:
@@ -109,14 +121,58 @@ def _network(run: Certified, models: Sequence[Path], dataset: Dataset | None) ->
     )
 
 
-def _replayed(run: Certified, inspection: Inspection, dataset: Dataset) -> tuple[tuple[Seen, ...], ...]:
+def _replayed(
+    run: Certified, inspection: Inspection, dataset: Dataset
+) -> tuple[tuple[tuple[Seen, ...], ...], tuple[Seen, ...]]:
+    """The groups, and all inputs together under the perturbation of scope dataset."""
     one, runner = run.certificate, OnnxRunner(inspection.path, inspection.contract)
     order = [index for group in one.groups for index in group.indices]
     if max(order) >= len(dataset):
         raise CheckFailedError(f"{run.source}: names input {max(order)}, but data {one.data} has {len(dataset)}.")
     parts = torch.split(torch.tensor(order), BATCH)
     clean = dict(zip(order, np.concatenate([runner.logits(dataset.pixels(part)) for part in parts]), strict=True))
-    return tuple(_group(run, group, runner, dataset, clean) for group in one.groups)
+    groups = tuple(_group(run, group, runner, dataset, clean) for group in one.groups)
+    return groups, _together(run, groups, runner, dataset, clean)
+
+
+def _together(
+    run: Certified,
+    groups: Sequence[Sequence[Seen]],
+    runner: OnnxRunner,
+    dataset: Dataset,
+    clean: dict[int, NDArray[np.float32]],
+) -> tuple[Seen, ...]:
+    one = run.certificate
+    if one.perturbation is None:
+        return ()
+    u = torch.from_numpy(one.perturbation)
+    if tuple(u.shape) != dataset.shape or float(u.abs().max()) > one.threat.eps:
+        raise CheckFailedError(f"{run.source}: the perturbation of all inputs is not within eps.")
+    found, still = [], 0
+    for part in torch.split(torch.tensor([seen.index for group in groups for seen in group]), BATCH):
+        moved, truth = one.threat.inputs(dataset.pixels(part), u), dataset.labels[part].numpy()
+        after = runner.logits(moved)
+        before = np.stack([clean[index] for index in part.tolist()])
+        fine, kept = held(before, truth, one.threat.target), held(after, truth, one.threat.target)
+        still += int((fine & kept).sum())
+        for place, index in enumerate(part.tolist()):
+            found.append(
+                Seen(
+                    index=index,
+                    label=int(truth[place]),
+                    verdict=Verdict.LOST if not fine[place] else Verdict.OPEN if kept[place] else Verdict.FOOLED,
+                    image=dataset.pixels(part[place : place + 1])[0].numpy(),
+                    before=int(before[place].argmax()),
+                    shifted=moved[place].numpy(),
+                    after=int(after[place].argmax()),
+                )
+            )
+    if still > one.attacked:
+        raise CheckFailedError(
+            f"{run.source}: its perturbation leaves {still} inputs correct on onnxruntime, not {one.attacked}; do not"
+            " use the certificate, and make it again."
+        )
+    return tuple(found)
 
 
 def _group(

@@ -83,7 +83,8 @@ def _section(key: str, run: Run, seen: Callable[[str, Certified], render.Certifi
             "citations": citations.of_method(run.method),
         }  # fmt: skip
     if isinstance(run, Evaluated):
-        return {"kind": "evaluated", "key": key, "run": run}
+        one = None if run.certified is None else seen(f"{key}c", run.certified)
+        return {"kind": "evaluated", "key": key, "run": run, "view": one}
     if isinstance(run, Attacked):
         return {"kind": "attacked", "key": key, "run": run}
     words = ("sat", "unsat", "unknown", "timeout", "error")

@@ -12,7 +12,7 @@ from typing import Any
 VOID = {"meta", "link", "img", "br", "input"}
 FREE = {"script", "style", "title", "svg", "code", "nav", "summary", "h1", "h2", "footer"}
 """Elements whose text is not figures: headings repeat eps, code holds digests."""
-FREE_CLASSES = {"citations", "facts", "axis", "ends", "map", "detail", "chip", "note", "eyebrow"}
+FREE_CLASSES = {"citations", "facts", "axis", "ends", "map", "detail", "chip", "note", "eyebrow", "name"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +146,7 @@ def expected(value: Value, content: Any) -> float:
         return sum(group["status"] == match[1] for group in here["groups"])
     if rule == "groups":
         return len(here["groups"])
-    if match := re.fullmatch(r"(?:\d+\.)?groups\.(\d+)\.indices\.length", rule):
+    if match := re.fullmatch(r"(?:\w+\.)?groups\.(\d+)\.indices\.length", rule):
         return len(here["groups"][int(match[1])]["indices"])
     if match := re.fullmatch(r"groups\.(\d+)\.fooled", rule):
         return here["groups"][int(match[1])]["verdicts"].count("fooled")
@@ -157,6 +157,10 @@ def expected(value: Value, content: Any) -> float:
         )
     if rule == "verdicts ibp proven":
         return sum(verdict in ("ibp", "proven") for g in here["groups"] for verdict in g["verdicts"])
+    if rule == "verdicts lost":
+        return sum(verdict == "lost" for g in here["groups"] for verdict in g["verdicts"])
+    if rule == "clean_correct-attacked":
+        return int(here["clean_correct"] - here["attacked"])
     if rule == "instances":
         return len(here)
     if match := re.fullmatch(r"verdict (\w+)", rule):
