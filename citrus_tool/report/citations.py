@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 from citrus_tool.certify.certificate import Certificate
 
@@ -21,10 +21,15 @@ CITATIONS: Final[Mapping[str, str]] = {
     "racoon": "Banerjee and Singh. Relational DNN Verification With Cross Executional Bound Refinement. ICML 2024.",
     "rabbit": "Suresh, Banerjee and Singh. Relational Verification Leaps Forward with RABBit. NeurIPS 2024.",
     "raven": "Banerjee, Xu and Singh. Input-Relational Verification of Deep Neural Networks. PLDI 2024.",
-    "cbc": "Forrest et al. CBC, the COIN-OR branch-and-cut solver.",
+    "benders": "Codato and Fischetti. Combinatorial Benders' Cuts for Mixed-Integer Linear Programming. Operations"
+    " Research, 2006.",
+    "cbc": "Forrest and Lougee-Heimer. CBC User Guide. INFORMS TutORials in Operations Research, 2005.",
     "highs": "Huangfu and Hall. Parallelizing the Dual Revised Simplex Method. Mathematical Programming Computation,"
     " 2018 (HiGHS).",
     "uap": "Moosavi-Dezfooli et al. Universal Adversarial Perturbations. CVPR 2017.",
+    "apriori": "Agrawal and Srikant. Fast Algorithms for Mining Association Rules. VLDB 1994.",
+    "momentum": "Dong et al. Boosting Adversarial Attacks with Momentum. CVPR 2018.",
+    "min-max": "Wang et al. Adversarial Attack Generation Empowered by Min-Max Optimization. NeurIPS 2021.",
     "pgd": "Madry et al. Towards Deep Learning Models Resistant to Adversarial Attacks. ICLR 2018.",
     "shi": "Shi et al. Fast Certified Robust Training with Short Warmup. NeurIPS 2021.",
     "crown-ibp": "Zhang et al. Towards Stable and Efficient Training of Verifiably Robust Neural Networks. ICLR 2020.",
@@ -33,26 +38,28 @@ CITATIONS: Final[Mapping[str, str]] = {
     "expressive": "De Palma et al. Expressive Losses for Verified Robustness via Convex Combinations. ICLR 2024.",
     "uat": "Shafahi et al. Universal Adversarial Training. AAAI 2020.",
     "cw-uat": "Benz et al. Universal Adversarial Training with Class-Wise Perturbations. ICME 2021.",
+    "distil": "Hinton et al. Distilling the Knowledge in a Neural Network. arXiv 1503.02531, 2015.",
 }
 """Key -> reference."""
 BOUNDS: Final[Mapping[str, tuple[str, ...]]] = {
     "ibp": ("ibp",),
     "crown": ("ibp", "crown"),
     "alpha": ("ibp", "crown", "alpha"),
-    "full": ("ibp", "crown", "alpha", "beta"),
+    "full": ("ibp", "crown", "alpha", "beta", "rabbit"),
 }
 """What `--bounds` follows."""
 STAGES: Final[Mapping[str, tuple[str, ...]]] = {
-    "attack": ("uap",),
-    "joint": ("racoon", "rabbit"),
+    "attack": ("uap", "apriori", "min-max", "momentum", "pgd"),
+    "joint": ("racoon", "rabbit", "benders"),
     "milp": ("zeng",),
+    "dataset": ("uat", "racoon"),
 }
-"""Stage of a certificate that took time -> what it follows."""
+"""Stage of a certificate that took time -> what it follows; `BOUNDS` says it of ibp, crown and branch."""
 METHODS: Final[Mapping[str, tuple[str, ...]]] = {
     "standard": (),
     "pgd": ("pgd",),
     "uat": ("uat",),
-    "cw-uat": ("uat", "cw-uat"),
+    "cw-uat": ("cw-uat", "uat"),
     "ibp": ("ibp", "shi"),
     "crown-ibp": ("crown-ibp", "crown", "shi"),
     "sabr": ("sabr", "ibp", "pgd", "shi"),
@@ -66,7 +73,7 @@ METHODS: Final[Mapping[str, tuple[str, ...]]] = {
     "kcp": ("citrus", "ibp", "pgd", "shi"),
     "citrus-plus": ("citrus", "expressive", "ibp", "pgd", "shi"),
 }
-"""Training method -> what it follows; `shi`: initialisation and regularisers."""
+"""Training method -> what it follows; `shi`: initialisation and regularisers, where the recipe has either."""
 
 
 def of_certificate(certificate: Certificate) -> list[str]:
@@ -81,6 +88,13 @@ def of_certificate(certificate: Certificate) -> list[str]:
     return [CITATIONS[key] for key in dict.fromkeys(keys)]
 
 
-def of_method(method: str) -> list[str]:
-    """References of a training method; none for a name that this citrus does not know."""
-    return [CITATIONS[key] for key in METHODS.get(method, ())]
+def of_method(method: str, recipe: Mapping[str, Any]) -> list[str]:
+    """References of a training method with this recipe (by field); none for a name that this citrus does not know."""
+    keys = list(METHODS.get(method, ()))
+    if "shi" in keys and recipe.get("init") == "keep" and recipe.get("shi_lambda") == 0:
+        keys.remove("shi")
+    if method == "citrus-plus" and recipe.get("pool"):
+        keys.append("uat")
+    if keys and recipe.get("distil"):
+        keys.append("distil")
+    return [CITATIONS[key] for key in keys]

@@ -38,6 +38,7 @@ STAGES: Final[Mapping[str, str]] = {
     "replay": "Replay of perturbations",
     "joint": "Cross-execution search",
     "milp": "Group MILP",
+    "dataset": "Search across groups",
     "all": "All stages",
 }
 NOT_LOSSES: Final = frozenset(

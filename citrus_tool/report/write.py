@@ -80,7 +80,7 @@ def _section(key: str, run: Run, seen: Callable[[str, Certified], render.Certifi
         views = {name: seen(f"{key}{name}", one) for name, one in parts.items() if one is not None}
         return {
             "kind": "trained", "key": key, "run": run, "views": views, "charts": render.training(run, key),
-            "citations": citations.of_method(run.method),
+            "citations": citations.of_method(run.method, run.recipe),
         }  # fmt: skip
     if isinstance(run, Evaluated):
         one = None if run.certified is None else seen(f"{key}c", run.certified)
