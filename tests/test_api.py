@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import inspect
 import typing
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,14 @@ def test_a_module_is_read_as_it_computes(mean: tuple[float] | None, std: tuple[f
     np.testing.assert_allclose(loaded.logits(x), expected.numpy(), atol=1e-5)
     np.testing.assert_allclose(inside.numpy(), expected.numpy(), atol=1e-5)
     assert (loaded.input_shape, loaded.num_classes, str(loaded.path)) == ((1, 8, 8), 10, "<Residual>")
+
+
+def test_loading_a_module_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    """Torch's words about its exporters are not the user's concern (onnx_io/module.py)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        citrus.load(Residual(), input_shape=(1, 8, 8))
+    assert capfd.readouterr() == ("", "")
 
 
 def test_uint8_is_scaled(model: citrus.Model) -> None:
