@@ -575,12 +575,15 @@ def certify_file(
     resume: bool = False,
     proof: Path | None = None,
     workers: int = 1,
+    part: tuple[int, int] | None = None,
+    join: Sequence[Path] = (),
     settings: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Certificate:
     """The certificate of a file on one split; finished groups go to `run_dir`/journal.jsonl, for `resume`.
 
-    `proof` gets what `check_file` verifies; `workers` as in `certify_uap`.
+    `proof` gets what `check_file` verifies; `workers` and `part` as in `certify_uap`; `join` are run folders of parts,
+    and needs a run_dir.
     """
     where = resolve_device(device)
     dataset = choice.load(split)
@@ -590,8 +593,9 @@ def certify_file(
     warn_of_accuracy(model, dataset, choice)
     if run_dir is None:
         return certify_uap(
-            model, dataset, threat, certify, device=where, proof=proof, workers=workers, progress=progress or Silent()
-        )
+            model, dataset, threat, certify, device=where, proof=proof, workers=workers, part=part,
+            progress=progress or Silent(),
+        )  # fmt: skip
     save_settings(run_dir, settings)
     certificate = certify_uap(
         model,
@@ -603,6 +607,8 @@ def certify_file(
         resume=resume,
         proof=proof,
         workers=workers,
+        part=part,
+        join=[folder / "journal.jsonl" for folder in join],
         progress=progress or Silent(),
     )
     write_text(run_dir / "certificate.json", json.dumps(certificate.to_json(), indent=2, allow_nan=False) + "\n")

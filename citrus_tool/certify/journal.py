@@ -57,11 +57,19 @@ class Journal:
         self._file.flush()
 
 
-def open_journal(path: Path, run: Mapping[str, Any], groups: Sequence[tuple[int, ...]], *, resume: bool) -> Journal:
+def open_journal(
+    path: Path,
+    run: Mapping[str, Any],
+    groups: Sequence[tuple[int, ...]],
+    *,
+    resume: bool,
+    join: Sequence[Path] = (),
+) -> Journal:
     """Opens the journal of a run that is made of `run` (JSON values) and judges `groups` (indices of inputs).
 
     resume=False starts a new one, and replaces an old one only if that is finished: an unfinished run is not thrown
-    away by a forgotten flag. resume=True goes on with an old one, or starts one where there is none.
+    away by a forgotten flag. resume=True goes on with an old one, or starts one where there is none. Groups that the
+    journals `join` hold are written to this one.
 
     Raises: UsageError for an unfinished journal without `resume`, or when the journal's run differs (names the field);
     InputFileError when the file is no journal, is damaged before its last line, or cannot be written.
@@ -80,20 +88,12 @@ def open_journal(path: Path, run: Mapping[str, Any], groups: Sequence[tuple[int,
     notes: dict[int, Any] = {}
     finished = False
     if lines:
-        _compare(path, lines[0], run)
-        for number, line in enumerate(lines[1:], start=2):
-            content = _object(path, number, line)
-            if content == {"finished": True}:
-                finished = True
-                continue
-            result = _result(path, number, content)
-            if not 0 <= result.index < len(groups) or result.indices != groups[result.index]:
-                raise InputFileError(
-                    f"{path}, line {number}: group {result.index} has other inputs than this run; remove it."
-                )
-            done[result.index] = result
-            if "note" in content:
-                notes[result.index] = content["note"]
+        finished = _read(path, lines, run, groups, done, notes)
+    others: dict[int, GroupResult] = {}
+    for other in join:
+        if not (found := _lines(other)):
+            raise InputFileError(f"{other}: is not there, or empty; name the run folder of a part.")
+        _read(other, found, run, groups, others, notes)
     try:
         if lines:
             with path.open("rb+") as raw:  # drops a torn last line
@@ -104,7 +104,37 @@ def open_journal(path: Path, run: Mapping[str, Any], groups: Sequence[tuple[int,
     journal = Journal(file, done, notes, finished=finished)
     if not lines:
         journal._line({"journal": FORMAT, "run": run})
+    for index in sorted(others.keys() - done.keys()):
+        journal.write(others[index], notes.get(index))
+        journal.done[index] = others[index]
     return journal
+
+
+def _read(
+    path: Path,
+    lines: Sequence[str],
+    run: Mapping[str, Any],
+    groups: Sequence[tuple[int, ...]],
+    done: dict[int, GroupResult],
+    notes: dict[int, Any],
+) -> bool:
+    """Adds a journal's groups to `done` and `notes`; whether its run is finished."""
+    finished = False
+    _compare(path, lines[0], run)
+    for number, line in enumerate(lines[1:], start=2):
+        content = _object(path, number, line)
+        if content == {"finished": True}:
+            finished = True
+            continue
+        result = _result(path, number, content)
+        if not 0 <= result.index < len(groups) or result.indices != groups[result.index]:
+            raise InputFileError(
+                f"{path}, line {number}: group {result.index} has other inputs than this run; remove it."
+            )
+        done[result.index] = result
+        if "note" in content:
+            notes[result.index] = content["note"]
+    return finished
 
 
 def unfinished(path: Path) -> int:

@@ -31,7 +31,7 @@ from citrus_tool.certify.proof import GroupProof
 from citrus_tool.certify.run import Chunk, Finished, Run
 from citrus_tool.certify.settings import CertifySettings
 from citrus_tool.data import Dataset
-from citrus_tool.errors import InputFileError, InterruptedRunError
+from citrus_tool.errors import InputFileError, InterruptedRunError, UsageError
 from citrus_tool.onnx_io import OnnxModel, OnnxRunner, require_parity
 from citrus_tool.progress import Progress, Silent
 from citrus_tool.threat import Threat
@@ -54,6 +54,8 @@ def certify_uap(
     progress: Progress | None = None,
     solver: Solver | None = None,
     workers: int = 1,
+    part: tuple[int, int] | None = None,
+    join: Sequence[Path] = (),
 ) -> Certificate:
     """The certificate of `model` on `data` under one shared perturbation per group.
 
@@ -63,11 +65,15 @@ def certify_uap(
         proof: file that gets the proof, for `citrus check`.
         solver: another MILP solver in place of the one that `settings` names.
         workers: processes that groups are spread over, each with as many threads as this one; the result is the same.
+        part: (i, n), i from 1 to n: only the groups of every n-th batch, from the i-th. The certificate is of their
+            inputs alone, and the journal stays open for another run to `join`.
+        join: journals of parts of this run, whose groups are taken over; what they lack is done here.
 
     Raises:
         DataError: shape or number of classes do not fit the network, or no input is left to judge.
         CheckFailedError: the network is not (any more) that of the file.
-        UsageError: the target is no class of the network; a proof is wanted of bounds that have none.
+        UsageError: the target is no class of the network; a proof is wanted of bounds that have none; a part of no
+            group, or of a run that is about all inputs together or writes a proof.
         UnsupportedNetworkError: a proof is wanted of a network that the checker cannot read.
         UsageError, InputFileError: the journal is of another run, or no journal (journal.open_journal).
         SoundnessError: a lower bound lies above an upper bound; names group, stage and values.
@@ -77,6 +83,11 @@ def certify_uap(
     data.require_classifier(model.network.input_shape, model.network.num_classes, str(model.path))
     threat.require_target(model.network.num_classes)
     require_parity(model.network, OnnxRunner(model), model.path)
+    if part is not None and (settings.scope == "dataset" or proof is not None):
+        raise UsageError(
+            "a part of the groups has no certificate for one perturbation of all inputs (scope dataset) and no proof;"
+            " make the parts without them."
+        )
     solver = solver or named(settings.solver)
     build = partial(Run.of, model, data, threat, settings, solver, device, proof)
     run = build(resume=resume)
@@ -96,21 +107,27 @@ def certify_uap(
             clean_seconds = time.monotonic() - start
             if journal is not None:
                 log = stack.enter_context(
-                    open_journal(journal, _identity(model, data, threat, settings), groups, resume=resume)
+                    open_journal(journal, _identity(model, data, threat, settings), groups, resume=resume, join=join)
                 )
                 results.update(run.recorded(log.done))
                 if dataset:
                     remainders.update(_remainders(journal, {index: log.notes.get(index) for index in results}))
-            progress.start("groups", len(groups), "groups")
-            progress.advance(len(results))
             size = run.chunk_groups()
+            batches = range(0, len(groups), size)
+            wanted: Sequence[int] = range(len(groups))
+            if part is not None:
+                batches = _share(batches, part, size)
+                wanted = [index for first in batches for index in range(first, min(first + size, len(groups)))]
+                results = {index: result for index, result in results.items() if index in set(wanted)}
+            progress.start("groups", len(wanted), "groups")
+            progress.advance(len(results))
             tasks = []
-            for first in range(0, len(groups), size):
+            for first in batches:
                 members = range(first, min(first + size, len(groups)))
-                part = chosen[first * k : (members[-1] + 1) * k]
+                some = chosen[first * k : (members[-1] + 1) * k]
                 skip = frozenset(results).intersection(members)
                 if len(skip) < len(members):
-                    tasks.append(Chunk(first=first, indices=candidates[part], clean=clean.select(part), skip=skip))
+                    tasks.append(Chunk(first=first, indices=candidates[some], clean=clean.select(some), skip=skip))
             if tasks and not results:
                 progress.advance(0, note=f"in batches of {min(size, len(groups))}")
             for one in _finished(run, partial(build, resume=True), tasks, workers):
@@ -121,12 +138,12 @@ def certify_uap(
                 if log is not None:
                     log.write(result, one.remainder.to_json() if dataset else None)
                 progress.advance(1, note=_note(results))
-            ordered: tuple[GroupResult, ...] = tuple(results[index] for index in range(len(groups)))
+            ordered: tuple[GroupResult, ...] = tuple(results[index] for index in wanted)
             together, worst = None, None
             if dataset:
                 row = dict(zip(candidates[chosen].tolist(), chosen.tolist(), strict=True))
                 ordered, together, worst = run.together(ordered, remainders, proofs, clean, row, progress)
-            if log is not None:
+            if log is not None and part is None:
                 log.finish()
         except KeyboardInterrupt:
             saved = f"continue with --resume ({journal})" if journal is not None else "nothing was saved (no journal)"
@@ -134,6 +151,7 @@ def certify_uap(
     if run.recorder is not None:
         run.recorder.pack(len(ordered), {"data": data.name, "split": data.split, "version": __version__})
     progress.finish()
+    judged = torch.cat([chosen[index * k : (index + 1) * k] for index in wanted]) if part is not None else slice(None)
     return Certificate(
         model=str(model.path),
         sha256=model.sha256,
@@ -142,14 +160,24 @@ def certify_uap(
         data_sha256=data.sha256(),
         threat=threat,
         settings=asdict(settings),
-        examined=len(candidates),
-        examined_correct=int(clean.correct.sum()),
+        examined=len(candidates[judged]),
+        examined_correct=int(clean.correct[judged].sum()),
         groups=ordered,
         stages={"clean": clean_seconds, **_total(group.stages for group in ordered)},
         version=__version__,
         together=together,
         perturbation=worst,
     )
+
+
+def _share(batches: range, part: tuple[int, int], size: int) -> range:
+    number, parts = part
+    if not 1 <= number <= parts <= len(batches):
+        raise UsageError(
+            f"part {number}/{parts} of {len(batches)} batches of {size} groups; parts are 1/N to N/N, N at most"
+            f" {len(batches)}."
+        )
+    return batches[number - 1 :: parts]
 
 
 def _finished(run: Run, build: Callable[[], Run], tasks: Sequence[Chunk], workers: int) -> Iterator[Finished]:

@@ -65,6 +65,7 @@ def write_tables(
 @options.branch_options
 @options.attack_options
 @options.workers_option
+@options.part_options
 @click.option(
     "--certificate",
     type=options.PATH,
@@ -101,6 +102,8 @@ def certify_uap(
     attack_steps: int,
     attack_restarts: int,
     workers: int,
+    part: tuple[int, int] | None,
+    join: tuple[Path, ...],
     certificate: Path | None,
     run_dir: Path | None,
     resume: bool,
@@ -124,6 +127,8 @@ def certify_uap(
     terminal.require_output(json_path, csv_path, latex_path, report_path)
     if len(eps) > 1 and certificate is not None:
         raise UsageError("--certificate holds the proof of one eps; give one --eps, or leave it out.")
+    if len(eps) > 1 and (part is not None or join):
+        raise UsageError("--part and --join go with one eps; make a run for each.")
     from citrus_tool.certify.settings import CertifySettings
     from citrus_tool.sweep import judged, sweep_file
     from citrus_tool.threat import Threat
@@ -149,7 +154,8 @@ def certify_uap(
         limit=limit,
     )
     effective = options.effective(ctx)
-    run_dir = run_dir or Path("runs") / f"{model.stem}_{'certify' if len(eps) == 1 else 'sweep'}"
+    name = f"{model.stem}_{'certify' if len(eps) == 1 else 'sweep'}"
+    run_dir = run_dir or Path("runs") / (name if part is None else f"{name}_{part[0]}_of_{part[1]}")
     if len(threats) > 1:
         swept = sweep_file(
             source,
@@ -182,6 +188,8 @@ def certify_uap(
         resume=resume,
         proof=certificate,
         workers=workers,
+        part=part,
+        join=join,
         settings={**effective, "eps": threats[0].eps},
         progress=terminal.progress(quiet),
     )

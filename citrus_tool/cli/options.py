@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -39,6 +40,19 @@ class EpsList(click.ParamType[tuple[float, ...]]):
             return (value,)
         parts = value if isinstance(value, list | tuple) else str(value).split(",")
         return tuple(Eps().convert(part, param, ctx) for part in parts)
+
+
+class Part(click.ParamType[tuple[int, int]]):
+    """One of several parts, as `2/8`."""
+
+    name = "part"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        """Raises a usage error that shows the text."""
+        found = re.fullmatch(r"(\d+)/(\d+)", str(value))
+        if not found or not 1 <= int(found[1]) <= int(found[2]):
+            self.fail(f"{value!r} is no part; write I/N with I from 1 to N, e.g. 2/8.", param, ctx)
+        return int(found[1]), int(found[2])
 
 
 class Numbers(click.ParamType[tuple[float, ...]]):
@@ -92,7 +106,7 @@ RECIPES = (
 )  # fmt: skip
 
 
-NOT_SETTINGS = ("config", "json", "csv", "latex", "report", "quiet", "resume")
+NOT_SETTINGS = ("config", "json", "csv", "latex", "report", "quiet", "resume", "join")
 """Options of one call, not of a run."""
 
 
@@ -252,6 +266,12 @@ scope_option = click.option("--scope", type=Choice(["groups", "dataset"]), defau
 workers_option = click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True,
                               help="Processes that groups are spread over; with --threads 1, as many as there are cores"
                                    " is fastest.")  # fmt: skip
+
+part_options = stacked(
+    click.option("--part", type=Part(), metavar="I/N", help="Only the I-th of N parts of the groups, for a cluster."),
+    click.option("--join", type=PATH, multiple=True, metavar="RUN",
+                 help="Take over the groups of a part's run folder; repeatable. What is missing is done here."),
+)  # fmt: skip
 
 branch_options = stacked(
     click.option("--intermediate", type=Choice(["intersect", "crown"]), default="intersect", show_default=True,

@@ -666,6 +666,44 @@ def test_workers_give_the_same_result_and_proof(
     assert check(tmp_path / "proof1", model.path).certified == check(tmp_path / "proof2", model.path).certified
 
 
+@pytest.mark.parametrize("protocol", ["all", "correct"])
+def test_parts_make_the_whole(
+    protocol: Literal["all", "correct"], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parts in journals of their own, one of them unfinished, joined: what one run gives."""
+    monkeypatch.setattr(stages, "CHUNK_INPUTS", 3)
+    network = tiny_chain(5)
+    data, model = data_for(network, 14, 5), as_onnx(network, tmp_path)
+    settings = replace(QUICK, protocol=protocol)
+    whole = certify(model, data, 0.2, settings)
+    journals = [tmp_path / f"{number}.jsonl" for number in (1, 2)]
+    parts = [
+        certify(model, data, 0.2, settings, journal=path, part=(number, 2)) for number, path in enumerate(journals, 1)
+    ]
+    assert [group.indices for group in (*parts[0].groups, *parts[1].groups)] == [
+        whole.groups[n].indices for n in (*range(0, len(whole.groups), 2), *range(1, len(whole.groups), 2))
+    ]
+    for name in ("inputs", "clean_correct", "ibp_certified", "certified", "attacked"):
+        assert sum(getattr(one, name) for one in parts) == getattr(whole, name)
+    assert all(one.examined == one.inputs for one in parts)
+    assert comparable(certify(model, data, 0.2, settings, journal=journals[0], part=(1, 2), resume=True)) == comparable(
+        parts[0]
+    )
+    lines = journals[1].read_text().splitlines(keepends=True)
+    journals[1].write_text("".join(lines[:-1]))
+    joined = tmp_path / "joined.jsonl"
+    assert comparable(certify(model, data, 0.2, settings, journal=joined, join=journals)) == comparable(whole)
+    assert joined.read_text().endswith('{"finished": true}\n')
+    with pytest.raises(UsageError, match=r"is of a run with eps 0\.2, this run has 0\.1"):
+        certify(model, data, 0.1, settings, journal=tmp_path / "other.jsonl", join=journals)
+    with pytest.raises(InputFileError, match="is not there, or empty; name the run folder of a part"):
+        certify(model, data, 0.2, settings, journal=tmp_path / "other.jsonl", join=[tmp_path / "none.jsonl"])
+    with pytest.raises(UsageError, match=r"part 1/9 of \d batches of 1 groups; parts are 1/N to N/N, N at most"):
+        certify(model, data, 0.2, settings, part=(1, 9))
+    with pytest.raises(UsageError, match="make the parts without them"):
+        certify(model, data, 0.2, replace(settings, scope="dataset"), part=(1, 2))
+
+
 def test_an_interrupted_pool_keeps_what_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stages, "CHUNK_INPUTS", 6)
     network = tiny_chain(5)
