@@ -43,15 +43,16 @@ class EpsList(click.ParamType[tuple[float, ...]]):
 
 
 class Part(click.ParamType[tuple[int, int]]):
-    """One of several parts, as `2/8`."""
+    """One of several parts, as `2/8`; a list of two numbers in a TOML file."""
 
     name = "part"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
         """Raises a usage error that shows the text."""
-        found = re.fullmatch(r"(\d+)/(\d+)", str(value))
+        text = "/".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        found = re.fullmatch(r"(\d+)/(\d+)", text)
         if not found or not 1 <= int(found[1]) <= int(found[2]):
-            self.fail(f"{value!r} is no part; write I/N with I from 1 to N, e.g. 2/8.", param, ctx)
+            self.fail(f"{text!r} is no part; write I/N with I from 1 to N, e.g. 2/8.", param, ctx)
         return int(found[1]), int(found[2])
 
 

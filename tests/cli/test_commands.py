@@ -13,6 +13,7 @@ import onnx
 import pytest
 
 from citrus_tool import __version__
+from citrus_tool.certify import run as certify_stages
 from tests.cli.toys import Run, classifier
 
 CERTIFICATE = {
@@ -172,6 +173,27 @@ def test_clip_and_target(run: Run, network: Path) -> None:
     outcome = run("attack-uap", network, "--eps", 0.3, "--target", 10)
     assert outcome.code == 2
     assert "target is 10; the network has 10 classes, choose one of 0 to 9" in outcome.err
+
+
+def test_certify_in_parts(run: Run, network: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(certify_stages, "CHUNK_INPUTS", 10)
+    line = ("certify-uap", network, "--eps", 0.02, "--limit", 30, "--attack-steps", 2, "--quiet")
+    assert run(*line, "--json", "whole.json", "--run-dir", "W").code == 0
+    assert run(*line, "--part", "1/2", "--json", "one.json").code == 0
+    assert run(*line, "--part", "2/2", "--run-dir", "two").code == 0
+    assert "part = [2, 2]" in Path("two/settings.toml").read_text()
+    outcome = run(
+        *line, "--join", "runs/toy_certify_1_of_2", "--join", "two", "--json", "all.json", "--report", "r.html"
+    )
+    assert (outcome.code, outcome.err) == (0, "")
+    counts = ("inputs", "clean_correct", "ibp_certified", "individually_certified", "certified", "attacked", "examined")
+    whole, joined = loaded("whole.json"), loaded("all.json")
+    assert {name: joined[name] for name in counts} == {name: whole[name] for name in counts}
+    assert loaded("one.json")["inputs"] == 20
+    assert run("report", "two", "--quiet").code == 0
+    assert "'3/2' is no part; write I/N" in run(*line, "--part", "3/2").err
+    assert run(*line[:3], "0.01,0.02", "--part", "1/2").code == 2
+    assert run(*line, "--part", "1/9", "--run-dir", "P").code == 2
 
 
 def test_evaluate(run: Run, network: Path) -> None:
