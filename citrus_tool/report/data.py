@@ -73,6 +73,17 @@ class Swept:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Property:
+    """A VNN-LIB file that was trained for: its images, radius in pixel space, and verdicts before and after."""
+
+    file: str
+    images: int
+    eps: float
+    before: str
+    after: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Trained:
     """A run of `harden` or `train`.
 
@@ -99,6 +110,7 @@ class Trained:
     recipe: Mapping[str, Any]
     history: tuple[Mapping[str, Any], ...]
     version: str
+    spec: tuple[Property, ...] = ()
     before: Certified | None = None
     after: Certified | None = None
 
@@ -512,6 +524,16 @@ def _trained(fields: _Fields, source: str, folder: Path | None) -> Trained:
         recipe=dict(fields.object("recipe").content),
         history=tuple(_epoch(entry) for entry in fields.objects("history")),
         version=fields.text("version"),
+        spec=tuple(
+            Property(
+                file=one.text("file"),
+                images=one.count("images"),
+                eps=one.number("eps"),
+                before=one.text("before"),
+                after=one.text("after"),
+            )
+            for one in (fields.objects("spec") if fields.has("spec") else ())
+        ),
         **journals,
     )
 

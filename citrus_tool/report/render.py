@@ -161,6 +161,15 @@ def spelled(eps: float) -> str:
     return f"{whole}/255" if whole and eps == whole / 255 and len(repr(eps)) > 6 else f"{eps:g}"
 
 
+def plain(value: object) -> str:
+    """A setting in words: fields and lists without brackets, yes and no for flags."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{str(name).replace('_', ' ')} {plain(one)}" for name, one in value.items())
+    if isinstance(value, list | tuple):
+        return " ".join(map(plain, value)) or "none"
+    return ("yes" if value else "no") if isinstance(value, bool) else str(value)
+
+
 def view(key: str, run: Certified, seen: Replay, album: Album) -> CertifiedView:
     """The certificate with its pictures."""
     results = run.certificate.groups
@@ -393,7 +402,7 @@ def page(title: str, sections: Sequence[Mapping[str, Any]]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"eps": spelled, "upper_first": lambda text: text[:1].upper() + text[1:]}
+    environment.filters |= {"eps": spelled, "plain": plain, "upper_first": lambda text: text[:1].upper() + text[1:]}
     script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template("page.html.j2").render(

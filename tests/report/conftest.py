@@ -96,7 +96,8 @@ def harden_report() -> dict[str, Any]:
         "inputs": 23,
         "before": dict(zip(names, (96.1, 0.0, 1.5, 30.25), strict=True)),
         "after": dict(zip(names, after, strict=True)),
-        "recipe": {"method": "citrus", "eps": 0.05, "milestones": [4, 5]},
+        "recipe": {"method": "citrus", "eps": 0.05, "milestones": [4, 5], "flip": False, "uat": {"step": 0.25}},
+        "spec": [{"file": "p.vnnlib", "images": 2, "eps": 0.05, "before": "sat", "after": "unsat"}],
         "history": history(),
         "version": "0.1.0",
     }

@@ -50,6 +50,9 @@ def test_every_figure_of_the_other_runs(hardened: Path, benchmark: Path, tmp_pat
     assert free_figures(page) == []
     assert html.count("<svg") == 4  # accuracies, losses, eps; decided instances
     assert "Xu and Singh. Cross-Input" in html
+    for chip in ("milestones 4 5", "flip no", "uat step 0.25"):
+        assert f'<span class="chip">{chip}</span>' in html
+    assert page.text[page.text.index("p.vnnlib") :][:5] == ["p.vnnlib", "2", "0.05", "sat", "unsat"]
 
 
 def test_several_eps_make_a_curve(gold: Path, tmp_path: Path, reported: Reported) -> None:
