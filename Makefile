@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# test processes side by side; tests compute with one thread each
+WORKERS ?= 2
 
 .PHONY: help install demo test test-slow gpu-check lint format docs clean
 
@@ -22,10 +24,10 @@ demo: install
 	$(BIN)/citrus demo
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 test-slow: install
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow
 
 gpu-check: install
 	PYTHON=$(BIN)/python sh benchmarks/gpu.sh
