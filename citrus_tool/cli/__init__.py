@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 
 import click
 
@@ -83,9 +87,14 @@ for _command in (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command line (default: this process's) and returns its exit code; errors are one line on stderr."""
+    """Runs one command line (default: this process's) and returns its exit code; errors are one line on stderr.
+
+    SIGTERM, which schedulers and containers send, stops a command as Ctrl-C does: its state is saved.
+    """
     try:
-        result = citrus.main(None if arguments is None else list(arguments), prog_name="citrus", standalone_mode=False)
+        with _terminated_like_interrupted():
+            words = None if arguments is None else list(arguments)
+            result = citrus.main(words, prog_name="citrus", standalone_mode=False)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except click.exceptions.Exit as stop:
@@ -108,6 +117,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if known is None:
             raise
         return _fail(known)
+
+
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """Inside the block SIGTERM does what SIGINT does, even where a shell has started the process with SIGINT ignored.
+
+    A SIGTERM that is ignored or handled already is left alone, and so are signals outside the main thread.
+    """
+    main_thread = threading.current_thread() is threading.main_thread()
+    if not main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        interrupt = signal.getsignal(signal.SIGINT)
+        (interrupt if callable(interrupt) else signal.default_int_handler)(number, frame)
+
+    signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _fail(error: CitrusError) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -263,6 +264,38 @@ def test_an_interrupted_run_is_resumed(run: Run, network: Path, monkeypatch: pyt
     assert outcome.err == "citrus: error: stopped in epoch 1; continue with --resume.\n"
     assert files() == ["runs/toy_citrus/before.jsonl", "runs/toy_citrus/settings.toml"]
     assert run(*arguments, "--resume").code == 0
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_sigterm_saves_the_state_as_ctrl_c_does(
+    run: Run, network: Path, monkeypatch: pytest.MonkeyPatch, ignored: bool
+) -> None:
+    """Also in a process that a shell has put into the background, where SIGINT is ignored."""
+    from citrus_tool.harden import trainer
+
+    arguments = ("harden", network, "--eps", 0.05, "--limit", 5, *TRAINING)
+    before = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patched:
+        patched.setattr(trainer, "estimate", lambda *_: signal.raise_signal(signal.SIGTERM))
+        try:
+            if ignored:
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
+            outcome = run(*arguments)
+        finally:
+            signal.signal(signal.SIGINT, before)
+    assert outcome.code == 5
+    assert "training stopped in epoch" in outcome.err
+    assert "--resume" in outcome.err
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert run(*arguments, "--resume").code == 0
+
+
+def test_sigterm_between_stages_is_one_sentence(run: Run, network: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("citrus_tool.workflow.certify_uap", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+    outcome = run("certify-uap", network, "--eps", 0.1)
+    assert outcome.code == 5
+    assert outcome.err.endswith("citrus: error: interrupted.\n")
+    assert "Traceback" not in outcome.err
 
 
 def test_a_check_that_fails_exits_4(run: Run, network: Path, monkeypatch: pytest.MonkeyPatch) -> None:
