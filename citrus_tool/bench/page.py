@@ -7,7 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from citrus_tool.bench.claims import CLAIM_HEADER, CLAIMS, box_rows
-from citrus_tool.bench.contests import PAPER, PAPER_MINUTES, PAPER_OVER_SABR, SCALES, TABLES, Contest, Job, jobs
+from citrus_tool.bench.contests import (
+    PAPER,
+    PAPER_MINUTES,
+    PAPER_OVER_SABR,
+    SCALES,
+    TABLES,
+    Contest,
+    Job,
+    certifier,
+    jobs,
+)
 from citrus_tool.bench.journal import BoxLosses, Entry
 from citrus_tool.bench.run import certifier_digest
 
@@ -36,15 +46,15 @@ def rows(table: str, scale: str, contest: Contest, entries: Sequence[Entry]) -> 
 
     Entries of other recipes or certifiers than the current ones are left out.
     """
-    certifier = certifier_digest(SCALES[scale].certifier)
-    current = [entry for entry in entries if entry.contest == contest.name and entry.certifier == certifier]
+    judge = certifier_digest(certifier(table, scale))
+    current = [entry for entry in entries if entry.contest == contest.name and entry.certifier == judge]
     wanted = {(job.method, job.digest): None for job in jobs(table, contest)}
     found = [
         _row(contest, method, [e for e in current if (e.method, e.recipe) == (method, digest)])
         for method, digest in wanted
     ]
     for network in contest.published:
-        mine = [e for e in entries if (e.method, e.recipe, e.certifier) == (network.label, network.file, certifier)]
+        mine = [e for e in entries if (e.method, e.recipe, e.certifier) == (network.label, network.file, judge)]
         found.append(_row(contest, network.label, mine))
     return found
 
@@ -71,10 +81,10 @@ def _spread(values: Sequence[float]) -> str:
 def time_row(scale: str, contest: Contest, entries: Sequence[Entry]) -> list[str]:
     """Minutes that training took by CITRUS and by SABR, means over seeds, beside the paper's."""
     paper = [f"{table[contest.name]:g}" if contest.name in table else "" for table in (PAPER_MINUTES, PAPER_OVER_SABR)]
-    certifier = certifier_digest(SCALES[scale].certifier)
+    judge = certifier_digest(SCALES[scale].certifier)
     found: list[list[float]] = []
     for method in ("citrus", "sabr"):
-        key = (contest.name, method, Job(contest=contest, method=method, seed=0).digest, certifier)
+        key = (contest.name, method, Job(contest=contest, method=method, seed=0).digest, judge)
         mine = [e for e in entries if (e.contest, e.method, e.recipe, e.certifier) == key]
         found.append([entry.train_seconds / 60 for entry in mine])
     minutes = [f"{statistics.mean(each):.1f}" if each else "not run" for each in found]
@@ -139,10 +149,16 @@ def _markdown(name: str, scale: str, section: Section) -> str:
         f"### {contest.data} at eps {contest.eps}\n",
         f"{contest.architecture}, {recipe.epochs} epochs ({recipe.warmup_epochs} warm-up, {recipe.ramp_epochs} ramp),"
         f" {recipe.pgd_steps} PGD steps. `{command} --data {contest.data} --eps {contest.eps}`\n",
+        *([f"{_judged(name, scale)}\n"] if TABLES[name].judged else []),
         *([f"{_BOXES}\n"] if TABLES[name].layout == "boxes" else []),
         _table(section.header, section.rows),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _judged(name: str, scale: str) -> str:
+    judge = certifier(name, scale)
+    return f"Judged on the first {judge.limit} test inputs, at most {judge.time_limit:g} s a group for joint proofs."
 
 
 def _table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:

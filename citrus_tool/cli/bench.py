@@ -94,7 +94,7 @@ def _table(name: str, about: str) -> click.Command:
         if not only_list:
             bench = Bench(
                 journal=journal, runs=runs, data_root=data_root, device=resolve_device(device),
-                progress=terminal.progress(quiet), certifier=contests.SCALES[scale].certifier,
+                progress=terminal.progress(quiet), certifier=contests.certifier(name, scale),
             )  # fmt: skip
             for contest in chosen:
                 base = f"citrus bench {name} --scale {scale} --data {contest.data} --eps {contest.eps}"

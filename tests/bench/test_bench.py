@@ -370,9 +370,8 @@ def test_plots_show_what_was_run(tmp_path: Path) -> None:
 
 @pytest.fixture
 def toy_table(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Entry]:
-    monkeypatch.setattr(
-        page, "TABLES", {"toy": contests.Table(title="Toy", methods=("sabr", "citrus"), contests=("toy",))}
-    )
+    toy = contests.Table(title="Toy", methods=("sabr", "citrus"), contests=("toy",))
+    monkeypatch.setattr(page, "TABLES", {**TABLES, "toy": toy})
     monkeypatch.setattr(contests, "TABLES", page.TABLES)
     monkeypatch.setattr(page, "SCALES", {"cpu": contests.Scale(contests=(DIGITS,), certifier=contests.CERTIFIER)})
     monkeypatch.setattr(page, "PAPER", {("toy", "citrus"): (12.34, 5.6)})
@@ -437,6 +436,12 @@ def test_claims_compare_means_over_seeds() -> None:
     assert claim.row(entries[:2])[-1] == "not yet measured"
     zero = next(c for c in CLAIMS if c.against == 5.0)
     assert zero.row([])[0] == "certified: pgd below 5 (cifar10-8)"
+    eight = next(c for c in CPU if c.name == "cifar10-8")
+    digest = Job(contest=eight, method="pgd", seed=0).digest
+    judged = [certifier_digest(contests.certifier(table, "cpu")) for table in ("table1", "table2")]
+    by_one, by_two = (_entry(contest=eight.name, method="pgd", recipe=digest, certifier=c) for c in judged)
+    assert zero.row([by_one])[-1] == "not yet measured"
+    assert zero.row([by_two])[-1] == "does not hold"
     trend = next(c for c in CLAIMS if c.of[0] == "fig5-tau-0.9")
     assert trend.row([])[0] == "standard: fig5-tau-0.9 below fig5-tau-0.3"
     published = next(c for c in CLAIMS if c.against == ("mnist-0.1-long", "citrus (published)"))
