@@ -40,8 +40,8 @@ from citrus_tool.bounds.optimised import (
 )
 from citrus_tool.network import INPUT
 
-CHILD: Final = Schedule(steps=10)
-"""Adam's steps on a part of a box."""
+CHILD: Final = Schedule(steps=10, alpha_rate=0.02, beta_rate=0.05, share_rate=0.02, decay=0.95)
+"""Adam's steps on a part of a box: small ones, since they start from its parent's duals."""
 TRIAL: Final = Schedule(steps=0)
 """The same for a candidate."""
 LAST: Final = Schedule(steps=200)

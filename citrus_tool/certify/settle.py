@@ -1,9 +1,11 @@
 """The counterexample-guided loop of one group: how many of its open inputs one perturbation can fool.
 
-The master (conflicts.py) proposes the largest set of inputs, each with a wrong label, that nothing speaks against. An
-attack tries to fool it; otherwise combinations inside it are bounded jointly (joint.py) with node budgets that grow
-from turn to turn, until one is refuted and joins the master's conflicts. The loop ends when the master's bound meets
-the best perturbation found, when the time is up, or when nothing is left to split.
+First every atom, an input with one wrong label, is attacked; those that no attack makes happen are searched alone, for
+one that is refuted says more than any set. Then the master (conflicts.py) proposes the largest set of atoms of
+different inputs that nothing speaks against. An attack tries to fool it; otherwise its pairs are bounded jointly
+(joint.py), then combinations inside it with node budgets that grow from turn to turn, until one is refuted and joins
+the master's conflicts. The loop ends when the master's bound meets the best perturbation found, when the time is up, or
+when nothing is left to split.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import torch
 from torch import Tensor
 
 from citrus_tool.attacks.margin import float32_at_most
-from citrus_tool.attacks.sets import attack_set
+from citrus_tool.attacks.sets import around, attack_set, attack_sets
 from citrus_tool.bounds.crown import relax
 from citrus_tool.bounds.optimised import ROOT, Instance, ascend, tuned_planes
 from citrus_tool.bounds.rounding import enclose, exact_products
@@ -31,10 +33,13 @@ from citrus_tool.network import INPUT, Network
 
 TURNS: Final = tuple(64 * 4**turn for turn in range(9))
 """Nodes that a combination may have spent at the end of each of its turns, after the whole box."""
+ALONE: Final = (64, 1024, 4096)
+"""Nodes that an atom which no attack makes happen may have spent at the end of each round before the first set."""
+ATTACKED: Final = 64
+"""Atoms that are attacked side by side, each by STEPS steps from two starts."""
+STEPS: Final = 40
 WIDEST: Final = 4
-"""Combinations of more inputs than this are bounded only if nothing smaller is left."""
-CORE_NODES: Final = 128
-"""Parts of the box for a subset of a wide choice."""
+"""Of wider combinations inside a choice only the whole and those are bounded that are one larger than the attack's."""
 POINTS: Final = 4
 """Minimising points of a batch of parts that are tried as perturbations."""
 FRONT_NODES: Final = (16, 64)
@@ -153,12 +158,12 @@ class Loop:
         self.grounds: dict[frozenset[Atom], Grounds] = {}
         self.nodes = 0
         self.fronts: dict[Atom, tuple[Front, ...]] = {}
-        self.whole: set[frozenset[Atom]] = set()  # choices that `core` has worked on
         self.point: Tensor | None = None  # a minimising point of the part that was worst last
 
     def run(self) -> tuple[int, bool]:
         """The bound, and whether the loop ended by itself."""
         attacked: set[frozenset[int]] = set()
+        self.alone()
         while True:
             largest = self.conflicts.largest()
             if largest.bound <= self.arena.count:
@@ -170,7 +175,7 @@ class Loop:
                 attacked.add(owners)
                 self.attack(largest.choice, self.arena.best, labelled=False)
                 continue
-            if len(largest.choice) > WIDEST and self.core(largest.choice):
+            if self.pairs(largest.choice):
                 continue
             todo = self.pick(largest.choice)
             if todo is None:
@@ -197,42 +202,59 @@ class Loop:
             )
         self.arena.judge(u[None])
 
-    def core(self, choice: Combination) -> bool:
-        """Refutes a wide choice as a whole, then with one atom less after the other; whether that succeeds.
+    def attack_each(self, atoms: Sequence[Atom]) -> None:
+        """Tries to make each atom happen, from `best` and then, those that did not, from a random corner."""
+        for attempt in range(2):
+            left = [atom for atom in atoms if not self.arena.happened(frozenset([atom]))]
+            if not left:
+                return
+            owners, start = [member for member, _ in left], self.arena.best
+            if attempt:
+                start = around(start, 1, self.arena.eps, self.generator)[0]
+            with torch.enable_grad():
+                u, _ = attack_sets(
+                    self.arena.network,
+                    self.arena.x[owners],
+                    self.arena.truth[owners],
+                    torch.arange(len(left), device=start.device),
+                    start.expand(len(left), *start.shape),
+                    self.arena.eps,
+                    steps=STEPS,
+                    target=self.arena.target,
+                    wrong=self.arena.truth.new_tensor([label for _, label in left]),
+                )
+            self.arena.judge(u)
 
-        A set is refuted more easily than its subsets, and a few refuted sets of this kind say more than many small
-        ones that cannot be refuted. Atoms that are far from a proof by themselves are left out first.
-        """
-        if frozenset(choice) in self.whole:
-            return False
-        self.whole.add(frozenset(choice))
-        for atom in choice:
-            if not self.conflicts.covers([atom]):
-                self.front(atom, wide=True)
+    def alone(self) -> None:
+        """Attacks every atom, then searches those that no attack makes happen, a round of nodes after the other."""
+        atoms = [(member, label) for member, labels in enumerate(self.conflicts.labels) for label in labels]
+        if not self.finished():
+            for first in range(0, len(atoms), ATTACKED):
+                self.attack_each(atoms[first : first + ATTACKED])
+        for nodes in ALONE:
+            for atom in atoms:
+                if self.arena.happened(frozenset([atom])) or self.conflicts.covers([atom]) or self.finished():
+                    continue
+                if self.front(atom, wide=True) is None:
+                    continue
+                task = self.tasks[(atom,)]
+                if task.search is not None:
+                    self.grow((atom,), task, nodes)
 
-        def alone(atom: Atom) -> float:
-            return self.tasks[(atom,)].gap if (atom,) in self.tasks else math.inf
+    def finished(self) -> bool:
+        """Whether the time is up, or the attack has met the bound."""
+        return time.monotonic() >= self.deadline or self.conflicts.largest().bound <= self.arena.count
 
-        kept = sorted(choice, key=alone)
-        if not self.refuted(tuple(kept)):
-            return False
-        for atom in reversed(tuple(kept)):
+    def pairs(self, choice: Combination) -> bool:
+        """Gives every pair inside the choice its first bound, the promising ones first; whether one was refuted."""
+        before = len(self.conflicts.refuted)
+        new = [pair for pair in combinations(choice, 2) if pair not in self.tasks]
+        for pair in sorted(new, key=self.guess):
             if time.monotonic() >= self.deadline:
                 break
-            less = tuple(one for one in kept if one != atom)
-            if len(less) > 1 and not self.arena.happened(frozenset(less)) and self.refuted(less):
-                kept = list(less)
-        return True
-
-    def refuted(self, combination: Combination) -> bool:
-        """Whether the combination is refuted, by a search of CORE_NODES parts if need be."""
-        if not self.conflicts.covers(combination):
-            if combination not in self.tasks:
-                self.plant(combination)
-            task = self.tasks[combination]
-            if task.search is not None:
-                self.grow(combination, task, CORE_NODES)
-        return self.conflicts.covers(combination)
+            if not self.arena.happened(frozenset(pair)) and not self.conflicts.covers(pair):
+                self.plant(pair)
+        return len(self.conflicts.refuted) != before
 
     def pick(self, choice: Combination) -> Combination | None:
         """The combination inside the choice that is to be worked on next."""
@@ -250,7 +272,7 @@ class Loop:
                 if task is not None:
                     key = (1, task.gap * 2.0**task.turn)
                 else:
-                    key = (int(width > 2), self.guess(some))
+                    key = (int(width > 2), self.guess(some) * 2.0)
                 if best is None or key < best[0]:
                     best = key, some
         return None if best is None else best[1]
