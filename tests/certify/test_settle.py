@@ -194,6 +194,20 @@ def test_the_loop_is_exact_on_tiny_networks(make: Make, k: int) -> None:
     assert relational >= (1 if k > 3 else 0)
 
 
+@pytest.mark.parametrize("make", [tiny_chain, tiny_residual])
+def test_inputs_that_no_perturbation_fools_are_proven_alone(make: Make) -> None:
+    refuted = 0
+    for seed in range(4):
+        found, x, labels = group(make(seed), 3, 0.05, seed)
+        network = make(seed)
+        fooled = [fooled_at_most(network, x[i : i + 1], labels[i : i + 1], 0.05) for i in range(3)]
+        assert found.complete
+        assert set(found.conflicts.excluded()) >= {i for i in range(3) if not fooled[i]}
+        assert all(len(combination) == 1 for combination in found.conflicts.refuted) or sum(fooled) > 1
+        refuted += fooled.count(0)
+    assert refuted > 5
+
+
 def test_without_time_every_open_input_counts_as_lost() -> None:
     network = tiny_chain(1)
     found, _, _ = group(network, 4, 0.25, 1, seconds=1e-9)
