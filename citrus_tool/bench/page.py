@@ -148,12 +148,20 @@ def _markdown(name: str, scale: str, section: Section) -> str:
     lines = [
         f"### {contest.data} at eps {contest.eps}\n",
         f"{contest.architecture}, {recipe.epochs} epochs ({recipe.warmup_epochs} warm-up, {recipe.ramp_epochs} ramp),"
-        f" {recipe.pgd_steps} PGD steps. `{command} --data {contest.data} --eps {contest.eps}`\n",
+        f" {_steps(name, contest)}. `{command} --data {contest.data} --eps {contest.eps}`\n",
         *([f"{_judged(name, scale)}\n"] if TABLES[name].judged else []),
         *([f"{_BOXES}\n"] if TABLES[name].layout == "boxes" else []),
         _table(section.header, section.rows),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _steps(name: str, contest: Contest) -> str:
+    """How often PGD steps, and the methods where that differs."""
+    shared = contest.recipe.pgd_steps
+    own = {job.method: job.recipe.pgd_steps for job in jobs(name, contest) if job.recipe.pgd_steps != shared}
+    others = "".join(f", {method} {steps}" for method, steps in own.items())
+    return f"{shared} PGD steps{others}"
 
 
 def _judged(name: str, scale: str) -> str:
@@ -179,7 +187,7 @@ are of groups of 5, all inputs counted: ucert is the certified worst-case UAP ac
 nodes an input, then joint proofs of what one shared perturbation can fool), attacked the accuracy under the strongest
 shared perturbations found (an upper bound of it), alone what is proven for the inputs one by one, IBP by interval
 bounds. Mean ± standard deviation over seeds. train: wall time of a run on one thread of a machine that other work
-shared.
+shared, pauses of a stopped process included.
 
 The paper's figures are of CNN7, a network with some hundred times the weights, trained for 492 to 3583 minutes on an
 RTX 3090 and judged on the full test sets; they show the order, not a goal for these runs. Rows named "published" are
