@@ -555,7 +555,7 @@ def corrupt(content: Content, rng: np.random.Generator) -> str:
         place = int(rng.integers(len(content.groups)))
         group = content.groups[place]
         facts = group.facts
-        kind = str(rng.choice(["proof", "product", "front", "facts", "image"], p=[0.4, 0.1, 0.1, 0.35, 0.05]))
+        kind = str(rng.choice(["proof", "product", "front", "facts", "image"], p=[0.35, 0.15, 0.1, 0.35, 0.05]))
         if kind == "image":
             group.arrays["images"].flat[rng.integers(group.arrays["images"].size)] += rng.choice([-0.1, 0.1])
             return "image"
