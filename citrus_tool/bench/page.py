@@ -178,7 +178,8 @@ _TIMES = """Minutes of a training run, validation included; means over seeds. Th
 the published epochs on an RTX 3090; ours of this scale's recipe, on a machine that other work shared, so that the ratio
 of two runs made at different hours says little (`benchmarks/train_step.py` times steps side by side)."""
 _BOXES = """Mean box losses over the inputs of the last epoch, as it was drawn and augmented, at the weights that the
-run kept: of the box at an input's own perturbation, and sum and largest of the boxes at the others'."""
+run kept: of the box at an input's own perturbation, and sum and largest of the boxes at the others'. Centres lie within
+eps - tau of the input: at tau .7 eps the boxes of an input nearly coincide, and so do their losses."""
 _INTRODUCTION = """# Results
 
 Made from `results/journal.jsonl` by `citrus bench results --out docs/results.md`; do not edit. Percent. std: standard
