@@ -104,6 +104,26 @@ class Functionals:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Hull:
+    """Planes over the box, h <= slope v + offset, above the neurons of a stage that sees the input alone (hull.py).
+
+    Attributes:
+        slope: (U, d) and its transpose, as the optimiser multiplies them.  offset: (U, 1).
+        share: (U, d) uint8: slope over the neuron's own, in units of 1 / GRID.
+        claimed_slope: (d, U) the same in float64, in the perturbation u.
+        claimed_offset: (U,) with which the planes hold in real arithmetic.
+        claimed_size: (U,) bounds of |slope_j . u| over the box.
+    """
+
+    slope: tuple[Tensor, Tensor]
+    offset: Tensor
+    share: Tensor
+    claimed_slope: Tensor
+    claimed_offset: Tensor
+    claimed_size: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
 class Stage:
     """The open neurons of one nonlinear node, numbers `start` to `stop` of the folded system.
 
@@ -113,6 +133,7 @@ class Stage:
         base: the first neuron of the system that the inputs may depend on; its number in `inputs` is 0.
         inputs: the functionals that give their inputs z.
         at_input, at_hidden: the matrices of `inputs` as the optimiser multiplies them, each with its transpose.
+        hull: planes that stand in place of the lines above.
     """
 
     node: str
@@ -123,6 +144,7 @@ class Stage:
     at_input: tuple[Tensor, Tensor]
     at_hidden: tuple[Tensor, Tensor]
     base: int = 0
+    hull: Hull | None = None
 
     @property
     def stop(self) -> int:
@@ -338,6 +360,11 @@ def compressed(matrix: Tensor) -> Tensor:
     matrix = torch.where(matrix.abs() > NEGLIGIBLE * matrix.abs().amax(), matrix, 0.0)
     if (matrix != 0).sum() >= SPARSE_BELOW * matrix.numel():
         return matrix.contiguous()
+    return sparse(matrix)
+
+
+def sparse(matrix: Tensor) -> Tensor:
+    """The matrix in compressed rows."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
         return matrix.to_sparse_csr()

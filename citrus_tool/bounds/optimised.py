@@ -25,6 +25,7 @@ from citrus_tool.bounds.fold import (
     FOLDABLE,
     Fold,
     Functionals,
+    Hull,
     Settled,
     floor_of,
     fold,
@@ -212,13 +213,14 @@ def ascend(
         offset + sum weight q + sum nu shift - |L|_1    nu = weight e - side beta,  L = at_input + A^T nu,
 
     where a neuron is replaced by the line e z + q: below (slope alpha) where its weight is positive, above where it is
-    negative, itself where its sign is given; weights follow from the last stage to the first. Its gradient in alpha is
-    weight^+ z, in beta -side z, z being the relaxed system's inputs at v = -sign(L); in a member's share it is the
-    member's functional there, and shares move on the simplex as softmax of what Adam ascends.
+    negative, itself where its sign is given; weights follow from the last stage to the first. A plane c v + q above
+    (fold.Hull) in place of a line adds weight c to L. The bound's gradient in alpha is weight^+ z, in beta -side z, z
+    being the relaxed system's inputs at v = -sign(L); in a member's share it is the member's functional there, and
+    shares move on the simplex as softmax of what Adam ascends.
 
     Stops early when every bound has passed `goal`. The best iterate of each column is returned.
     """
-    work = _Work.of(system, targets, start)
+    work = Workspace.of(system, targets, start)
     best = work.evaluate(start)
     kept, current = start, start
     for step in range(schedule.steps):
@@ -237,7 +239,7 @@ def ascend(
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Work:
+class Workspace:
     """The buffers of one ascent: one row per neuron and one for absent splits; overwritten by every evaluation.
 
     Fresh memory costs more than the arithmetic here, so everything is computed in place.
@@ -247,6 +249,7 @@ class _Work:
     targets: Targets | JointTargets
     weight: Tensor
     below: Tensor  # 1 where the weight is positive, else 0
+    above: Tensor  # 1 where a plane stands for the neuron, else 0
     slope: Tensor  # e
     intercept: Tensor  # q
     nu: Tensor
@@ -261,15 +264,16 @@ class _Work:
     settled: Tensor  # (K, D) slope of each split neuron
 
     @staticmethod
-    def of(system: Fold, targets: Targets | JointTargets, start: Duals) -> _Work:
+    def of(system: Fold, targets: Targets | JointTargets, start: Duals) -> Workspace:
         columns = targets.offset.shape[-1]
-        rows = [targets.offset.new_zeros(system.neurons + 1, columns) for _ in range(10)]
+        rows = [targets.offset.new_zeros(system.neurons + 1, columns) for _ in range(11)]
         floor = torch.cat([system.floor, system.floor.new_zeros(1)])
-        return _Work(
+        return Workspace(
             system=system,
             targets=targets,
             weight=rows[0],
             below=rows[1],
+            above=rows[10],
             slope=rows[2],
             intercept=rows[3],
             nu=rows[4],
@@ -298,7 +302,11 @@ class _Work:
             )
             upper_slope, upper_offset = system.upper_slope[part], system.upper_offset[part]
             torch.sign(weight, out=below).clamp_(min=0)
-            torch.sub(duals.alpha[part], upper_slope, out=slope).mul_(below).add_(upper_slope)
+            if stage.hull is None:
+                torch.sub(duals.alpha[part], upper_slope, out=slope).mul_(below).add_(upper_slope)
+            else:
+                upper_offset = stage.hull.offset
+                torch.mul(duals.alpha[part], below, out=slope)
             torch.addcmul(upper_offset, below, upper_offset, value=-1, out=intercept)
             if len(split):
                 self.slope.scatter_(0, split, self.settled)
@@ -308,6 +316,12 @@ class _Work:
                 self.nu.scatter_add_(0, split, force)  # the other stages' rows of nu are stale or yet to come
             bound += (system.shift[part].T @ nu)[0]
             torch.addmm(self.at_input, stage.at_input[1], nu, out=self.at_input)
+            if stage.hull is not None:
+                torch.neg(below, out=self.above[part]).add_(1)
+                if len(split):
+                    self.above.scatter_(0, split, 0.0)
+                above = torch.mul(self.above[part], weight, out=self.scratch[part])
+                torch.addmm(self.at_input, stage.hull.slope[1], above, out=self.at_input)
             if stage.start > stage.base:
                 earlier = self.weight[stage.earlier]
                 torch.addmm(earlier, stage.at_hidden[1], nu, out=earlier)
@@ -325,18 +339,21 @@ class _Work:
             torch.addmm(z, stage.at_input[0], self.point, out=z)
             if stage.start > stage.base:
                 torch.addmm(z, stage.at_hidden[0], self.h[stage.earlier], out=z)
-            torch.addcmul(self.intercept[part], self.slope[part], z, out=self.h[part])
+            h = torch.addcmul(self.intercept[part], self.slope[part], z, out=self.h[part])
+            if stage.hull is not None:
+                plane = self.scratch[part].zero_()
+                h.addcmul_(torch.addmm(plane, stage.hull.slope[0], self.point, out=plane), self.above[part])
         rate = schedule.decay**step
         if isinstance(self.targets, JointTargets):
             duals = self._shifted(duals, self.targets.values(self.point, self.h[:-1]), schedule.share_rate * rate, step)
         gradient = torch.mul(self.weight[:-1], self.z[:-1], out=self.scratch).mul_(self.below[:-1])
         alpha = duals.alpha.clone() if step == 0 else duals.alpha
-        change = _adam(gradient, self.alpha_moments, step)
+        change = adam(gradient, self.alpha_moments, step)
         torch.maximum(alpha.add_(change, alpha=schedule.alpha_rate * rate), self.system.floor[:, None], out=alpha)
         alpha.clamp_(max=1)
         if not len(duals.split):
             return replace(duals, alpha=alpha)
-        push = _adam(-duals.side * self.z.gather(0, duals.split), self.beta_moments, step)
+        push = adam(-duals.side * self.z.gather(0, duals.split), self.beta_moments, step)
         return replace(duals, alpha=alpha, beta=(duals.beta + schedule.beta_rate * rate * push).clamp_(min=0))
 
     def _shifted(self, duals: Duals, values: Tensor, rate: float, step: int) -> Duals:
@@ -344,7 +361,7 @@ class _Work:
         assert duals.share is not None
         assert self.share_moments is not None
         gradient = duals.share * (values - (duals.share * values).sum(0))
-        moved = duals.share.log() + rate * _adam(gradient, self.share_moments, step)
+        moved = duals.share.log() + rate * adam(gradient, self.share_moments, step)
         return replace(duals, share=moved.softmax(0).clamp(min=LEAST_SHARE))
 
     def merged(self, old: Duals, new: Duals, better: Tensor) -> Duals:
@@ -361,7 +378,7 @@ class _Work:
         return Ascent(bound=bound, duals=duals, weight=self.weight[:-1], point=self.point)
 
 
-def _adam(gradient: Tensor, moments: tuple[Tensor, Tensor], step: int) -> Tensor:
+def adam(gradient: Tensor, moments: tuple[Tensor, Tensor], step: int) -> Tensor:
     """Adam's direction for an ascent; overwrites `gradient`."""
     first, second = moments
     first.lerp_(gradient, 1 - FIRST_MOMENT)
@@ -588,6 +605,7 @@ class _Tuning:
     upper_slope: Tensor
     upper_offset: Tensor
     force: Tensor
+    hull: tuple[Hull, Tensor] | None  # and (R, U_l) 1 where its plane stands above the neuron
 
 
 def tuned_planes(instance: Instance, system: Fold, start: str, rows: Rows, duals: Duals) -> Planes:
@@ -614,9 +632,12 @@ def tuned_planes(instance: Instance, system: Fold, start: str, rows: Rows, duals
             norm=rows.norm[part],
             window=None if rows.window is None else replace(rows.window, position=rows.window.position[part]),
         )
-        tuned = partial(_tuned, _tunings(instance, system, duals.columns(part)))
-        rules: dict[type[nn.Module], Rule] = {**BACKWARD, **dict.fromkeys(FOLDABLE, tuned)}
-        parts.append(concretise(reading, to_input(reading, some, start=start, rules=rules).dense(), box))
+        tunings, below = _tunings(instance, system, duals.columns(part)), list[tuple[Hull, Tensor]]()
+        rules: dict[type[nn.Module], Rule] = {**BACKWARD, **dict.fromkeys(FOLDABLE, partial(_tuned, tunings, below))}
+        planes = concretise(reading, to_input(reading, some, start=start, rules=rules).dense(), box)
+        for hull, weight in below:
+            planes = _with_hull(planes, hull, weight, box)
+        parts.append(planes)
     return Planes(
         coefficient=torch.cat([planes.coefficient for planes in parts]),
         offset=torch.cat([planes.offset for planes in parts]),
@@ -646,6 +667,15 @@ def least_sum(parts: Sequence[Planes], box: Box) -> Tensor:
     return least_above(whole, torch.zeros_like(whole.coefficient), box)
 
 
+def _with_hull(planes: Planes, hull: Hull, weight: Tensor, box: Box) -> Planes:
+    """Planes plus weight (R, U), <= 0, times the slopes of the hull, whose offsets they hold already; outward."""
+    extra = (hull.claimed_slope @ weight.T).T.reshape(planes.coefficient.shape)
+    size = planes.coefficient.flatten(1).abs() @ box.radius.flatten() - weight @ hull.claimed_size
+    error = SAFETY * gamma(weight.shape[1] + OWN, size.dtype) * size
+    whole = Planes(coefficient=planes.coefficient + extra, offset=planes.offset - error, lower=error)
+    return replace(whole, lower=least_above(whole, torch.zeros_like(whole.coefficient), box))
+
+
 def _tunings(instance: Instance, system: Fold, duals: Duals) -> dict[str, _Tuning]:
     nodes = {node.name: node for node in instance.network.nodes}
     split = duals.split.T
@@ -655,9 +685,11 @@ def _tunings(instance: Instance, system: Fold, duals: Duals) -> dict[str, _Tunin
         assert isinstance(lines, Lines)
         floor = floor_of(nodes[stage.node].layer)
         alpha = duals.alpha[stage.range].T.double().clamp(floor, 1.0)
-        below = _with_spare(alpha)
-        above = _with_spare(lines.upper_slope.flatten()[stage.entry].expand_as(alpha))
-        offset = _with_spare(lines.upper_offset.flatten()[stage.entry].expand_as(alpha))
+        hull = stage.hull
+        upper_slope = lines.upper_slope.flatten()[stage.entry] if hull is None else torch.zeros_like(alpha[0])
+        upper_offset = lines.upper_offset.flatten()[stage.entry] if hull is None else hull.claimed_offset
+        below, plane = _with_spare(alpha), _with_spare(torch.ones_like(alpha))
+        above, offset = _with_spare(upper_slope.expand_as(alpha)), _with_spare(upper_offset.expand_as(alpha))
         force = torch.zeros_like(below)
         here = (split >= stage.start) & (split < stage.stop)
         index = torch.where(here, split - stage.start, len(stage.entry))
@@ -666,6 +698,7 @@ def _tunings(instance: Instance, system: Fold, duals: Duals) -> dict[str, _Tunin
         below.scatter_(1, index, settled)
         above.scatter_(1, index, settled)
         offset.scatter_(1, index, 0.0)
+        plane.scatter_(1, index, 0.0)
         force.scatter_add_(1, index, -side.sign() * duals.beta.T.double().clamp(min=0))
         rest = Settled.of(nodes[stage.node], instance.boxes[stage.source])
         tunings[stage.node] = _Tuning(
@@ -676,6 +709,7 @@ def _tunings(instance: Instance, system: Fold, duals: Duals) -> dict[str, _Tunin
             upper_slope=above[:, :-1],
             upper_offset=offset[:, :-1],
             force=force[:, :-1],
+            hull=None if hull is None else (hull, plane[:, :-1]),
         )
     return tunings
 
@@ -685,8 +719,18 @@ def _with_spare(values: Tensor) -> Tensor:
     return torch.cat([values, torch.zeros_like(values[:, :1])], dim=1)
 
 
-def _tuned(tunings: Mapping[str, _Tuning], reading: Reading, layer: nn.Module, node: Node, rows: Rows) -> tuple[Rows]:
-    """Back through a nonlinear node with each row's own lines and multipliers."""
+def _tuned(
+    tunings: Mapping[str, _Tuning],
+    below: list[tuple[Hull, Tensor]],
+    reading: Reading,
+    layer: nn.Module,
+    node: Node,
+    rows: Rows,
+) -> tuple[Rows]:
+    """Back through a nonlinear node with each row's own lines and multipliers.
+
+    `below` gets a hull and the coefficients (R, U_l) of the neurons below its planes, which leave the row here.
+    """
     own = tunings.get(node.name)
     if own is None:  # every neuron is decided, or the node lies after the system
         decided: tuple[Rows] = BACKWARD[type(layer)](reading, layer, node, rows)
@@ -696,6 +740,8 @@ def _tuned(tunings: Mapping[str, _Tuning], reading: Reading, layer: nn.Module, n
     flat = rows.coefficient.flatten(1)
     weight = flat.index_select(1, own.entry)
     negative = weight.clamp(max=0)
+    if own.hull is not None:
+        below.append((own.hull[0], negative * own.hull[1]))
     offset = reading.settle(node, replace(rows, norm=norm)) + (negative * own.upper_offset).sum(1)
     offset = offset + flat.clamp(max=0) @ own.spread[0]
     passed = weight * own.lower_slope + negative * (own.upper_slope - own.lower_slope) + own.force

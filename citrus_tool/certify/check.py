@@ -294,6 +294,12 @@ class _Group:
                 chord[own] = True
             lines = execution.lines_of(lower, upper, chord)
             listed = np.concatenate([listed, own])
+        name = f"view{view}/hull"
+        if name in self.arrays:
+            share, own = self.arrays[name], np.searchsorted(stages[0].entry, final[0])
+            require(share.dtype == np.uint8 and share.shape == (len(own), execution.x.size), self.where,
+                    f"{name} does not fit")  # fmt: skip
+            lines = replace(lines, above=execution.planes_above(own, share / GRID))
         return _View(execution=execution, lines=lines, listed=listed)
 
     def _slopes(self, lines: Lines, execution: Execution, listed: Index, alpha: NDArray[Any], count: int) -> Floats:

@@ -54,7 +54,8 @@ class Rows:
 class Lines:
     """Bounds of the U neurons' inputs, and their lines: below slope `low`, above `up` z + `top`.
 
-    All (U,). `chord`: the line above is the chord, else it is parallel to the one below.
+    All (U,). `chord`: the line above is the chord, else it is parallel to the one below. `above`: planes that stand in
+    place of the lines above.
     """
 
     lower: Floats
@@ -63,6 +64,16 @@ class Lines:
     low: Floats
     up: Floats
     top: Floats
+    above: Above | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Above:
+    """Planes slope v + offset, (n, d) and (n,), above the n neurons of the first ReLU that are in `given` (n,)."""
+
+    given: NDArray[np.bool_]
+    slope: Floats
+    offset: Floats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,7 +215,7 @@ class Execution(Intervals):
             self.stages[number] = Stage(start=start, stop=start + len(kept), entry=kept, rows=rows)
             terms = np.abs(rows.at_v).sum(1) + np.abs(rows.at_h) @ self.largest + np.abs(rows.offset) + rows.slack
             terms += np.maximum(np.abs(lower[kept]), np.abs(upper[kept]))
-            cost = rows.slack + 8 * gamma(len(self.x) + start + 64) * terms
+            cost = rows.slack + 8 * gamma(len(self.x) + start + len(kept) + 64) * terms
             self._cost = np.concatenate([self._cost, cost])
             self.known_lower = np.concatenate([self.known_lower, lower[kept]])
             self.known_upper = np.concatenate([self.known_upper, upper[kept]])
@@ -240,6 +251,23 @@ class Execution(Intervals):
             up=np.where(decided, fixed, np.where(chord, slope, leaning)),
             top=np.where(decided, 0.0, np.where(chord, top, spread)),
         )
+
+    def planes_above(self, neurons: Index, share: Floats) -> Above:
+        """Planes whose slopes c are `share` (n, d) times those of the first ReLU's `neurons` (n,), z = a v + b.
+
+        h - c v is convex in z and in v, so that it is largest where z is h or floor z is, at a corner of the box.
+        """
+        stage = self.stages[0]
+        rows, floor = stage.rows.pick(neurons), self.floor[neurons]
+        c = share * rows.at_v
+        on = rows.offset + np.abs(rows.at_v - c).sum(1)
+        off = floor * rows.offset + np.abs(floor[:, None] * rows.at_v - c).sum(1)
+        size = np.abs(rows.at_v).sum(1) + np.abs(c).sum(1) + np.abs(rows.offset)
+        given = np.zeros(stage.stop, dtype=np.bool_)
+        slope, offset = np.zeros((stage.stop, len(self.x))), np.zeros(stage.stop)
+        given[neurons], slope[neurons] = True, c
+        offset[neurons] = np.maximum(on, off) + rows.slack + 4 * gamma(len(self.x) + 64) * size
+        return Above(given=given, slope=slope, offset=offset)
 
     def _fold(self, node: int, coefficient: Matrix) -> Rows:
         """Functionals coefficient @ (value of the node) in terms of v and h."""
@@ -287,6 +315,11 @@ class Execution(Intervals):
             positive = w > 0
             slope = np.where(positive, lines.low[part] if low is None else low[:, part], lines.up[part])
             top = np.where(positive, 0.0, lines.top[part])
+            above = lines.above if stage.start == 0 else None
+            under = np.minimum(w, 0.0)
+            if above is not None:
+                under *= above.given
+                slope, top = np.where(under < 0, 0.0, slope), np.where(under < 0, above.offset, top)
             force = None
             if signs is not None:
                 here = (signs.neuron >= stage.start) & (signs.neuron < stage.stop)
@@ -295,11 +328,14 @@ class Execution(Intervals):
                     floor = self.floor[part][neuron]
                     slope[row, neuron], top[row, neuron] = np.where(side > 0, 1.0, floor), 0.0
                     force = (row, neuron), side * signs.beta[here]
+                    under[row, neuron] = 0.0
             nu = w * slope
             if force is not None:
                 nu[force[0]] -= force[1]
             offset += (w * top).sum(1) + nu @ stage.rows.offset
             a += nu @ stage.rows.at_v
+            if above is not None:
+                a += under @ above.slope
             weight[:, : stage.start] += nu @ stage.rows.at_h
             slack += (np.abs(nu) + np.abs(w)) @ self._cost[part]
         return a, offset - slack

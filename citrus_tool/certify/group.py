@@ -19,7 +19,6 @@ from citrus_tool.certify.evidence import Evidence, Verdict
 from citrus_tool.certify.proof import Refutation
 from citrus_tool.certify.screen import Screened
 from citrus_tool.certify.settle import Grounds
-from citrus_tool.certify.settle import OpenInput as Execution
 
 
 @contextmanager
@@ -125,11 +124,11 @@ def remainder_of(
     )
 
 
-def refutation_of(grounds: Grounds, places: Sequence[int], inputs: Sequence[Execution]) -> Refutation:
-    """The proof of a combination of `inputs`, which are at `places` in the group."""
+def refutation_of(grounds: Grounds, places: Sequence[int]) -> Refutation:
+    """The proof of a combination of inputs that are at `places` in the group."""
     return Refutation(
         atoms=tuple((places[member], label) for member, label in grounds.combination),
-        instances=tuple(inputs[member].member.instance for member, _ in grounds.combination),
+        instances=grounds.instances,
         leaves=grounds.leaves,
         fronts=grounds.fronts,
         closed=grounds.closed,

@@ -158,6 +158,8 @@ class _Arrays:
             ordinal = {node.name: place for place, node in enumerate(foldable_nodes(instance.network))}
             for stage in instance.system.stages:
                 self.arrays[f"view{number}/final{ordinal[stage.node]}"] = _numpy(stage.entry, np.int32)
+                if stage.hull is not None:
+                    self.arrays[f"view{number}/hull"] = _numpy(stage.hull.share, np.uint8)
             for step in instance.steps:
                 self.arrays[f"view{number}/base{ordinal[step.node]}"] = _numpy(step.entry, np.int32)
                 self.arrays[f"view{number}/alpha{ordinal[step.node]}"] = _numpy(step.alpha, np.uint8)

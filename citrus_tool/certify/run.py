@@ -392,7 +392,7 @@ class Run:
             f"cross-execution search: {len(found.conflicts.refuted)} combinations refuted, {found.nodes} parts bounded"
         )
         places = torch.nonzero(group.open).flatten().tolist()
-        proofs = tuple(refutation_of(one, places, inputs) for one in found.grounds)
+        proofs = tuple(refutation_of(one, places) for one in found.grounds)
         result = replace(replayed, proven=proven).result(found.fooled_upper, status, detail)
         return result, replayed, found.conflicts.refuted, proofs
 
@@ -510,7 +510,7 @@ class Run:
             words = f"at most {block.bound} of {len(block.members)} fooled at once"
             chosen.append(one.result(block.bound, Status.BOUNDED if found.complete else Status.TIMEOUT, words))
         if self.recorder is not None:
-            across_ = [refutation_of(some, range(len(inputs)), inputs) for some in found.grounds]
+            across_ = [refutation_of(some, range(len(inputs))) for some in found.grounds]
             for part in regrouped(proofs, rest.inputs, found.blocks, across_):
                 self._record(part)
         return tuple(chosen), held_ - whole.fooled, worst_of_all

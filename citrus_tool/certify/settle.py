@@ -23,6 +23,7 @@ from torch import Tensor
 from citrus_tool.attacks.margin import float32_at_most
 from citrus_tool.attacks.sets import around, attack_set, attack_sets
 from citrus_tool.bounds.crown import relax
+from citrus_tool.bounds.hull import with_hull
 from citrus_tool.bounds.optimised import ROOT, Instance, ascend, tuned_planes
 from citrus_tool.bounds.rounding import enclose, exact_products
 from citrus_tool.certify.conflicts import Atom, Combination, Conflicts
@@ -60,13 +61,14 @@ class OpenInput:
 
 @dataclass(frozen=True, kw_only=True)
 class Grounds:
-    """Why a combination is refuted: the closed parts of the box, which cover it.
+    """Why a combination is refuted: the closed parts of the box, which cover it, in terms of its atoms' instances.
 
     fronts: where the search started from products, of each atom: then the parts cover what is closed neither in a front
         nor as a product.  closed: those products, as in `front.Multiplied`.
     """
 
     combination: Combination
+    instances: tuple[Instance, ...]
     leaves: tuple[Leaf, ...]
     fronts: tuple[Front, ...] = ()
     closed: tuple[Products, ...] = ()
@@ -95,6 +97,7 @@ class Settlement:
 class _Task:
     """One combination on its way; `search` is None once it was given up for want of memory."""
 
+    instances: tuple[Instance, ...]
     search: Search | None
     gap: float
     turn: int = 0
@@ -158,6 +161,7 @@ class Loop:
         self.grounds: dict[frozenset[Atom], Grounds] = {}
         self.nodes = 0
         self.fronts: dict[Atom, tuple[Front, ...]] = {}
+        self.sharpened: set[Atom] = set()
         self.point: Tensor | None = None  # a minimising point of the part that was worst last
 
     def run(self) -> tuple[int, bool]:
@@ -237,6 +241,9 @@ class Loop:
                     continue
                 if self.front(atom, wide=True) is None:
                     continue
+                if atom not in self.sharpened:
+                    self.sharpened.add(atom)
+                    self.sharpen(atom)
                 task = self.tasks[(atom,)]
                 if task.search is not None:
                     self.grow((atom,), task, nodes)
@@ -301,10 +308,7 @@ class Loop:
     def plant(self, combination: Combination) -> None:
         """A combination's first bound: an atom's on the whole box, others' on the product of their atoms' fronts."""
         members = tuple(self.inputs[owner].member for owner, _ in combination)
-        problem = JointProblem(members=members, combinations=(tuple(label for _, label in combination),))
-        search = Search(problem=problem, guard=0.0, goal=problem.goal, watch=self.look, record=self.record)
-        task = _Task(search=search, gap=math.inf, turn=1)
-        self.tasks[combination] = task
+        task, problem, search = self.begin(combination, members)
         fronts: list[Front] = []
         for atom in combination if len(combination) > 1 else ():
             front = self.front(atom, wide=len(combination) > 2)
@@ -314,10 +318,7 @@ class Loop:
         box = members[0].instance.boxes[INPUT]
         product = multiply(fronts, box, limit=PRODUCTS) if fronts else None
         if product is None:
-            index = torch.zeros(1, dtype=torch.long, device=self.arena.x.device)
-            start = problem.start(1)
-            search.plant(ascend(problem.system, problem.targets(index), start, JOINT_ROOT, goal=problem.goal))
-            self.nodes += 1
+            self.root(problem, search)
         else:
             if self.record:
                 task.fronts, task.closed = tuple(fronts), product.closed
@@ -325,6 +326,31 @@ class Loop:
             self.nodes += search.nodes
         task.gap = search.gap
         self.note(combination, task)
+
+    def sharpen(self, atom: Atom) -> None:
+        """Starts the atom's search again, with planes for its label; its fronts stay as they are."""
+        owner, label = atom
+        member = self.inputs[owner].member
+        instance = with_hull(member.instance, label, self.fronts[atom][-1].duals)
+        if instance is not member.instance:
+            task, problem, search = self.begin((atom,), (replace(member, instance=instance),))
+            self.root(problem, search)
+            task.gap = search.gap
+            self.note((atom,), task)
+
+    def begin(self, combination: Combination, members: tuple[Member, ...]) -> tuple[_Task, JointProblem, Search]:
+        """A task for the combination's search, which has no bound yet."""
+        problem = JointProblem(members=members, combinations=(tuple(label for _, label in combination),))
+        search = Search(problem=problem, guard=0.0, goal=problem.goal, watch=self.look, record=self.record)
+        task = _Task(instances=tuple(member.instance for member in members), search=search, gap=math.inf, turn=1)
+        self.tasks[combination] = task
+        return task, problem, search
+
+    def root(self, problem: JointProblem, search: Search) -> None:
+        """The first bound, on the whole box."""
+        index = torch.zeros(1, dtype=torch.long, device=self.arena.x.device)
+        search.plant(ascend(problem.system, problem.targets(index), problem.start(1), JOINT_ROOT, goal=problem.goal))
+        self.nodes += 1
 
     def front(self, atom: Atom, *, wide: bool) -> Front | None:
         """The atom's front for wide products or for pairs; None once it is refuted."""
@@ -379,7 +405,11 @@ class Loop:
         self.conflicts.add(combination)
         if task.search.leaves is not None:
             self.grounds[frozenset(combination)] = Grounds(
-                combination=combination, leaves=tuple(task.search.leaves), fronts=task.fronts, closed=task.closed
+                combination=combination,
+                instances=task.instances,
+                leaves=tuple(task.search.leaves),
+                fronts=task.fronts,
+                closed=task.closed,
             )
         task.search = None
 

@@ -24,6 +24,7 @@ from torch import nn
 from citrus_tool.bounds.crown import relax
 from citrus_tool.bounds.optimised import ROOT, Instance
 from citrus_tool.bounds.rounding import enclose
+from citrus_tool.certify import settle as loop
 from citrus_tool.certify.certificate import Certificate
 from citrus_tool.certify.check import Checked, check, choosable, covers
 from citrus_tool.certify.check_bounds import Execution, Signs, lowest
@@ -81,11 +82,18 @@ class Proven:
 
 
 def prove(
-    network: Network, folder: Path, eps: float, *, count: int = 12, threat: Threat | None = None, seed: int = 0
+    network: Network,
+    folder: Path,
+    eps: float,
+    *,
+    count: int = 12,
+    threat: Threat | None = None,
+    seed: int = 0,
+    settings: CertifySettings = SETTINGS,
 ) -> Proven:
     model, data = as_onnx(network, folder), data_for(network, count, seed)
     path = folder / "proof"
-    found = certify_uap(model, data, threat or Threat(eps=eps), SETTINGS, proof=path)
+    found = certify_uap(model, data, threat or Threat(eps=eps), settings, proof=path)
     return Proven(model=model, data=data, found=found, path=path)
 
 
@@ -172,9 +180,14 @@ def test_bounds_hold_at_random_points(seed: int, clip: bool, tmp_path: Path) -> 
             side=np.tile(np.where(z[neuron] >= 0, 1.0, -1.0), 3),
             beta=rng.random(6),
         )
-        a, offset = execution.plane(rows, execution.lines, low, signs)
-        assert bool((a @ (u / radius) + offset <= values[-1][0] - values[-1] + 1e-12).all())
-        assert bool((lowest(a, offset) <= values[-1][0] - values[-1] + 1e-12).all())
+        first = execution.stages.get(0)
+        some = np.arange(0 if first is None else first.stop)[:: int(rng.integers(1, 3))]
+        share = rng.random((len(some), 4))
+        planes = replace(execution.lines, above=execution.planes_above(some, share)) if len(some) else execution.lines
+        for lines in (execution.lines, planes):
+            a, offset = execution.plane(rows, lines, low, signs)
+            assert bool((a @ (u / radius) + offset <= values[-1][0] - values[-1] + 1e-12).all())
+            assert bool((lowest(a, offset) <= values[-1][0] - values[-1] + 1e-12).all())
 
 
 def graph_of(model: OnnxModel, *, clip: bool = False) -> Graph:
@@ -496,6 +509,11 @@ def products(group: Group) -> list[str]:
     return sorted(name for name, array in group.arrays.items() if "/mix" in name and array.size)
 
 
+def hulls(group: Group) -> list[str]:
+    """The arrays of planes above."""
+    return sorted(name for name in group.arrays if name.endswith("/hull"))
+
+
 def drop_leaf(group: Group, number: int, leaf: int) -> None:
     names = ("alpha", "share", "depth", "split", "side", "beta")
     arrays = {name: group.arrays[f"proof{number}/{name}"] for name in names}
@@ -664,6 +682,19 @@ def test_a_hundred_single_corruptions_are_rejected(proven: Proven, tmp_path: Pat
         "certified",
         "excluded",
     }
+
+
+def test_proofs_with_planes_hold_and_need_planes_that_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "FRONT_NODES", (0, 0))  # so that inputs are left for planes
+    settings = replace(SETTINGS, branch_nodes=1)
+    proven = prove(tiny_chain(0, hidden=12), tmp_path, 0.1, settings=settings)
+    agrees(proven)
+    for change in (lambda share: share[1:], lambda share: share[:, 1:], lambda share: share.astype(np.float32)):
+        content = Content.of(proven.path)
+        group = next(group for group in content.groups if hulls(group))
+        name = hulls(group)[0]
+        group.arrays[name] = change(group.arrays[name])
+        rejected(proven, content.write(tmp_path / "c"), "does not fit")
 
 
 def test_views_belong_to_one_input(proven: Proven, tmp_path: Path) -> None:

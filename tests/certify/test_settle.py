@@ -16,6 +16,7 @@ from torch import Tensor
 from citrus_tool.bounds.linear import Planes
 from citrus_tool.bounds.optimised import Duals
 from citrus_tool.bounds.rounding import enclose
+from citrus_tool.certify import settle as loop
 from citrus_tool.certify.certificate import Status
 from citrus_tool.certify.conflicts import Conflicts
 from citrus_tool.certify.front import Front, multiply
@@ -206,6 +207,23 @@ def test_inputs_that_no_perturbation_fools_are_proven_alone(make: Make) -> None:
         assert all(len(combination) == 1 for combination in found.conflicts.refuted) or sum(fooled) > 1
         refuted += fooled.count(0)
     assert refuted > 5
+
+
+@pytest.mark.parametrize(
+    "make", [lambda seed: tiny_chain(seed, hidden=12), lambda seed: tiny_residual(seed, channels=3)]
+)
+def test_planes_prove_inputs_alone(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "FRONT_NODES", (0, 0))  # so that little is proven before
+    planes = 0
+    for seed in range(4):
+        found, x, labels = group(make(seed), 4, 0.2, seed)
+        assert found.complete
+        assert found.fooled_upper == fooled_at_most(make(seed), x, labels, 0.2)
+        for one in found.grounds:
+            stages = [instance.system.stages for instance in one.instances]
+            assert len(one.combination) == len(one.instances)
+            planes += any(some and some[0].hull is not None for some in stages)
+    assert planes > 2
 
 
 def test_without_time_every_open_input_counts_as_lost() -> None:
