@@ -106,12 +106,14 @@ def attack_sets(
     wrong: Int[Tensor, " n"] | None = None,
     unit: Float[Tensor, " n"] | None = None,
     momentum: float = MOMENTUM,
+    first: float = 1.0,
 ) -> tuple[Float[Tensor, "b C H W"], Float[Tensor, " n"]]:
     """Attacks b sets of any sizes side by side; row i of the images belongs to set `of_set[i]`.
 
     Args:
         radius: in pixel space, as a float32, see `margin.float32_at_most`.
         unit: (n,) clean margins, where they are known.
+        first: length of the first step, in units of the radius; steps shrink linearly.
 
     Returns: for each set the u with the lowest largest margin, and all inputs' margins there in units of `unit`.
     """
@@ -144,7 +146,7 @@ def attack_sets(
         (gradient,) = torch.autograd.grad((relative * torch.exp(SHARPNESS * (value - worst[place]))).sum(), u)
         length = gradient.abs().mean(dim=(1, 2, 3), keepdim=True).clamp_min(torch.finfo(u.dtype).tiny)
         trend = momentum * trend + gradient / length
-        u = (u.detach() - radius * (1 - step / steps) * trend.sign()).clamp(-radius, radius)
+        u = (u.detach() - radius * first * (1 - step / steps) * trend.sign()).clamp(-radius, radius)
         if step % LOOK == LOOK - 1:
             going = lowest[live] > -ENOUGH
             if not bool(going.any()):

@@ -238,6 +238,22 @@ def ascend(
     return work.result(best, kept)
 
 
+def mean_points(system: Fold, targets: Targets | JointTargets, start: Duals, schedule: Schedule) -> Tensor:
+    """(d, D) near-optimal points v of the relaxed problems that `ascend` bounds: means of its minimising points.
+
+    One minimising point is a corner of the box and far from optimal; the mean over the steps tends to an optimum of the
+    relaxation (Nedic and Ozdaglar 2009, "Approximate primal solutions and rate analysis for dual subgradient methods").
+    """
+    work = Workspace.of(system, targets, start)
+    work.evaluate(start)
+    mean, current = torch.zeros_like(work.point), start
+    for step in range(schedule.steps):
+        current = work.climb(current, schedule, step)
+        work.evaluate(current)
+        mean += work.point
+    return mean / schedule.steps
+
+
 @dataclass(frozen=True, kw_only=True)
 class Workspace:
     """The buffers of one ascent: one row per neuron and one for absent splits; overwritten by every evaluation.

@@ -36,12 +36,15 @@ from citrus_tool.bounds.optimised import (
     ascend,
     children,
     least_above,
+    mean_points,
     tuned_planes,
 )
 from citrus_tool.network import INPUT
 
 CHILD: Final = Schedule(steps=10, alpha_rate=0.02, beta_rate=0.05, share_rate=0.02, decay=0.95)
 """Adam's steps on a part of a box: small ones, since they start from its parent's duals."""
+MEAN: Final = Schedule(steps=60, alpha_rate=0.02, beta_rate=0.04, share_rate=0.02, decay=0.97)
+"""The same for the points of `Search.means`."""
 TRIAL: Final = Schedule(steps=0)
 """The same for a candidate."""
 LAST: Final = Schedule(steps=200)
@@ -244,6 +247,14 @@ class Search:
         """The duals of the open parts (one target's), None where there are none."""
         parts = [part for _, _, part in self._heap] + self._stuck
         return self._stacked(parts) if parts else None
+
+    def means(self, count: int) -> Tensor:
+        """(d, P) near-optimal points v of the relaxations of the worst parts, at most `count`."""
+        parts = [part for _, _, part in heapq.nsmallest(count, self._heap)]
+        if not parts:
+            return self.problem.system.radius.new_zeros(len(self.problem.system.radius), 0)
+        targets = self.problem.targets(self._targets_of(parts))
+        return mean_points(self.problem.system, targets, self._stacked(parts), MEAN)
 
     def resume(self, duals: Duals) -> None:
         """Starts from parts, all of target 0, that together with what is closed elsewhere cover the box."""

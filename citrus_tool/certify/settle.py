@@ -4,8 +4,9 @@ First every atom, an input with one wrong label, is attacked; those that no atta
 one that is refuted says more than any set. Then the master (conflicts.py) proposes the largest set of atoms of
 different inputs that nothing speaks against. An attack tries to fool it; otherwise its pairs are bounded jointly
 (joint.py), then combinations inside it with node budgets that grow from turn to turn, until one is refuted and joins
-the master's conflicts. The loop ends when the master's bound meets the best perturbation found, when the time is up, or
-when nothing is left to split.
+the master's conflicts. What a search leaves open is attacked from near-optimal points of its worst parts' relaxations:
+these lead to perturbations that signed steps from corner to corner miss. The loop ends when the master's bound meets
+the best perturbation found, when the time is up, or when nothing is left to split.
 """
 
 from __future__ import annotations
@@ -41,8 +42,14 @@ ATTACKED: Final = 64
 STEPS: Final = 40
 WIDEST: Final = 4
 """Of wider combinations inside a choice only the whole and those are bounded that are one larger than the attack's."""
+BROADER: Final = 4.0
+"""How much later a combination's turn comes for every member beyond two."""
 POINTS: Final = 4
 """Minimising points of a batch of parts that are tried as perturbations."""
+PROBED: Final = 2
+"""Worst parts whose near-optimal points are tried, and attacked from."""
+NEAR: Final = 0.25
+"""First step of those attacks, in units of eps."""
 FRONT_NODES: Final = (16, 64)
 """Parts of the box that an atom's search has bounded when its open parts become a factor of wide products, of pairs."""
 PRODUCTS: Final = 2048
@@ -162,7 +169,7 @@ class Loop:
         self.nodes = 0
         self.fronts: dict[Atom, tuple[Front, ...]] = {}
         self.sharpened: set[Atom] = set()
-        self.point: Tensor | None = None  # a minimising point of the part that was worst last
+        self.point: Tensor | None = None  # what the relaxation of the part that was worst last thinks is best
 
     def run(self) -> tuple[int, bool]:
         """The bound, and whether the loop ended by itself."""
@@ -239,7 +246,7 @@ class Loop:
             for atom in atoms:
                 if self.arena.happened(frozenset([atom])) or self.conflicts.covers([atom]) or self.finished():
                     continue
-                if self.front(atom, wide=True) is None:
+                if self.front(atom, wide=True) is None or self.arena.happened(frozenset([atom])):
                     continue
                 if atom not in self.sharpened:
                     self.sharpened.add(atom)
@@ -279,7 +286,7 @@ class Loop:
                 if task is not None:
                     key = (1, task.gap * 2.0**task.turn)
                 else:
-                    key = (int(width > 2), self.guess(some) * 2.0)
+                    key = (int(width > 2), self.guess(some) * 2.0 * BROADER ** max(0, width - 2))
                 if best is None or key < best[0]:
                     best = key, some
         return None if best is None else best[1]
@@ -326,6 +333,7 @@ class Loop:
             self.nodes += search.nodes
         task.gap = search.gap
         self.note(combination, task)
+        self.probe(combination, task)
 
     def sharpen(self, atom: Atom) -> None:
         """Starts the atom's search again, with planes for its label; its fronts stay as they are."""
@@ -390,13 +398,38 @@ class Loop:
         self.nodes += task.search.nodes - before
         task.gap = task.search.gap
         self.note(combination, task)
+        self.probe(combination, task)
+
+    def probe(self, combination: Combination, task: _Task) -> None:
+        """Attacks the combination from what the relaxations of its worst parts think is best."""
+        if task.search is None or self.arena.happened(frozenset(combination)):
+            return
+        means = task.search.means(PROBED)
+        count, owners = means.shape[1], [member for member, _ in combination]
+        if not count:
+            return
+        u = means.T.reshape(-1, *self.arena.x.shape[1:]).float() * self.arena.eps
+        self.point = u[0]
+        self.arena.judge(u)
+        with torch.enable_grad():
+            found, _ = attack_sets(
+                self.arena.network,
+                self.arena.x[owners].repeat(count, 1, 1, 1),
+                self.arena.truth[owners].repeat(count),
+                torch.arange(count, device=u.device).repeat_interleave(len(owners)),
+                u,
+                self.arena.eps,
+                steps=STEPS,
+                target=self.arena.target,
+                wrong=self.arena.truth.new_tensor([label for _, label in combination]).repeat(count),
+                first=NEAR,
+            )
+        self.arena.judge(found)
 
     def look(self, bound: Tensor, point: Tensor) -> None:
         """Tries the minimising points (d, D) of the parts with the worst bounds as perturbations."""
         worst = bound.topk(min(POINTS, len(bound)), largest=False).indices
-        u = point[:, worst].T.reshape(-1, *self.arena.x.shape[1:]).float() * self.arena.eps
-        self.point = u[0]
-        self.arena.judge(u)
+        self.arena.judge(point[:, worst].T.reshape(-1, *self.arena.x.shape[1:]).float() * self.arena.eps)
 
     def note(self, combination: Combination, task: _Task) -> None:
         """Takes over a proof."""

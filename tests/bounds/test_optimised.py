@@ -20,6 +20,7 @@ from citrus_tool.bounds.optimised import (
     Schedule,
     Targets,
     ascend,
+    mean_points,
     optimise_margins,
     tuned_planes,
 )
@@ -231,6 +232,29 @@ def test_the_ascent_reaches_the_linear_programs_optimum(seed: int) -> None:
                 assert gap <= 0.05 * first + 1e-4 * (1 + abs(best)), (column, best, found.bound[column], plain[column])
                 compared += 1
     assert compared or not any(instance.system.neurons for instance in instances(seed))
+
+
+def test_mean_points_are_closer_to_the_relaxations_optimum_than_corners() -> None:
+    lower = compared = 0
+    for seed in foldable_seeds():
+        for instance in instances(seed):
+            if not instance.system.neurons:
+                continue
+            others = torch.tensor([c for c in range(CLASSES) if c != instance.label])
+            targets = Targets.of(instance.system.margins, others)
+            start = Duals.start(instance.system, len(others))
+            corner = ascend(instance.system, targets, start, ROOT).point
+            mean = mean_points(instance.system, targets, start, Schedule(steps=200, alpha_rate=0.02))
+            assert (mean.abs() <= 1 + 1e-9).all()
+            box = instance.boxes[INPUT]
+            for number, other in enumerate(others.tolist()):
+                v = torch.stack([corner[:, number], mean[:, number]]).reshape(2, *box.centre.shape[1:])
+                at = margins_of(instance, box.centre + v * box.radius)[:, other]
+                if (at[0] - at[1]).abs() > 1e-3:
+                    compared += 1
+                    lower += bool(at[1] < at[0])
+    assert compared > 20
+    assert lower > 0.6 * compared, (lower, compared)
 
 
 @pytest.mark.parametrize("seed", foldable_seeds())
