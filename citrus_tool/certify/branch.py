@@ -3,7 +3,8 @@
 Each input goes through an attack on it alone, alpha-CROWN (bounds/optimised.py), a search over parts of its box
 (search.py), the same with optimised hidden bounds, and, when it stays unproven, a search that raises its planes, as in
 RABBit's strong branching (Suresh et al. 2024, section 4.2). Inputs take turns with node budgets that grow from turn to
-turn, so that many easy inputs are done before the first hard one ends.
+turn, so that many easy inputs are done before the first hard one ends. What the first turn leaves open is attacked
+again, from near-optimal points of its relaxations.
 
 Networks with other nonlinear layers than ReLU and LeakyReLU are left open.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final
@@ -22,22 +23,31 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from citrus_tool.attacks.margin import float32_at_most
+from citrus_tool.attacks.sets import attack_sets
 from citrus_tool.attacks.universal import attack_groups
 from citrus_tool.bounds.crown import LinearMargins, relax
-from citrus_tool.bounds.fold import foldable
+from citrus_tool.bounds.fold import foldable, foldable_nodes
 from citrus_tool.bounds.linear import Planes
 from citrus_tool.bounds.optimised import GRID, ROOT, Ascent, Instance, ascend, least_above
 from citrus_tool.bounds.rounding import enclose, exact_products
 from citrus_tool.certify.search import Leaf, MarginProblem, Search
 from citrus_tool.network import INPUT, Network
 from citrus_tool.progress import Progress, Silent
+from citrus_tool.threat import Box
 
 SLACK: Final = 2.0**-15
 """What the ascent (float32) must exceed the guard by, in units of the largest |margin offset|, before it is claimed."""
 TURNS: Final = tuple(32 * 4**turn for turn in range(12))
 """Nodes that an input may have spent at the end of each of its turns."""
 TOGETHER: Final = 32
-"""Inputs whose open parts are kept in memory together."""
+"""Inputs whose open parts are kept in memory together, at most."""
+MEMORY: Final = 2**31
+"""Bytes that their folded systems may take, roughly."""
+PROBED: Final = 8
+"""Worst parts of an input from whose near-optimal points it is attacked."""
+NEAR: Final = 0.25
+"""First step of that attack, in units of eps."""
+STEPS: Final = 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,29 +162,31 @@ def branch_and_bound(
         waiting = []
     with torch.no_grad(), exact_products():
         for first in range(0, len(waiting), TOGETHER):
-            some = torch.tensor(waiting[first : first + TOGETHER], device=x.device)
-            share = deadline
-            if budget.seconds is not None:
-                now = time.monotonic()
-                share = now + max(0.0, deadline - now) * len(some) / (len(waiting) - first)
+            some = waiting[first : first + TOGETHER]
             boxes, relaxations, errors = relax(network, enclose(x[some], eps))
-            cases = [
-                _Case(
-                    instance=Instance.of(network, boxes, relaxations, errors, int(labels[number]), position),
-                    network=single,
-                    x=x[number].float(),
-                    eps=float32_at_most(eps),
-                    guard=float(guard[number]),
-                    classes=torch.nonzero(~(board.lower[number] > guard[number])).flatten(),
-                    witness=board.witness[number] if board.verdict[number] is Verdict.WITNESS else None,
-                    record=record,
-                )
-                for position, number in enumerate(some.tolist())
-            ]
-            _take_turns(cases, budget, share)
-            for number, case in zip(some.tolist(), cases, strict=True):
-                board.note(number, case)
-                report.advance(1)
+            for positions in _batches(network, boxes):
+                share = deadline
+                if budget.seconds is not None:
+                    now = time.monotonic()
+                    share = now + max(0.0, deadline - now) * len(positions) / (len(waiting) - first - positions[0])
+                cases = [
+                    _Case(
+                        instance=Instance.of(network, boxes, relaxations, errors, int(labels[number]), position),
+                        network=single,
+                        x=x[number].float(),
+                        eps=float32_at_most(eps),
+                        target=target,
+                        guard=float(guard[number]),
+                        classes=torch.nonzero(~(board.lower[number] > guard[number])).flatten(),
+                        witness=board.witness[number] if board.verdict[number] is Verdict.WITNESS else None,
+                        record=record,
+                    )
+                    for position, number in ((position, some[position]) for position in positions)
+                ]
+                _take_turns(cases, budget, share)
+                for position, case in zip(positions, cases, strict=True):
+                    board.note(some[position], case)
+                    report.advance(1)
     report.finish()
     margins = LinearMargins(lower=board.lower, coefficient=board.coefficient, offset=board.offset)
     return Branched(
@@ -256,13 +268,14 @@ class _Case:
         network: Network,
         x: Tensor,
         eps: float,
+        target: int | None,
         guard: float,
         classes: Tensor,
         witness: Tensor | None,
         record: bool,
     ) -> None:
         self.instance, self.network, self.x, self.eps, self.guard = instance, network, x, eps, guard
-        self.classes = classes
+        self.target, self.classes = target, classes
         self.witness = witness
         self.record = record
         self.proofs: list[LabelProof] = []
@@ -305,6 +318,30 @@ class _Case:
             self.witness = u[fooled[0]]
         self.refuted.update(torch.nonzero(wins.any(0)).flatten().tolist())
 
+    def probe(self) -> None:
+        """Attacks the input from what the relaxations of its worst parts think is best."""
+        means, place = self.search.means(PROBED)
+        count = len(place)
+        if not count:
+            return
+        u = means.T.reshape(-1, *self.x.shape).float() * self.eps
+        self._run(u)
+        with torch.enable_grad():
+            found, _ = attack_sets(
+                self.network,
+                self.x.expand(count, *self.x.shape),
+                torch.full_like(place, self.instance.label),
+                torch.arange(count, device=u.device),
+                u,
+                self.eps,
+                steps=STEPS,
+                target=self.target,
+                wrong=self.classes[place],
+                first=NEAR,
+            )
+        self._run(found)
+        self.search.drop(self.refuted)
+
     def plant(self) -> None:
         """alpha-CROWN on the whole box; what stays open is the root of a tree."""
         planes, found = self.instance.root(self.classes, ROOT)
@@ -345,6 +382,14 @@ class _Case:
         self.plant()
         self.search.drop(torch.nonzero(self.lower > self.guard).flatten().tolist())
 
+    def limit(self, turn: int, budget: Budget) -> int:
+        """Nodes that the input may have spent at the end of a turn."""
+        return turn if self.witness is None else min(turn, budget.witness_nodes)
+
+    def over(self, turn: int, budget: Budget) -> bool:
+        """Whether there is nothing to do in a turn."""
+        return self.search.done or self.nodes >= self.limit(turn, budget)
+
     def grow(self, nodes: int, deadline: float) -> None:
         """Searches until `nodes` parts have been bounded in all."""
         self.search.grow(nodes - self.spent, deadline)
@@ -380,6 +425,22 @@ class _Case:
             )
 
 
+def _batches(network: Network, boxes: Mapping[str, Box]) -> list[list[int]]:
+    """The inputs of these boxes, by position, in order, in lists whose folded systems fit into MEMORY."""
+    inputs = [boxes[node.inputs[0]] for node in foldable_nodes(network)]
+    neurons = torch.stack([((box.lower < 0) & (box.upper > 0)).flatten(1).sum(1) for box in inputs]).sum(0)
+    batches: list[list[int]] = []
+    room = 0.0
+    for position, count in enumerate(neurons.tolist()):
+        size = 12.0 * count * (boxes[INPUT].radius[0].numel() + count / 2)  # each matrix thrice, float32
+        if not batches or size > room:
+            batches.append([])
+            room = MEMORY
+        batches[-1].append(position)
+        room -= size
+    return batches
+
+
 def _take_turns(cases: Sequence[_Case], budget: Budget, deadline: float) -> None:
     """Works on the cases until all are done, each has spent its budget, or the deadline has passed.
 
@@ -392,12 +453,13 @@ def _take_turns(cases: Sequence[_Case], budget: Budget, deadline: float) -> None
     turns = [turn for turn in TURNS if turn < budget.nodes] + [budget.nodes]
     for number, turn in enumerate(turns):
         for case in sorted(cases, key=lambda case: case.search.gap):
-            limit = turn if case.witness is None else min(turn, budget.witness_nodes)
-            if case.search.done or case.nodes >= limit or time.monotonic() >= deadline:
+            if case.over(turn, budget) or time.monotonic() >= deadline:
                 continue
             if number and not case.tight:
                 case.tighten()
-            case.grow(limit, deadline)
+                if case.witness is None and budget.attack_restarts:
+                    case.probe()
+            case.grow(case.limit(turn, budget), deadline)
     for case in cases:
         case.settle()
         if not case.proven and not case.tight and time.monotonic() < deadline:

@@ -248,13 +248,13 @@ class Search:
         parts = [part for _, _, part in self._heap] + self._stuck
         return self._stacked(parts) if parts else None
 
-    def means(self, count: int) -> Tensor:
-        """(d, P) near-optimal points v of the relaxations of the worst parts, at most `count`."""
+    def means(self, count: int) -> tuple[Tensor, Tensor]:
+        """Near-optimal points v (d, P) of the relaxations of the worst parts, at most `count`, and their targets."""
         parts = [part for _, _, part in heapq.nsmallest(count, self._heap)]
+        target = self._targets_of(parts).long()
         if not parts:
-            return self.problem.system.radius.new_zeros(len(self.problem.system.radius), 0)
-        targets = self.problem.targets(self._targets_of(parts))
-        return mean_points(self.problem.system, targets, self._stacked(parts), MEAN)
+            return self.problem.system.radius.new_zeros(len(self.problem.system.radius), 0), target
+        return mean_points(self.problem.system, self.problem.targets(target), self._stacked(parts), MEAN), target
 
     def resume(self, duals: Duals) -> None:
         """Starts from parts, all of target 0, that together with what is closed elsewhere cover the box."""

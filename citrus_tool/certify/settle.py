@@ -404,7 +404,7 @@ class Loop:
         """Attacks the combination from what the relaxations of its worst parts think is best."""
         if task.search is None or self.arena.happened(frozenset(combination)):
             return
-        means = task.search.means(PROBED)
+        means, _ = task.search.means(PROBED)
         count, owners = means.shape[1], [member for member, _ in combination]
         if not count:
             return
