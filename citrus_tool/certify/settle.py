@@ -3,8 +3,8 @@
 First every atom, an input with one wrong label, is attacked; those that no attack makes happen are searched alone, for
 one that is refuted says more than any set. Then the master (conflicts.py) proposes the largest set of atoms of
 different inputs that nothing speaks against. An attack tries to fool it; otherwise its pairs are bounded jointly
-(joint.py), then combinations inside it with node budgets that grow from turn to turn, until one is refuted and joins
-the master's conflicts. What a search leaves open is attacked from near-optimal points of its worst parts' relaxations:
+(joint.py), then atoms, pairs, sets of one more than the attack has and the whole, with node budgets that grow from turn
+to turn, until one is refuted and joins the master's conflicts. What a search leaves open is attacked from near-optimal points of its worst parts' relaxations:
 these lead to perturbations that signed steps from corner to corner miss. The loop ends when the master's bound meets
 the best perturbation found, when the time is up, or when nothing is left to split.
 """
@@ -40,10 +40,6 @@ ALONE: Final = (64, 1024, 4096)
 ATTACKED: Final = 64
 """Atoms that are attacked side by side, each by STEPS steps from two starts."""
 STEPS: Final = 40
-WIDEST: Final = 4
-"""Of wider combinations inside a choice only the whole and those are bounded that are one larger than the attack's."""
-BROADER: Final = 4.0
-"""How much later a combination's turn comes for every member beyond two."""
 POINTS: Final = 4
 """Minimising points of a batch of parts that are tried as perturbations."""
 PROBED: Final = 2
@@ -273,8 +269,8 @@ class Loop:
     def pick(self, choice: Combination) -> Combination | None:
         """The combination inside the choice that is to be worked on next."""
         enough = self.arena.count + 1
-        # refuting a pair or so many that the attack is met helps most, the whole choice is the easiest
-        widths = sorted({*range(1, min(enough, len(choice), WIDEST) + 1), min(2, len(choice)), enough, len(choice)})
+        # a refuted pair excludes most, one more than the attack has is enough, the whole choice is the easiest
+        widths = sorted({1, min(2, len(choice)), min(enough, len(choice)), len(choice)})
         best: tuple[tuple[float, float], Combination] | None = None
         for width in widths:
             for some in combinations(choice, width):
@@ -286,14 +282,15 @@ class Loop:
                 if task is not None:
                     key = (1, task.gap * 2.0**task.turn)
                 else:
-                    key = (int(width > 2), self.guess(some) * 2.0 * BROADER ** max(0, width - 2))
+                    key = (int(width > 2), self.guess(some) * 2.0)
                 if best is None or key < best[0]:
                     best = key, some
         return None if best is None else best[1]
 
     def guess(self, combination: Combination) -> float:
         """What the gap may be at most: that of the parts that were bounded."""
-        parts = [self.tasks[some].gap for some in combinations(combination, len(combination) - 1) if some in self.tasks]
+        inside = set(combination)
+        parts = [task.gap for some, task in self.tasks.items() if len(some) < len(inside) and inside.issuperset(some)]
         return min(parts, default=math.inf)
 
     def work(self, combination: Combination) -> None:
