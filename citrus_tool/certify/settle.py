@@ -3,10 +3,11 @@
 First every atom, an input with one wrong label, is attacked; those that no attack makes happen are searched alone, for
 one that is refuted says more than any set. Then the master (conflicts.py) proposes the largest set of atoms of
 different inputs that nothing speaks against. An attack tries to fool it; otherwise its pairs are bounded jointly
-(joint.py), then atoms, pairs, sets of one more than the attack has and the whole, with node budgets that grow from turn
-to turn, until one is refuted and joins the master's conflicts. What a search leaves open is attacked from near-optimal points of its worst parts' relaxations:
-these lead to perturbations that signed steps from corner to corner miss. The loop ends when the master's bound meets
-the best perturbation found, when the time is up, or when nothing is left to split.
+(joint.py), then atoms, pairs, sets of one more than the attack has, and the whole, with node budgets that grow from
+turn to turn, until one is refuted and joins the master's conflicts. What a search leaves open is attacked from
+near-optimal points of its worst parts' relaxations: these lead to perturbations that signed steps from corner to corner
+miss. The loop ends when the master's bound meets the best perturbation found, when the time is up, or when nothing is
+left to split.
 """
 
 from __future__ import annotations
