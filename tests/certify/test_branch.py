@@ -17,6 +17,7 @@ from citrus_tool import onnx_io
 from citrus_tool.bounds.crown import LinearMargins, crown, relax
 from citrus_tool.bounds.optimised import Duals, Instance, Schedule, Targets, ascend, children, tuned_planes
 from citrus_tool.bounds.rounding import enclose
+from citrus_tool.certify import branch
 from citrus_tool.certify.branch import Branched, Budget, Verdict, branch_and_bound
 from citrus_tool.certify.settings import CertifySettings
 from citrus_tool.certify.uap import certify_uap
@@ -176,6 +177,32 @@ def test_an_inputs_result_does_not_depend_on_the_others() -> None:
     part = branch_and_bound(network, x[5:], data.labels[5:], 0.2, known=half, budget=budget, generator=generator)
     assert whole.verdict[5:] == part.verdict
     assert torch.equal(whole.nodes[5:], part.nodes)
+
+
+def test_results_do_not_depend_on_how_many_inputs_fit_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = tiny_chain(3, hidden=40)
+    whole, _ = run(network, 10, 0.2, 3)
+    monkeypatch.setattr(branch, "MEMORY", 1)
+    single, _ = run(network, 10, 0.2, 3)
+    assert whole.verdict == single.verdict
+    assert torch.equal(whole.nodes, single.nodes)
+    assert torch.equal(whole.margins.lower, single.margins.lower)
+
+
+def test_near_optimal_points_lead_to_witnesses_that_a_weak_attack_misses(monkeypatch: pytest.MonkeyPatch) -> None:
+    weak = Budget(nodes=100, attack_steps=1, attack_restarts=1)
+    monkeypatch.setattr(branch._Case, "look", lambda case, point: set())  # minimising points find most of them here
+    found = []
+    for seed in range(4):
+        network = tiny_chain(seed, hidden=40)
+        branched, _ = run(network, 12, 0.25, seed, weak)
+        found.append(sum(verdict is Verdict.WITNESS for verdict in branched.verdict))
+        with monkeypatch.context() as patch:
+            patch.setattr(branch._Case, "probe", lambda case: None)
+            plain, _ = run(network, 12, 0.25, seed, weak)
+        found[-1] -= sum(verdict is Verdict.WITNESS for verdict in plain.verdict)
+    assert min(found) >= 0, found
+    assert sum(found) > 0, found
 
 
 def test_the_time_limit_ends_the_search() -> None:
