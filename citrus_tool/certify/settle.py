@@ -3,18 +3,17 @@
 First every atom, an input with one wrong label, is attacked; those that no attack makes happen are searched alone, for
 one that is refuted says more than any set. Then the master (conflicts.py) proposes the largest set of atoms of
 different inputs that nothing speaks against. An attack tries to fool it; otherwise its pairs are bounded jointly
-(joint.py), then atoms, pairs, sets of one more than the attack has, and the whole, with node budgets that grow from
-turn to turn, until one is refuted and joins the master's conflicts. What a search leaves open is attacked from
-near-optimal points of its worst parts' relaxations: these lead to perturbations that signed steps from corner to corner
-miss. The loop ends when the master's bound meets the best perturbation found, when the time is up, or when nothing is
-left to split.
+(joint.py), then combinations inside it with node budgets that grow from turn to turn, until one is refuted and joins
+the master's conflicts. What a search leaves open is attacked from near-optimal points of its worst parts' relaxations:
+these lead to perturbations that signed steps from corner to corner miss. The loop ends when the master's bound meets
+the best perturbation found, when the time is up, or when nothing is left to split.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Final
@@ -41,6 +40,10 @@ ALONE: Final = (64, 1024, 4096)
 ATTACKED: Final = 64
 """Atoms that are attacked side by side, each by STEPS steps from two starts."""
 STEPS: Final = 40
+WIDEST: Final = 4
+"""Of larger combinations inside a choice only the whole and those are bounded that are one larger than the attack's."""
+FEW: Final = 16
+"""So many of the latter are bounded beside pairs."""
 POINTS: Final = 4
 """Minimising points of a batch of parts that are tried as perturbations."""
 PROBED: Final = 2
@@ -107,6 +110,11 @@ class _Task:
     turn: int = 0
     fronts: tuple[Front, ...] = ()
     closed: tuple[Products, ...] = ()
+
+    @property
+    def cost(self) -> float:
+        """What another turn costs for what it promises."""
+        return float(self.gap * 2.0**self.turn)
 
 
 @dataclass(kw_only=True)
@@ -268,31 +276,38 @@ class Loop:
         return len(self.conflicts.refuted) != before
 
     def pick(self, choice: Combination) -> Combination | None:
-        """The combination inside the choice that is to be worked on next."""
-        enough = self.arena.count + 1
-        # a refuted pair excludes most, one more than the attack has is enough, the whole choice is the easiest
-        widths = sorted({1, min(2, len(choice)), min(enough, len(choice)), len(choice)})
+        """The combination inside the choice that is to be worked on next.
+
+        A refuted pair excludes most. Sets of one more than the attack has would be enough, and the whole choice is the
+        easiest to refute, but they are worth it only where there are few; others come when no pair is left.
+        """
+        enough = min(self.arena.count + 1, len(choice))
+        small = {1, min(2, len(choice))}
+        broad = {enough, len(choice)} if math.comb(len(choice), enough) <= FEW else set()
+        return self.best_of(choice, small | broad) or self.best_of(
+            choice, {*range(3, min(enough, WIDEST) + 1), enough, len(choice)}
+        )
+
+    def best_of(self, choice: Combination, widths: Collection[int]) -> Combination | None:
+        """The combination of one of these sizes inside the choice that promises most."""
         best: tuple[tuple[float, float], Combination] | None = None
-        for width in widths:
+        for width in sorted(widths):
             for some in combinations(choice, width):
                 if self.arena.happened(frozenset(some)):
                     continue
                 task = self.tasks.get(some)
                 if task is not None and (task.search is None or task.search.done or task.turn > len(TURNS)):
                     continue
-                if task is not None:
-                    key = (1, task.gap * 2.0**task.turn)
-                else:
-                    key = (int(width > 2), self.guess(some) * 2.0)
+                key = (int(task is not None or width > 2), self.guess(some) if task is None else task.cost)
                 if best is None or key < best[0]:
                     best = key, some
         return None if best is None else best[1]
 
     def guess(self, combination: Combination) -> float:
-        """What the gap may be at most: that of the parts that were bounded."""
+        """What a combination without a bound may cost: twice the least of what its parts do."""
         inside = set(combination)
-        parts = [task.gap for some, task in self.tasks.items() if len(some) < len(inside) and inside.issuperset(some)]
-        return min(parts, default=math.inf)
+        parts = [task.cost for some, task in self.tasks.items() if len(some) < len(inside) and inside.issuperset(some)]
+        return 2.0 * min(parts, default=math.inf)
 
     def work(self, combination: Combination) -> None:
         """One turn of a combination: its first bound, or further parts of the box."""
