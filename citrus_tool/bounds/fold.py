@@ -364,7 +364,7 @@ def compressed(matrix: Tensor) -> Tensor:
 
 
 def sparse(matrix: Tensor) -> Tensor:
-    """The matrix in compressed rows."""
+    """The matrix (R, N) in compressed rows."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
         return matrix.to_sparse_csr()

@@ -259,15 +259,26 @@ class Workspace:
     """The buffers of one ascent: one row per neuron and one for absent splits; overwritten by every evaluation.
 
     Fresh memory costs more than the arithmetic here, so everything is computed in place.
+
+    Attributes:
+        weight: (U + 1, D) coefficients of the neurons' outputs.
+        below, above: (U + 1, D) 1 where the weight is positive, else 0; 1 where a plane stands for the neuron, else 0.
+        slope, intercept: (U + 1, D) e and q of the lines.
+        nu: (U + 1, D) coefficients of the neurons' inputs.
+        z, h: (U + 1, D) the relaxed system's inputs and outputs at `point`.
+        scratch: (U, D).
+        alpha_moments, beta_moments, share_moments: Adam's, (U, D), (K, D) and (M, D) each.
+        at_input, point: (d, D) the coefficients L of v, and the minimising v.
+        settled: (K, D) slope of each split neuron.
     """
 
     system: Fold
     targets: Targets | JointTargets
     weight: Tensor
-    below: Tensor  # 1 where the weight is positive, else 0
-    above: Tensor  # 1 where a plane stands for the neuron, else 0
-    slope: Tensor  # e
-    intercept: Tensor  # q
+    below: Tensor
+    above: Tensor
+    slope: Tensor
+    intercept: Tensor
     nu: Tensor
     z: Tensor
     h: Tensor
@@ -277,10 +288,11 @@ class Workspace:
     share_moments: tuple[Tensor, Tensor] | None
     at_input: Tensor
     point: Tensor
-    settled: Tensor  # (K, D) slope of each split neuron
+    settled: Tensor
 
     @staticmethod
     def of(system: Fold, targets: Targets | JointTargets, start: Duals) -> Workspace:
+        """Buffers for these targets and for duals with `start`'s splits."""
         columns = targets.offset.shape[-1]
         rows = [targets.offset.new_zeros(system.neurons + 1, columns) for _ in range(11)]
         floor = torch.cat([system.floor, system.floor.new_zeros(1)])
@@ -381,7 +393,7 @@ class Workspace:
         return replace(duals, share=moved.softmax(0).clamp(min=LEAST_SHARE))
 
     def merged(self, old: Duals, new: Duals, better: Tensor) -> Duals:
-        """`new` in the columns that are `better`, else `old`."""
+        """`new` in the columns that are `better` (D,), else `old`."""
         if bool(better.all()):
             return replace(new, alpha=new.alpha.clone())
         alpha = torch.lerp(old.alpha, new.alpha, better.to(old.alpha.dtype))
@@ -391,11 +403,12 @@ class Workspace:
         return replace(old, alpha=alpha, beta=torch.where(better, new.beta, old.beta), share=share)
 
     def result(self, bound: Tensor, duals: Duals) -> Ascent:
+        """What the last evaluation, of `duals`, left in the buffers, with bounds (D,)."""
         return Ascent(bound=bound, duals=duals, weight=self.weight[:-1], point=self.point)
 
 
 def adam(gradient: Tensor, moments: tuple[Tensor, Tensor], step: int) -> Tensor:
-    """Adam's direction for an ascent; overwrites `gradient`."""
+    """Adam's direction (any shape) for an ascent, of `moments`' and `gradient`'s shape; overwrites `gradient`."""
     first, second = moments
     first.lerp_(gradient, 1 - FIRST_MOMENT)
     second.mul_(SECOND_MOMENT).addcmul_(gradient, gradient, value=1 - SECOND_MOMENT)
