@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from citrus_tool.errors import InterruptedRunError, UsageError
-from citrus_tool.workers import spread
+from citrus_tool.workers import More, spread
 
 
 def squares(offset: int) -> Callable[[int], tuple[int, int]]:
@@ -37,6 +37,20 @@ def test_every_task_is_done_by_another_process() -> None:
     found = list(spread(partial(squares, 7), range(6), 2))
     assert sorted(value for value, _ in found) == [7, 8, 11, 16, 23, 32]
     assert os.getpid() not in {process for _, process in found}
+
+
+def halves() -> Callable[[int | tuple[int]], float | More]:
+    """A number makes two tasks."""
+    return lambda task: task[0] / 2 if isinstance(task, tuple) else More(tasks=((task,), (task + 1,)))
+
+
+def test_tasks_make_tasks() -> None:
+    assert sorted(spread(halves, [10, 20], 2)) == [5.0, 5.5, 10.0, 10.5]
+
+
+def test_further_tasks_come_first() -> None:
+    found = list(spread(halves, [10, 20, 30, 40, 50], 2))
+    assert found.index(5.0) < found.index(25.0)
 
 
 def test_errors_come_through_and_end_the_others(tmp_path: Path) -> None:

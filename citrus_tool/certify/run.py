@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -61,6 +61,18 @@ class Chunk:
     indices: Tensor
     clean: Clean
     skip: frozenset[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A group of k inputs behind the batched stages: pixels `x` (k, C, H, W) float32, the classes that must stay above,
+    and what the stages found. Positions count from 0 in the group.
+    """
+
+    group: OpenGroup
+    screened: Screened
+    x: Tensor
+    rivals: Tensor  # (k,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,8 +178,8 @@ class Run:
         inputs = CHUNK_INPUTS if self.settings.bounds in ("ibp", "crown") else BRANCHED_INPUTS
         return max(1, min(inputs, CHUNK_BYTES // per_input) // self.settings.group_size)
 
-    def chunk(self, task: Chunk) -> Iterator[Finished]:
-        """The groups of one chunk but those that are done; their proofs are recorded, or kept in scope dataset."""
+    def prepared(self, task: Chunk) -> list[Prepared]:
+        """The groups of one chunk but those that are done, behind the batched stages."""
         settings, k = self.settings, self.settings.group_size
         first, indices, clean = task.first, task.indices, task.clean
         x, labels = self.data.pixels(indices), clean.rival
@@ -195,30 +207,38 @@ class Run:
         with timed(seconds, "attack"):
             u = self._attack(first, positions, x, labels, clean.held & ~screened.proven)
         share = {stage: value / len(positions) for stage, value in seconds.items()}
+        groups = []
         for number, position in enumerate(positions):
             if first + number in task.skip:
                 continue
+            some = screened.select(position)
             group = OpenGroup(
                 index=first + number,
                 indices=tuple(indices[position].tolist()),
-                position=position,
+                position=torch.arange(len(position)),
                 correct=clean.held[position],
-                ibp=screened.ibp[position],
-                proven=screened.proven[position],
+                ibp=some.ibp,
+                proven=some.proven,
                 labels=tuple(self.data.labels[indices[position]].tolist()),
                 u=u[number],
                 fallen=torch.zeros(len(position), dtype=torch.bool),
                 seconds=dict(share),
             )
-            with timed(group.seconds, "replay"):
-                group = self._replayed(group, screened, u[number], x, labels)
-            result, witness, refuted, together = self._finish(group, screened, x, labels)
-            proof = None if self.recorder is None else self._proof(group, result, screened, x, labels, together)
-            if proof is not None and settings.scope == "groups":
-                self._record(proof)
-                proof = None
-            remainder = remainder_of(group, screened, witness.u, refuted, self.eps)
-            yield Finished(result=result, remainder=remainder, proof=proof)
+            groups.append(Prepared(group=group, screened=some, x=x[position], rivals=labels[position]))
+        return groups
+
+    def finished(self, prepared: Prepared) -> Finished:
+        """The group's result; its proof is recorded, or kept in scope dataset."""
+        group, screened, x, rivals = prepared.group, prepared.screened, prepared.x, prepared.rivals
+        with timed(group.seconds, "replay"):
+            group = self._replayed(group, screened, group.u, x, rivals)
+        result, witness, refuted, together = self._finish(group, screened, x, rivals)
+        proof = None if self.recorder is None else self._proof(group, result, screened, x, rivals, together)
+        if proof is not None and self.settings.scope == "groups":
+            self._record(proof)
+            proof = None
+        remainder = remainder_of(group, screened, witness.u, refuted, self.eps)
+        return Finished(result=result, remainder=remainder, proof=proof)
 
     def _proof(
         self,

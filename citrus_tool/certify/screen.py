@@ -99,6 +99,19 @@ class Screened:
     proofs: dict[int, tuple[LabelProof, ...]]
     seconds: dict[str, float]
 
+    def select(self, part: Int[Tensor, " m"]) -> Screened:
+        """The same for the inputs at these positions, which are counted from 0 then; without `seconds`."""
+        places = {position: place for place, position in enumerate(part.tolist())}
+        return Screened(
+            ibp=self.ibp[part],
+            proven=self.proven[part],
+            guard=self.guard[part],
+            planes={places[old]: one for old, one in self.planes.items() if old in places},
+            excluded={places[old]: one for old, one in self.excluded.items() if old in places},
+            proofs={places[old]: one for old, one in self.proofs.items() if old in places},
+            seconds={},
+        )
+
 
 def judged(data: Dataset, target: int | None) -> Int[Tensor, " n"]:
     """Indices of the inputs that are judged: all, or those with another label than the target class.

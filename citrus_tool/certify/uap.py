@@ -28,14 +28,14 @@ from citrus_tool.certify.dataset import Remainder
 from citrus_tool.certify.journal import Journal, open_journal
 from citrus_tool.certify.master import Solver, named
 from citrus_tool.certify.proof import GroupProof
-from citrus_tool.certify.run import Chunk, Finished, Run
+from citrus_tool.certify.run import Chunk, Finished, Prepared, Run
 from citrus_tool.certify.settings import CertifySettings
 from citrus_tool.data import Dataset
 from citrus_tool.errors import InputFileError, InterruptedRunError, UsageError
 from citrus_tool.onnx_io import OnnxModel, OnnxRunner, require_parity
 from citrus_tool.progress import Progress, Silent
 from citrus_tool.threat import Threat
-from citrus_tool.workers import spread
+from citrus_tool.workers import More, spread
 
 PROVER: Final = 2
 """Raised when results of the procedure before are no longer to be mixed with those of today's, or were wrong."""
@@ -130,7 +130,7 @@ def certify_uap(
                     tasks.append(Chunk(first=first, indices=candidates[some], clean=clean.select(some), skip=skip))
             if tasks and not results:
                 progress.advance(0, note=f"in batches of {min(size, len(groups))}")
-            for one in _finished(run, partial(build, resume=True), tasks, workers):
+            for one in _finished(run, partial(build, resume=True), tasks, min(workers, len(wanted) - len(results))):
                 result, index = one.result, one.result.index
                 results[index], remainders[index] = result, one.remainder
                 if one.proof is not None:
@@ -182,18 +182,17 @@ def _share(batches: range, part: tuple[int, int], size: int) -> range:
 
 def _finished(run: Run, build: Callable[[], Run], tasks: Sequence[Chunk], workers: int) -> Iterator[Finished]:
     """The groups of all chunks, here or by worker processes, each of which builds a run of its own."""
-    if min(workers, len(tasks)) > 1:
-        done = spread(partial(_worker, build), tasks, workers, threads=torch.get_num_threads())
-        yield from (one for several in done for one in several)
+    if workers > 1:
+        yield from spread(partial(_worker, build), tasks, workers, threads=torch.get_num_threads())
     else:
         for task in tasks:
-            yield from run.chunk(task)
+            yield from map(run.finished, run.prepared(task))
 
 
-def _worker(build: Callable[[], Run]) -> Callable[[Chunk], list[Finished]]:
-    """What a worker process does with a chunk."""
+def _worker(build: Callable[[], Run]) -> Callable[[Chunk | Prepared], Finished | More]:
+    """What a worker process does: a chunk's batched stages, or one group."""
     run = build()
-    return lambda task: list(run.chunk(task))
+    return lambda task: run.finished(task) if isinstance(task, Prepared) else More(tasks=tuple(run.prepared(task)))
 
 
 def _remainders(path: Path, notes: Mapping[int, Any]) -> dict[int, Remainder]:

@@ -651,11 +651,12 @@ def test_a_network_that_is_no_longer_the_files(tmp_path: Path) -> None:
         certify(model, data, 0.1)
 
 
-@pytest.mark.parametrize("scope", ["groups", "dataset"])
+@pytest.mark.parametrize(("scope", "batch"), [("groups", 6), ("groups", 100), ("dataset", 6)])
 def test_workers_give_the_same_result_and_proof(
-    scope: Literal["groups", "dataset"], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    scope: Literal["groups", "dataset"], batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stages, "BRANCHED_INPUTS", 6)
+    """The groups of one batch are spread as well."""
+    monkeypatch.setattr(stages, "BRANCHED_INPUTS", batch)
     network = tiny_chain(5)
     data, model = data_for(network, 12, 5), as_onnx(network, tmp_path)
     settings = replace(QUICK, bounds="full", scope=scope, branch_nodes=8, attack_restarts=1, time_limit=30)
