@@ -315,6 +315,8 @@ class Model(Tabular):
         run_dir: str | Path | None = None,
         resume: bool = False,
         workers: int = 1,
+        part: tuple[int, int] | None = None,
+        join: Sequence[str | Path] = (),
         data_root: Path | None = None,
         device: Device = "auto",
         on_progress: OnProgress | None = None,
@@ -332,6 +334,8 @@ class Model(Tabular):
             proof: file that gets the proof, for `citrus check`; needs bounds="full".
             run_dir: folder for the journal that `resume` continues from; None: nothing is kept.
             workers: processes that groups are spread over; scripts then need `if __name__ == "__main__"`.
+            part: (i, n): only the i-th of n parts of the groups, for a cluster.
+            join: run folders of parts, whose groups are taken over into run_dir; what they lack is done here.
             on_progress: gets a Step now and then.
             settings: fields of CertifySettings, such as group_size=5, limit=1000 or bounds="full".
 
@@ -343,6 +347,8 @@ class Model(Tabular):
         """
         if resume and run_dir is None:
             raise UsageError("resume needs the run_dir of the run to continue.")
+        if join and run_dir is None:
+            raise UsageError("join needs the run_dir that the parts are joined in.")
         source, split = _judged(data, split, data_root)
         return workflow.certify_file(
             self,
@@ -355,6 +361,8 @@ class Model(Tabular):
             resume=resume,
             proof=None if proof is None else Path(proof),
             workers=workers,
+            part=part,
+            join=[Path(folder) for folder in join],
             progress=_progress(on_progress),
         )
 

@@ -9,6 +9,7 @@ import inspect
 import typing
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,14 @@ def test_certify_is_certify_uap(toy: Path, model: citrus.Model, tmp_path: Path) 
     assert plain(found.to_json()) == plain(json.loads(out.read_text()))
 
 
+def test_parts_are_joined(model: citrus.Model, tmp_path: Path) -> None:
+    certify = partial(model.certify, "digits", eps=0.02, bounds="alpha", limit=150, attack_steps=2, attack_restarts=1)
+    whole, part = certify(), certify(part=(1, 2), run_dir=tmp_path / "part")
+    assert (part.inputs, whole.inputs) == (100, 150)
+    joined = certify(run_dir=tmp_path / "joined", join=[tmp_path / "part"])
+    assert plain(joined.to_json()) == plain(whole.to_json())
+
+
 def test_arrays_tensors_and_data_sets_are_one(model: citrus.Model, digits: tuple[Any, Any]) -> None:
     x, y = digits
     kinds: list[Any] = [(x, y), (torch.from_numpy(x), torch.from_numpy(y)), citrus.Dataset.from_arrays(x, y)]
@@ -242,6 +251,7 @@ def test_harden_a_module_with_splits_into_a_folder(tmp_path: Path) -> None:
         (lambda m: m.harden("digits"), "give eps, e.g. eps=0.1, or spec"),
         (lambda m: m.harden("digits", eps=0.1, resume=True), "resume needs the run_dir"),
         (lambda m: m.certify("digits", eps=0.1, resume=True), "resume needs the run_dir"),
+        (lambda m: m.certify("digits", eps=0.1, join=["run"]), "join needs the run_dir"),
         (lambda m: m.harden("digits", eps=0.1, method="citrsu"), "Did you mean 'citrus'"),
         (lambda m: m.certify("digits", eps=1.5), r"eps is 1.5; it must lie in \[0, 1\]"),
     ],

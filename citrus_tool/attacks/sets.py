@@ -24,6 +24,8 @@ MOMENTUM: Final = 0.75
 """Weight of the past gradient."""
 ENOUGH: Final = 0.02
 """A set is done when all its margins are this far below 0, in units of the clean margins."""
+NEAR: Final = 0.25
+"""First step from a point that is nearly best already, in units of eps."""
 LOOK: Final = 5
 """Steps after which sets that are done leave the batch."""
 
@@ -91,6 +93,39 @@ def around(
     drawn = torch.rand(count, *start.shape, generator=generator) < share
     corner = torch.randint(0, 2, (count, *start.shape), generator=generator) * 2.0 - 1.0
     return torch.where(drawn.to(start.device), (radius * corner).to(start), start)
+
+
+def attack_near(
+    network: Network,
+    images: Float[Tensor, "s C H W"],
+    labels: Int[Tensor, " s"],
+    radius: float,
+    *,
+    points: Float[Tensor, "b C H W"],
+    wrong: Int[Tensor, "b s"],
+    steps: int,
+    target: int | None = None,
+) -> Float[Tensor, "b C H W"]:
+    """Tries to give all inputs of a set wrong labels, from b points that a relaxation thinks are best, by short steps.
+
+    Args:
+        radius: in pixel space, as a float32.
+        target: as in `attack_set`.
+        wrong: the label that each input is to get, from each point.
+    """
+    u, _ = attack_sets(
+        network,
+        images.repeat(len(points), 1, 1, 1),
+        labels.repeat(len(points)),
+        torch.arange(len(points), device=points.device).repeat_interleave(len(images)),
+        points,
+        radius,
+        steps=steps,
+        target=target,
+        wrong=wrong.flatten(),
+        first=NEAR,
+    )
+    return u
 
 
 def attack_sets(

@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from citrus_tool.attacks.margin import float32_at_most
-from citrus_tool.attacks.sets import attack_sets
+from citrus_tool.attacks.sets import attack_near
 from citrus_tool.attacks.universal import attack_groups
 from citrus_tool.bounds.crown import LinearMargins, relax
 from citrus_tool.bounds.fold import foldable, foldable_nodes
@@ -45,8 +45,6 @@ MEMORY: Final = 2**31
 """Bytes that their folded systems may take, roughly."""
 PROBED: Final = 8
 """Worst parts of an input from whose near-optimal points it is attacked."""
-NEAR: Final = 0.25
-"""First step of that attack, in units of eps."""
 STEPS: Final = 30
 
 
@@ -327,17 +325,15 @@ class _Case:
         u = means.T.reshape(-1, *self.x.shape).float() * self.eps
         self._run(u)
         with torch.enable_grad():
-            found, _ = attack_sets(
+            found = attack_near(
                 self.network,
-                self.x.expand(count, *self.x.shape),
-                torch.full_like(place, self.instance.label),
-                torch.arange(count, device=u.device),
-                u,
+                self.x[None],
+                place.new_tensor([self.instance.label]),
                 self.eps,
+                points=u,
+                wrong=self.classes[place][:, None],
                 steps=STEPS,
                 target=self.target,
-                wrong=self.classes[place],
-                first=NEAR,
             )
         self._run(found)
         self.search.drop(self.refuted)

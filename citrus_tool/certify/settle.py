@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from citrus_tool.attacks.margin import float32_at_most
-from citrus_tool.attacks.sets import around, attack_set, attack_sets
+from citrus_tool.attacks.sets import around, attack_near, attack_set, attack_sets
 from citrus_tool.bounds.crown import relax
 from citrus_tool.bounds.hull import with_hull
 from citrus_tool.bounds.optimised import ROOT, Instance, ascend, tuned_planes
@@ -48,8 +48,6 @@ POINTS: Final = 4
 """Minimising points of a batch of parts that are tried as perturbations."""
 PROBED: Final = 2
 """Worst parts whose near-optimal points are tried, and attacked from."""
-NEAR: Final = 0.25
-"""First step of those attacks, in units of eps."""
 FRONT_NODES: Final = (16, 64)
 """Parts of the box that an atom's search has bounded when its open parts become a factor of wide products, of pairs."""
 PRODUCTS: Final = 2048
@@ -424,18 +422,17 @@ class Loop:
         u = means.T.reshape(-1, *self.arena.x.shape[1:]).float() * self.arena.eps
         self.point = u[0]
         self.arena.judge(u)
+        labels = self.arena.truth.new_tensor([label for _, label in combination])
         with torch.enable_grad():
-            found, _ = attack_sets(
+            found = attack_near(
                 self.arena.network,
-                self.arena.x[owners].repeat(count, 1, 1, 1),
-                self.arena.truth[owners].repeat(count),
-                torch.arange(count, device=u.device).repeat_interleave(len(owners)),
-                u,
+                self.arena.x[owners],
+                self.arena.truth[owners],
                 self.arena.eps,
+                points=u,
+                wrong=labels.expand(count, -1),
                 steps=STEPS,
                 target=self.arena.target,
-                wrong=self.arena.truth.new_tensor([label for _, label in combination]).repeat(count),
-                first=NEAR,
             )
         self.arena.judge(found)
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from torch import Tensor
 
 from citrus_tool import __version__
 from citrus_tool.certify.certificate import Certificate, GroupResult
@@ -151,7 +152,7 @@ def certify_uap(
     if run.recorder is not None:
         run.recorder.pack(len(ordered), {"data": data.name, "split": data.split, "version": __version__})
     progress.finish()
-    judged = torch.cat([chosen[index * k : (index + 1) * k] for index in wanted]) if part is not None else slice(None)
+    judged = torch.isin(_looked_at(chosen, len(candidates)) // k, torch.tensor(wanted))
     return Certificate(
         model=str(model.path),
         sha256=model.sha256,
@@ -160,7 +161,7 @@ def certify_uap(
         data_sha256=data.sha256(),
         threat=threat,
         settings=asdict(settings),
-        examined=len(candidates[judged]),
+        examined=int(judged.sum()),
         examined_correct=int(clean.correct[judged].sum()),
         groups=ordered,
         stages={"clean": clean_seconds, **_total(group.stages for group in ordered)},
@@ -178,6 +179,11 @@ def _share(batches: range, part: tuple[int, int], size: int) -> range:
             f" {len(batches)}."
         )
     return batches[number - 1 :: parts]
+
+
+def _looked_at(chosen: Tensor, count: int) -> Tensor:
+    """For which of the chosen inputs each of `count` candidates was looked at: the next one, or the last one of all."""
+    return torch.searchsorted(chosen, torch.arange(count)).clamp(max=len(chosen) - 1)
 
 
 def _finished(run: Run, build: Callable[[], Run], tasks: Sequence[Chunk], workers: int) -> Iterator[Finished]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import signal
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,8 @@ def files() -> list[str]:
 
 def test_version_and_help(run: Run) -> None:
     assert run("--version").out == f"citrus {__version__}\n"
+    as_module = [sys.executable, "-m", "citrus_tool", "--version"]
+    assert subprocess.run(as_module, capture_output=True, text=True, check=True).stdout == f"citrus {__version__}\n"
     outcome = run("--help")
     assert outcome.code == 0
     order = re.findall(r"^  ([a-z][a-z-]*)  ", outcome.out, re.MULTILINE)
