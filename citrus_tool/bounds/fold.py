@@ -163,6 +163,71 @@ class Stage:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Twins:
+    """Open neurons that several systems side by side share, in the network's first nonlinear layer.
+
+    Their inputs see the perturbation through the same row of weights: z_m = t + b_m with one t = a v for all members,
+    b_m the input without a perturbation. So what stands in place of their outputs need not hold for each alone: for
+    coefficients w_m of the outputs and any slopes nu_m,
+
+        sum_m w_m h(t + b_m)  >=  sum_m nu_m (t + b_m)  +  min over t of sum_m (w_m h(t + b_m) - nu_m (t + b_m)),
+
+    and the minimum of this piecewise linear function of one number is at an end of its range, or where some z_m is 0.
+
+    Attributes:
+        row: (M, C) the members' neurons in the joint system, its number of neurons where a member has none.
+        place: (U + 1,) which twins a neuron belongs to, C if to none.
+        single: (U, 1) 1 for neurons that are no twins, else 0.
+        t: (P, C) the P = M + 2 points where the minimum can be: the ends, then each member's zero.
+        z, h: (P, M, C, 1) inputs and outputs there, 0 where a member has none.
+        terms: the pairs (p, m) for which they are not all 0.
+    """
+
+    row: Tensor
+    place: Tensor
+    single: Tensor
+    t: Tensor
+    z: Tensor
+    h: Tensor
+    terms: tuple[tuple[int, int], ...]
+
+    @staticmethod
+    def of(firsts: Sequence[Stage], shift: Tensor, floor: Tensor) -> Twins | None:
+        """Those of the members' first stages, in a system with neurons of these `shift` (U, 1) and `floor` (U,)."""
+        entry, owners = torch.unique(torch.cat([stage.entry for stage in firsts]), return_counts=True)
+        entry = entry[owners > 1]
+        if not len(entry):
+            return None
+        count, members, neurons = len(entry), len(firsts), len(floor)
+        row = torch.full((members, count), neurons, device=entry.device)
+        reach = floor.new_zeros(count)
+        for member, stage in enumerate(firsts):
+            where = torch.searchsorted(entry, stage.entry).clamp(max=count - 1)
+            mine = (entry[where] == stage.entry).nonzero().flatten()
+            row[member, where[mine]] = mine + stage.start
+            reach[where[mine]] = stage.inputs.at_input[mine].abs().sum(1)
+        place = torch.full((neurons + 1,), count, device=entry.device)
+        has = row < neurons
+        place[row[has]] = torch.arange(count, device=entry.device).expand(members, -1)[has]
+        b = torch.cat([shift[:, 0], shift.new_zeros(1)])[row]
+        left = torch.cat([floor, floor.new_zeros(1)])[row]
+        t = torch.cat([-reach[None], reach[None], torch.where(has, -b, reach)])
+        z = torch.where(has, t[:, None] + b, 0.0)
+        z[torch.arange(members) + 2, torch.arange(members)] = 0.0
+        h = torch.maximum(z, left * z)
+        used = (z != 0).any(2)
+        return Twins(
+            row=row,
+            place=place,
+            single=(place[:-1] == count).to(floor.dtype)[:, None],
+            t=t,
+            z=z[..., None],
+            h=h[..., None],
+            terms=tuple((p, m) for p, m in used.nonzero().tolist()),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Fold:
     """The folded system of one box (module docstring); U open neurons.
 
@@ -174,6 +239,7 @@ class Fold:
         lower_slope: (U, 1) CROWN's line below.
         upper_slope, upper_offset: (U, 1) the line above.
         shift: (U, 1) the offset of every neuron's input.
+        twins: of systems side by side, if they share any.
     """
 
     stages: tuple[Stage, ...]
@@ -184,6 +250,7 @@ class Fold:
     upper_slope: Tensor
     upper_offset: Tensor
     shift: Tensor
+    twins: Twins | None = None
 
     @property
     def neurons(self) -> int:
@@ -201,27 +268,31 @@ class Fold:
         return replace(self, stages=stages, **parts)
 
 
-def beside(systems: Sequence[Fold]) -> Fold:
-    """Systems over the same perturbation as one: their neurons one system after the other, nothing shared but v.
+def beside(systems: Sequence[Fold], first: str) -> Fold:
+    """Systems over the same perturbation as one: their neurons one system after the other.
 
-    `margins` are those of the first system, padded; targets of the joint system are built from the systems' own.
+    They share v, and the twins among the neurons of `first`, the network's first nonlinear node. `margins` are those of
+    the first system, padded; targets of the joint system are built from the systems' own.
     """
     stages: list[Stage] = []
     base = 0
     for system in systems:
         stages += [replace(s, base=s.base + base, start=s.start + base) for s in system.stages]
         base += system.neurons
-    first = systems[0]
-    blank = first.margins.at_hidden.new_zeros(len(first.margins.offset), base - first.neurons)
+    lead = systems[0]
+    blank = lead.margins.at_hidden.new_zeros(len(lead.margins.offset), base - lead.neurons)
+    shift, floor = torch.cat([system.shift for system in systems]), torch.cat([system.floor for system in systems])
+    shared = [stage for stage in stages if stage.node == first and stage.hull is None]
     return Fold(
         stages=tuple(stages),
-        margins=replace(first.margins, at_hidden=torch.cat([first.margins.at_hidden, blank], dim=1)),
-        radius=first.radius,
-        floor=torch.cat([system.floor for system in systems]),
+        margins=replace(lead.margins, at_hidden=torch.cat([lead.margins.at_hidden, blank], dim=1)),
+        radius=lead.radius,
+        floor=floor,
         lower_slope=torch.cat([system.lower_slope for system in systems]),
         upper_slope=torch.cat([system.upper_slope for system in systems]),
         upper_offset=torch.cat([system.upper_offset for system in systems]),
-        shift=torch.cat([system.shift for system in systems]),
+        shift=shift,
+        twins=Twins.of(shared, shift, floor) if len(shared) == len(systems) > 1 else None,
     )
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import pairwise
 
 import torch
@@ -27,6 +27,7 @@ from citrus_tool.bounds.fold import (
     Functionals,
     Hull,
     Settled,
+    Twins,
     floor_of,
     fold,
     foldable,
@@ -35,8 +36,8 @@ from citrus_tool.bounds.fold import (
 )
 from citrus_tool.bounds.linear import BACKWARD, Planes, Reading, Rows, concretise, seed, to_input
 from citrus_tool.bounds.relaxation import RELAXATIONS, Lines, Relaxation
-from citrus_tool.bounds.rounding import OWN, SAFETY, exact_products, gamma, widen
-from citrus_tool.network import INPUT, Network, Node, Rule
+from citrus_tool.bounds.rounding import OUTWARD_INTERVAL, OWN, SAFETY, exact_products, gamma, widen
+from citrus_tool.network import INPUT, Network, Node, Rule, walk
 from citrus_tool.threat import Box
 
 TUNED_ROWS = 64
@@ -62,6 +63,9 @@ ROOT = Schedule(steps=20)
 
 LEAST_SHARE = 1e-6
 """Shares stay above this, so that a member can come back."""
+
+TIE = 1e-6
+"""Values of twins that differ by less count as equal."""
 
 GRID = 255
 """Slopes that are kept, and those that claims are made with, are multiples of 1 / GRID."""
@@ -265,11 +269,13 @@ class Workspace:
         below, above: (U + 1, D) 1 where the weight is positive, else 0; 1 where a plane stands for the neuron, else 0.
         slope, intercept: (U + 1, D) e and q of the lines.
         nu: (U + 1, D) coefficients of the neurons' inputs.
-        z, h: (U + 1, D) the relaxed system's inputs and outputs at `point`.
+        z, h: (U + 1, D) the relaxed system's inputs and outputs at `point`; inputs of twins less those in `kink`.
+        kink: (U + 1, D) the twins' inputs where their outputs are least above their lines.
         scratch: (U, D).
         alpha_moments, beta_moments, share_moments: Adam's, (U, D), (K, D) and (M, D) each.
         at_input, point: (d, D) the coefficients L of v, and the minimising v.
         settled: (K, D) slope of each split neuron.
+        meeting: of the system's twins.
     """
 
     system: Fold
@@ -282,6 +288,7 @@ class Workspace:
     nu: Tensor
     z: Tensor
     h: Tensor
+    kink: Tensor
     scratch: Tensor
     alpha_moments: tuple[Tensor, Tensor]
     beta_moments: tuple[Tensor, Tensor]
@@ -289,12 +296,13 @@ class Workspace:
     at_input: Tensor
     point: Tensor
     settled: Tensor
+    meeting: _Meeting | None
 
     @staticmethod
     def of(system: Fold, targets: Targets | JointTargets, start: Duals) -> Workspace:
         """Buffers for these targets and for duals with `start`'s splits."""
         columns = targets.offset.shape[-1]
-        rows = [targets.offset.new_zeros(system.neurons + 1, columns) for _ in range(11)]
+        rows = [targets.offset.new_zeros(system.neurons + 1, columns) for _ in range(12)]
         floor = torch.cat([system.floor, system.floor.new_zeros(1)])
         return Workspace(
             system=system,
@@ -307,6 +315,7 @@ class Workspace:
             nu=rows[4],
             z=rows[5],
             h=rows[6],
+            kink=rows[11],
             scratch=rows[7][:-1],
             alpha_moments=(rows[8][:-1], rows[9][:-1]),
             beta_moments=(torch.zeros_like(start.beta), torch.zeros_like(start.beta)),
@@ -316,6 +325,7 @@ class Workspace:
             at_input=targets.at_input.new_empty(targets.at_input.shape[-2:]),
             point=targets.at_input.new_empty(targets.at_input.shape[-2:]),
             settled=torch.where(start.side > 0, torch.ones_like(start.side), floor[start.split]),
+            meeting=None if system.twins is None else _Meeting.of(system.twins, start, system.shift),
         )
 
     def evaluate(self, duals: Duals) -> Tensor:
@@ -354,6 +364,12 @@ class Workspace:
                 earlier = self.weight[stage.earlier]
                 torch.addmm(earlier, stage.at_hidden[1], nu, out=earlier)
         torch.sign(self.at_input, out=self.point).neg_()
+        if self.meeting is not None:
+            torch.mul(self.weight, self.slope, out=self.nu)  # rows of later stages had forces added more than once
+            if len(split):
+                self.nu.scatter_add_(0, split, force)
+            bound += self.meeting.least(self.weight, self.nu)
+            self.intercept[:-1].mul_(self.meeting.twins.single)
         torch.mul(self.weight[:-1], self.intercept[:-1], out=self.scratch)
         reach = torch.linalg.vector_norm(self.at_input, ord=1, dim=0)
         bound += self.scratch.sum(0) - reach
@@ -361,13 +377,18 @@ class Workspace:
 
     def climb(self, duals: Duals, schedule: Schedule, step: int) -> Duals:
         """One step of Adam from the duals that were evaluated last."""
+        kink = None if self.meeting is None else self.meeting.kinks(self.kink)
         for stage in self.system.stages:
             part = stage.range
             z = self.z[part].copy_(self.system.shift[part].expand(-1, self.z.shape[1]))
             torch.addmm(z, stage.at_input[0], self.point, out=z)
             if stage.start > stage.base:
                 torch.addmm(z, stage.at_hidden[0], self.h[stage.earlier], out=z)
+            if kink is not None and stage.start == stage.base:
+                z -= kink[part]
             h = torch.addcmul(self.intercept[part], self.slope[part], z, out=self.h[part])
+            if kink is not None and stage.start == stage.base:
+                h += torch.maximum(kink[part], self.system.floor[part, None] * kink[part])
             if stage.hull is not None:
                 plane = self.scratch[part].zero_()
                 h.addcmul_(torch.addmm(plane, stage.hull.slope[0], self.point, out=plane), self.above[part])
@@ -405,6 +426,65 @@ class Workspace:
     def result(self, bound: Tensor, duals: Duals) -> Ascent:
         """What the last evaluation, of `duals`, left in the buffers, with bounds (D,)."""
         return Ascent(bound=bound, duals=duals, weight=self.weight[:-1], point=self.point)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Meeting:
+    """How far twins' outputs are above their lines at least, for D functionals; overwritten by every `least`.
+
+    Attributes:
+        value: (P, C, D) how far at each of the points.
+        excluded: (E,) flat indices of those that the signs of D parts of the box rule out.
+        best, place: (C, D) the least, and at which point.
+    """
+
+    twins: Twins
+    value: Tensor
+    excluded: Tensor
+    best: Tensor
+    place: Tensor
+
+    @staticmethod
+    def of(twins: Twins, duals: Duals, shift: Tensor) -> _Meeting:
+        """For parts of the box with these signs; `shift` (U, 1) of the system."""
+        points, count = twins.t.shape
+        columns = duals.split.shape[1]
+        place = twins.place[duals.split]
+        t = torch.cat([twins.t, shift.new_zeros(points, 1)], dim=1)[:, place]
+        zero = -torch.cat([shift[:, 0], shift.new_zeros(1)])[duals.split]
+        beyond = torch.where(duals.side > 0, t < zero, t > zero) & (place < count) & (duals.side != 0)
+        point, split, column = beyond.nonzero(as_tuple=True)
+        return _Meeting(
+            twins=twins,
+            value=shift.new_empty(points, count, columns),
+            excluded=(point * count + place[split, column]) * columns + column,
+            best=shift.new_empty(count, columns),
+            place=place.new_empty(count, columns),
+        )
+
+    def least(self, weight: Tensor, nu: Tensor) -> Tensor:
+        """(D,) sums over all twins, for coefficients of outputs and of inputs (U + 1, D); +inf where no u is left."""
+        twins, value = self.twins, self.value.zero_()
+        shape = (*twins.row.shape, -1)
+        output, line = (rows.index_select(0, twins.row.flatten()).reshape(shape) for rows in (weight, nu))
+        for point, member in twins.terms:
+            value[point].addcmul_(output[member], twins.h[point, member])
+            value[point].addcmul_(line[member], twins.z[point, member], value=-1)
+        value.view(-1).index_fill_(0, self.excluded, math.inf)
+        torch.min(value, dim=0, out=(self.best, self.place))
+        return self.best.sum(0)
+
+    def kinks(self, out: Tensor) -> Tensor:
+        """Writes the twins' inputs at those points into `out` (U + 1, D), which is 0 elsewhere.
+
+        Of several points a member's own zero comes first: where its multiplier is 0, only that tells which way to go.
+        """
+        for member, row in enumerate(self.twins.row):
+            own = self.value[member + 2] <= self.best + TIE
+            z = self.twins.z[:, member, :, 0].T.gather(1, self.place)
+            out.index_copy_(0, row, z.masked_fill_(own, 0.0))
+        out[-1] = 0
+        return out
 
 
 def adam(gradient: Tensor, moments: tuple[Tensor, Tensor], step: int) -> Tensor:
@@ -476,6 +556,16 @@ class Instance:
     system: Fold
     signs: Mapping[str, Tensor] = field(default_factory=dict)
     steps: tuple[Step, ...] = ()
+
+    @cached_property
+    def origin(self) -> Box:
+        """The exact input (1, ...) of the first nonlinear node without a perturbation, enclosed."""
+        first = foldable_nodes(self.network)[0]
+        centre = self.boxes[INPUT].centre
+        values: dict[str, Box] = {}
+        point = Box(centre=centre, radius=torch.zeros_like(centre))
+        walk(self.network, OUTWARD_INTERVAL, point, record=values)
+        return widen({INPUT: point, **values}[first.inputs[0]])
 
     @staticmethod
     def of(
@@ -635,6 +725,15 @@ class _Tuning:
     upper_offset: Tensor
     force: Tensor
     hull: tuple[Hull, Tensor] | None  # and (R, U_l) 1 where its plane stands above the neuron
+    apart: Tensor | None  # (C,) neurons whose outputs less their lines are left to the caller
+
+
+@dataclass(frozen=True, kw_only=True)
+class Apart:
+    """What planes leave out: the sum over C neurons of weight h - slope z; (R, C) each."""
+
+    weight: Tensor
+    slope: Tensor
 
 
 def tuned_planes(instance: Instance, system: Fold, start: str, rows: Rows, duals: Duals) -> Planes:
@@ -649,7 +748,18 @@ def tuned_planes(instance: Instance, system: Fold, start: str, rows: Rows, duals
         system: the fold that `duals` refer to, of the instance's boxes; stages that it lacks keep CROWN's lines.
         start: the node where `rows` (R, dense or windows, all of sample 0) stand.
     """
+    return planes_apart(instance, system, start, rows, duals, None)[0]
+
+
+def planes_apart(
+    instance: Instance, system: Fold, start: str, rows: Rows, duals: Duals, neurons: Tensor | None
+) -> tuple[Planes, Apart]:
+    """As `tuned_planes`, but of the target less what `neurons` (C,) of the first stage leave above their lines.
+
+    Those lines have no offset, and any slope: they need not lie below the outputs.
+    """
     box = instance.boxes[INPUT]
+    left: list[Apart] = []
     reading = Reading(network=instance.network, relaxations=instance.relaxations, errors=instance.errors)
     parts = []
     for part in _parts(len(rows.offset), TUNED_ROWS):
@@ -661,16 +771,22 @@ def tuned_planes(instance: Instance, system: Fold, start: str, rows: Rows, duals
             norm=rows.norm[part],
             window=None if rows.window is None else replace(rows.window, position=rows.window.position[part]),
         )
-        tunings, below = _tunings(instance, system, duals.columns(part)), list[tuple[Hull, Tensor]]()
-        rules: dict[type[nn.Module], Rule] = {**BACKWARD, **dict.fromkeys(FOLDABLE, partial(_tuned, tunings, below))}
+        tunings, below = _tunings(instance, system, duals.columns(part), neurons), list[tuple[Hull, Tensor]]()
+        tuned = partial(_tuned, tunings, below, left)
+        rules: dict[type[nn.Module], Rule] = {**BACKWARD, **dict.fromkeys(FOLDABLE, tuned)}
         planes = concretise(reading, to_input(reading, some, start=start, rules=rules).dense(), box)
         for hull, weight in below:
             planes = _with_hull(planes, hull, weight, box)
         parts.append(planes)
-    return Planes(
+    whole = Planes(
         coefficient=torch.cat([planes.coefficient for planes in parts]),
         offset=torch.cat([planes.offset for planes in parts]),
         lower=torch.cat([planes.lower for planes in parts]),
+    )
+    none = whole.offset.new_zeros(len(whole.offset), 0)
+    return whole, Apart(
+        weight=torch.cat([one.weight for one in left]) if left else none,
+        slope=torch.cat([one.slope for one in left]) if left else none,
     )
 
 
@@ -705,7 +821,7 @@ def _with_hull(planes: Planes, hull: Hull, weight: Tensor, box: Box) -> Planes:
     return replace(whole, lower=least_above(whole, torch.zeros_like(whole.coefficient), box))
 
 
-def _tunings(instance: Instance, system: Fold, duals: Duals) -> dict[str, _Tuning]:
+def _tunings(instance: Instance, system: Fold, duals: Duals, apart: Tensor | None) -> dict[str, _Tuning]:
     nodes = {node.name: node for node in instance.network.nodes}
     split = duals.split.T
     tunings = {}
@@ -739,6 +855,7 @@ def _tunings(instance: Instance, system: Fold, duals: Duals) -> dict[str, _Tunin
             upper_offset=offset[:, :-1],
             force=force[:, :-1],
             hull=None if hull is None else (hull, plane[:, :-1]),
+            apart=apart if stage.start == 0 else None,
         )
     return tunings
 
@@ -751,6 +868,7 @@ def _with_spare(values: Tensor) -> Tensor:
 def _tuned(
     tunings: Mapping[str, _Tuning],
     below: list[tuple[Hull, Tensor]],
+    apart: list[Apart],
     reading: Reading,
     layer: nn.Module,
     node: Node,
@@ -758,7 +876,8 @@ def _tuned(
 ) -> tuple[Rows]:
     """Back through a nonlinear node with each row's own lines and multipliers.
 
-    `below` gets a hull and the coefficients (R, U_l) of the neurons below its planes, which leave the row here.
+    `below` gets a hull and the coefficients (R, U_l) of the neurons below its planes, which leave the row here, `apart`
+    what neurons leave above their lines.
     """
     own = tunings.get(node.name)
     if own is None:  # every neuron is decided, or the node lies after the system
@@ -771,8 +890,12 @@ def _tuned(
     negative = weight.clamp(max=0)
     if own.hull is not None:
         below.append((own.hull[0], negative * own.hull[1]))
-    offset = reading.settle(node, replace(rows, norm=norm)) + (negative * own.upper_offset).sum(1)
-    offset = offset + flat.clamp(max=0) @ own.spread[0]
+    top = negative * own.upper_offset
     passed = weight * own.lower_slope + negative * (own.upper_slope - own.lower_slope) + own.force
+    if own.apart is not None:
+        top = top.index_fill(1, own.apart, 0.0)
+        apart.append(Apart(weight=weight[:, own.apart], slope=passed[:, own.apart]))
+    offset = reading.settle(node, replace(rows, norm=norm)) + top.sum(1)
+    offset = offset + flat.clamp(max=0) @ own.spread[0]
     coefficient = (flat * own.slope).index_copy_(1, own.entry, passed)
     return (replace(rows, coefficient=coefficient.reshape(rows.coefficient.shape), offset=offset, norm=norm),)

@@ -27,7 +27,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from citrus_tool.certify.check_bounds import Execution, Intervals, Lines, Rows, Signs, gamma, lowest
+from citrus_tool.certify.check_bounds import Execution, Intervals, Lines, Rows, Shared, Signs, gamma, lowest
 from citrus_tool.certify.check_graph import Floats, Graph, Index, read_graph
 from citrus_tool.errors import CheckFailedError, InputFileError
 
@@ -204,6 +204,7 @@ class _Group:
         self.views: dict[tuple[int, int], _View] = {}  # by position and number
         self.rows: dict[int, Rows] = {}  # by position: margins less the guard
         self.fronts: list[_Front] = []
+        self.shared: dict[tuple[tuple[int, int], ...], Shared] = {}
         self.leaves = 0
         x, count = arrays["images"], len(facts["indices"])
         require(facts["run"] == checker.run_ and facts["index"] == number, where, "belongs to another run or place")
@@ -420,7 +421,8 @@ class _Group:
 
     def _planes(self, members: Sequence[tuple[int, int]], leaves: _Leaves) -> tuple[Floats, Floats]:
         """(a, o) with sum of share (margin - guard) >= a v + o on the leaves."""
-        planes = []
+        shared = self._shared(members)
+        planes, left, given = [], [], []
         first = 0
         for place, (position, number) in enumerate(members):
             view, rows = self.views[position, number], self.rows[position]
@@ -430,9 +432,21 @@ class _Group:
             signs = Signs(row=leaves.row[own], neuron=view.listed[leaves.split[own] - first],
                           side=leaves.side[own], beta=leaves.beta[own])  # fmt: skip
             some = rows.pick(leaves.label[:, place]).times(leaves.share[:, place])
-            planes.append(view.execution.plane(some, view.lines, low, signs))
+            a, offset, w, nu = view.execution.plane_apart(some, view.lines, low, signs, shared.apart[place])
+            planes.append((a, offset))
+            left.append((w, nu))
+            given.append(signs)
             first = last
-        return _sum(planes)
+        above, empty = shared.least(left, given)
+        a, offset = _sum([*planes, (np.zeros_like(planes[0][0]), above)])
+        return np.where(empty[:, None], 0.0, a), np.where(empty, 1.0, offset)
+
+    def _shared(self, members: Sequence[tuple[int, int]]) -> Shared:
+        """What these executions share."""
+        key, views = tuple(members), [self.views[member] for member in members]
+        if key not in self.shared:
+            self.shared[key] = Shared([view.execution for view in views], [view.lines for view in views])
+        return self.shared[key]
 
 
 @dataclass(frozen=True, kw_only=True)

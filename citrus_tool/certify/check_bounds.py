@@ -5,7 +5,8 @@ v = u / radius, |v| <= 1, and in the neurons' outputs h:   z = A v + B h + b, B 
 A functional of (v, h) is bounded from below by replacing each h by a line, from the last layer to the first: where its
 coefficient is positive by a line below of any slope in [floor, 1], where it is negative by a line above. Where the sign
 of z is given (a part of the box), h is a multiple of z, and any beta >= 0 times the sign's |z| may be subtracted
-(Zhang et al. 2018, theorem 3.2; Wang et al. 2021, theorem 3.1). Nothing is optimised here.
+(Zhang et al. 2018, theorem 3.2; Wang et al. 2021, theorem 3.1). What several inputs' neurons of the first ReLU leave
+above their lines is bounded for all of them at once (`Shared`). Nothing is optimised here.
 
 Rounding: a sum of n products is off by at most gamma(n) = n 2^-52 (twice what Higham 2002, section 3.1, says, which
 pays for the roundings of the error itself) times the sum of their absolute values. docs/certificate.md has the rest.
@@ -13,7 +14,7 @@ pays for the roundings of the error itself) times the sum of their absolute valu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -303,6 +304,13 @@ class Execution(Intervals):
 
         low: (R, U) slopes below, in [floor, 1]; None: those of the lines.
         """
+        return self.plane_apart(rows, lines, low, signs, np.zeros(0, dtype=np.int64))[:2]
+
+    def plane_apart(
+        self, rows: Rows, lines: Lines, low: Floats | None, signs: Signs | None, apart: Index
+    ) -> tuple[Floats, Floats, Floats, Floats]:
+        """The same for the functional less w h - nu z of the first ReLU's neurons `apart` (C,); and w, nu (R, C)."""
+        left = np.zeros((2, len(rows.offset), len(apart)))
         a, offset, weight = rows.at_v.copy(), rows.offset.copy(), rows.at_h.copy()
         width = weight.shape[1]
         terms = np.abs(a).sum(1) + np.abs(weight) @ self.largest[:width] + np.abs(offset)
@@ -332,13 +340,17 @@ class Execution(Intervals):
             nu = w * slope
             if force is not None:
                 nu[force[0]] -= force[1]
+            if stage.start == 0:
+                left[:] = w[:, apart], nu[:, apart]
+                top = np.array(np.broadcast_to(top, w.shape))
+                top[:, apart] = 0.0
             offset += (w * top).sum(1) + nu @ stage.rows.offset
             a += nu @ stage.rows.at_v
             if above is not None:
                 a += under @ above.slope
             weight[:, : stage.start] += nu @ stage.rows.at_h
             slack += (np.abs(nu) + np.abs(w)) @ self._cost[part]
-        return a, offset - slack
+        return a, offset - slack, *left
 
     def least(self, rows: Rows, lines: Lines, low: Floats | None = None) -> Floats:
         """Lower bounds (R,) of the functionals over the box."""
@@ -358,6 +370,61 @@ class Execution(Intervals):
         least = self.least(rows.times(np.full(half, -1.0)), lines, low[half:])
         upper[neurons] = np.minimum(upper[neurons], -least)
         return lower, upper
+
+
+class Shared:
+    """Neurons of the first ReLU that at least two of M executions have.
+
+    Their inputs are z_m = t + b_m with one t = a v, since the rows a are the same. So the sum over m of w_m h - nu_m z
+    is at least its minimum over t: a piecewise linear function's, at an end of its range or where some z_m is 0.
+
+    Attributes:
+        apart: for each execution, those of its neurons.
+    """
+
+    def __init__(self, executions: Sequence[Execution], lines: Sequence[Lines]) -> None:
+        """None where an execution has no such neuron, or planes above them."""
+        stages = [execution.stages.get(0) for execution in executions]
+        plain = [one for one, line in zip(stages, lines, strict=True) if one is not None and line.above is None]
+        every, times = np.unique(np.concatenate([one.entry for one in plain] or [np.zeros(0, int)]), return_counts=True)
+        entry = every[times > 1] if len(plain) == len(stages) else every[:0]
+        self.apart = [np.zeros(0, dtype=np.int64) for _ in stages]
+        self._has = np.zeros((len(stages), len(entry)), dtype=np.bool_)
+        self._b, self._slack, self._floor = *np.zeros((2, len(stages), len(entry))), np.zeros(len(entry))
+        self._low, self._high = np.full(len(entry), -np.inf), np.full(len(entry), np.inf)
+        for m, (execution, stage) in enumerate(zip(executions, plain if len(entry) else (), strict=False)):
+            mine, here = np.flatnonzero(np.isin(stage.entry, entry)), np.isin(entry, stage.entry)
+            rows, self.apart[m], self._has[m] = stage.rows.pick(mine), mine, here
+            size = np.abs(rows.offset) + np.abs(rows.at_v).sum(1)
+            b, slack = rows.offset, rows.slack + 8 * gamma(rows.at_v.shape[1] + 64) * size
+            self._floor[here], self._b[m, here], self._slack[m, here] = execution.floor[mine], b, slack
+            self._low[here] = np.maximum(self._low[here], execution.known_lower[mine] - b - slack)
+            self._high[here] = np.minimum(self._high[here], execution.known_upper[mine] - b + slack)
+
+    def least(self, left: Sequence[tuple[Floats, Floats]], signs: Sequence[Signs]) -> tuple[Floats, NDArray[np.bool_]]:
+        """Lower bounds (R,) of the sums over all neurons, of w and nu (R, C_m) each; and which parts are empty."""
+        count = len(left[0][0])
+        w, nu = np.zeros((2, len(left), count, len(self._floor)))
+        low, high = np.tile(self._low, (count, 1)), np.tile(self._high, (count, 1))
+        for m, ((weight, slope), given, mine) in enumerate(zip(left, signs, self.apart, strict=True)):
+            own = np.flatnonzero(self._has[m])
+            w[m][:, own], nu[m][:, own] = weight, slope
+            known = np.isin(given.neuron, mine)
+            row, place = given.row[known], own[np.searchsorted(mine, given.neuron[known])]
+            on = given.side[known] > 0
+            zero, slack = -self._b[m, place], self._slack[m, place]
+            np.maximum.at(low, (row[on], place[on]), (zero - slack)[on])
+            np.minimum.at(high, (row[~on], place[~on]), (zero + slack)[~on])
+        best = np.full(low.shape, np.inf)
+        for t in (low, high, *-self._b):
+            z = np.clip(t, low, high) + self._b[:, None]
+            best = np.minimum(best, (w * np.maximum(z, self._floor * z) - nu * z).sum(0))
+        size = np.abs(w) + np.abs(nu)
+        reach = np.maximum(np.abs(low), np.abs(high)) + np.abs(self._b).max(0, initial=0.0)
+        error = (size * self._slack[:, None]).sum(0) + gamma(4 * len(left) + 64) * size.sum(0) * reach
+        terms = np.abs(best) + error
+        total: Floats = (best - error).sum(1) - gamma(len(self._floor) + 64) * terms.sum(1)
+        return total, np.asarray((low > high).any(1))
 
 
 def lowest(a: Floats, offset: Floats) -> Floats:

@@ -14,6 +14,8 @@ per execution.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
@@ -22,10 +24,11 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from citrus_tool.bounds.fold import Fold, beside
+from citrus_tool.bounds.fold import Fold, beside, foldable_nodes
 from citrus_tool.bounds.linear import Planes
-from citrus_tool.bounds.optimised import Duals, Instance, JointTargets, Schedule, least_sum, tuned_planes
-from citrus_tool.certify.search import Problem
+from citrus_tool.bounds.optimised import Apart, Duals, Instance, JointTargets, Schedule, least_sum, planes_apart
+from citrus_tool.bounds.rounding import OWN, SAFETY, gamma, widen
+from citrus_tool.certify.search import CLOSED_ELSEWHERE, Problem
 from citrus_tool.network import INPUT
 
 JOINT_ROOT: Final = Schedule(steps=40)
@@ -43,6 +46,99 @@ class Member:
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Twins:
+    """The twins' inputs in float64 with outward errors: in real arithmetic z_m = t + b_m for one t in [low, high].
+
+    Attributes:
+        row, place, floor: as in the fold; (M, C), (U + 1,), and (C,) the slope left of 0.
+        has: (M, C) whether the member has the neuron.
+        b: (M, C), computed.  slack: (M, C) how far from the exact ones they are at most.
+        low, high: (C,).
+    """
+
+    row: Tensor
+    place: Tensor
+    floor: Tensor
+    has: Tensor
+    b: Tensor
+    slack: Tensor
+    low: Tensor
+    high: Tensor
+
+    @staticmethod
+    def of(system: Fold, members: Sequence[Member]) -> _Twins:
+        """Of a system that has twins: those of `members`' first stages."""
+        assert system.twins is not None
+        row, place = system.twins.row, system.twins.place
+        has = row < system.neurons
+        count = row.shape[1]
+        b, slack = (system.radius.new_zeros(row.shape, dtype=torch.float64) for _ in range(2))
+        low, high = b.new_full((count,), -math.inf), b.new_full((count,), math.inf)
+        floor = torch.cat([system.floor, system.floor.new_zeros(1)])[row].amax(0).double()
+        first = 0
+        for number, member in enumerate(members):
+            stage = member.instance.system.stages[0]
+            entry, here = stage.entry[row[number][has[number]] - first], has[number]
+            first += member.instance.system.neurons
+            origin, box = member.instance.origin, widen(member.instance.boxes[stage.source])
+            lower, upper = origin.lower.flatten()[entry], origin.upper.flatten()[entry]
+            b[number, here] = middle = (lower + upper) / 2
+            slack[number, here] = torch.maximum(upper - middle, middle - lower) * (1 + 2**-40)
+            low[here] = torch.maximum(low[here], box.lower.flatten()[entry] - upper)
+            high[here] = torch.minimum(high[here], box.upper.flatten()[entry] - lower)
+        error = 2.0**-50 * (low.abs() + high.abs() + b.abs().amax(0))
+        return _Twins(row=row, place=place, floor=floor, has=has, b=b, slack=slack, low=low - error, high=high + error)
+
+    def least(self, left: Sequence[Apart], duals: Duals) -> tuple[Tensor, Tensor]:
+        """(R,) lower bounds of what `left` by the members' planes, on the parts of R columns; and which are empty."""
+        rows, count = duals.split.shape[1], len(self.low)
+        shape = (len(left), rows, count)
+        weight, slope = self.low.new_zeros(shape), self.low.new_zeros(shape)
+        for number, apart in enumerate(left):
+            weight[number][:, self.has[number]] = apart.weight
+            slope[number][:, self.has[number]] = apart.slope
+        low, high = self._range(duals)
+        b = self.b[:, None]
+        best = weight.new_full((rows, count), math.inf)
+        for t in (low, high, *(-one for one in b)):
+            z = torch.maximum(torch.minimum(t, high), low) + b
+            value = (weight * torch.maximum(z, self.floor * z) - slope * z).sum(0)
+            best = torch.minimum(best, value)
+        size = weight.abs() + slope.abs()
+        reach = torch.maximum(low.abs(), high.abs()) + self.b.abs().amax(0)
+        error = (size * self.slack[:, None]).sum(0) + SAFETY * gamma(4 * len(left) + OWN, size.dtype) * size.sum(
+            0
+        ) * reach
+        total = (best - error).sum(1)
+        error = SAFETY * gamma(count + OWN, size.dtype) * (best.abs() + error).sum(1)
+        empty = (low > high).any(1)
+        return torch.where(empty, 0.0, total - error), empty
+
+    def _range(self, duals: Duals) -> tuple[Tensor, Tensor]:
+        """(R, C) the ends of t on the parts of the box where the given signs hold, outward."""
+        spare = torch.zeros_like(self.low[:1])
+        b, slack = (self._by_neuron(values) for values in (self.b, self.slack))
+        split, side = duals.split.T, duals.side.T
+        place, outward = self.place[split], slack[split] * (1 + 2**-40) + 2.0**-50 * b[split].abs()
+        wide = (len(split), -1)
+        low = torch.cat([self.low, spare]).expand(*wide).clone()
+        high = torch.cat([self.high, spare]).expand(*wide).clone()
+        low.scatter_reduce_(1, place, torch.where(side > 0, -b[split] - outward, -math.inf), "amax")
+        high.scatter_reduce_(1, place, torch.where(side < 0, -b[split] + outward, math.inf), "amin")
+        return low[:, :-1], high[:, :-1]
+
+    def _by_neuron(self, values: Tensor) -> Tensor:
+        """(U + 1,) of values (M, C), 0 where a neuron is no twin."""
+        blank = torch.zeros(len(self.place), dtype=values.dtype, device=values.device)
+        return blank.index_put_((self.row[self.has],), values[self.has])
+
+
+def _constant(values: Tensor, like: Planes) -> Planes:
+    """Planes without a slope."""
+    return Planes(coefficient=torch.zeros_like(like.coefficient), offset=values, lower=values)
+
+
+@dataclass(frozen=True, kw_only=True)
 class JointProblem(Problem):
     """One target per combination of wrong labels: sum of share_i (margin_i - guard_i).
 
@@ -54,7 +150,8 @@ class JointProblem(Problem):
 
     @cached_property
     def _system(self) -> Fold:
-        return beside([member.instance.system for member in self.members])
+        node = foldable_nodes(self.members[0].instance.network)[0].name
+        return beside([member.instance.system for member in self.members], node)
 
     @cached_property
     def _labels(self) -> Tensor:
@@ -95,7 +192,7 @@ class JointProblem(Problem):
 
     def claim(self, index: Tensor, duals: Duals) -> Tensor:
         assert duals.share is not None
-        parts: list[Planes] = []
+        twins, parts, left = self.system.twins, list[Planes](), list[Apart]()
         for number, member in enumerate(self.members):
             first, last = self._first[number], self._first[number + 1]
             own = (duals.split >= first) & (duals.split < last)
@@ -108,11 +205,24 @@ class JointProblem(Problem):
             share = duals.share[number].double()
             start, rows = member.instance.margins(self._labels[index, number])
             scaled = replace(rows, coefficient=rows.coefficient * share[:, None], norm=rows.norm * share * (1 + 2**-40))
-            planes = tuned_planes(member.instance, member.instance.system, start, scaled, part)
+            has = None if twins is None else twins.row[number][twins.row[number] < self.system.neurons] - first
+            planes, apart = planes_apart(member.instance, member.instance.system, start, scaled, part, has)
             # the rows' two coefficients +-share, and share * guard, are exact up to one rounding each
             slack = share * (member.guard * (1 + 2**-40))
             parts.append(replace(planes, offset=planes.offset - slack))
-        return least_sum(parts, self.members[0].instance.boxes[INPUT])
+            left.append(apart)
+        box = self.members[0].instance.boxes[INPUT]
+        if twins is None:
+            return least_sum(parts, box)
+        above, empty = self._twins.least(left, duals)
+        found = least_sum([*parts, _constant(above, parts[0])], box)
+        return torch.where(empty, CLOSED_ELSEWHERE, found)
+
+    @cached_property
+    def _twins(self) -> _Twins:
+        """What claims need of the twins."""
+        assert self.system.twins is not None
+        return _Twins.of(self.system, self.members)
 
     def alone(self, number: int) -> JointProblem:
         """The problem of one combination."""

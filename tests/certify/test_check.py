@@ -27,7 +27,7 @@ from citrus_tool.bounds.rounding import enclose
 from citrus_tool.certify import settle as loop
 from citrus_tool.certify.certificate import Certificate
 from citrus_tool.certify.check import Checked, check, choosable, covers
-from citrus_tool.certify.check_bounds import Execution, Signs, lowest
+from citrus_tool.certify.check_bounds import Execution, Shared, Signs, lowest
 from citrus_tool.certify.check_graph import Affine, Graph, read_graph
 from citrus_tool.certify.proof import front_page, packed
 from citrus_tool.certify.search import MarginProblem, Search
@@ -188,6 +188,53 @@ def test_bounds_hold_at_random_points(seed: int, clip: bool, tmp_path: Path) -> 
             a, offset = execution.plane(rows, lines, low, signs)
             assert bool((a @ (u / radius) + offset <= values[-1][0] - values[-1] + 1e-12).all())
             assert bool((lowest(a, offset) <= values[-1][0] - values[-1] + 1e-12).all())
+
+
+@pytest.mark.parametrize("clip", [False, True])
+@pytest.mark.parametrize("members", [2, 3])
+def test_what_executions_share_holds_at_random_points(members: int, clip: bool, tmp_path: Path) -> None:
+    """Any coefficients, slopes and signs; and no part that holds a point is empty."""
+    graph = graph_of(as_onnx(deep_chain(1, slope=0.2), tmp_path), clip=clip)
+    rng = np.random.default_rng(members)
+    radius, tight = 0.2, 0
+    executions = [Execution(graph, x, radius, {}) for x in rng.random((members, 4)) * (0.3 if clip else 1.0)]
+    shared = Shared(executions, [execution.lines for execution in executions])
+    assert min(map(len, shared.apart)) > 0
+    for _ in range(100):
+        u = rng.uniform(-radius, radius, 4)
+        values = [forward(graph, execution.x + u) for execution in executions]
+        z, h = zip(*(neurons(e, graph, v) for e, v in zip(executions, values, strict=True)), strict=True)
+        left = [tuple(0.3 * rng.standard_normal((2, 3, len(mine)))) for mine in shared.apart]
+        signs = []
+        for inputs, mine in zip(z, shared.apart, strict=True):
+            some = rng.choice(len(inputs), 3)
+            signs.append(
+                Signs(row=np.arange(3), neuron=some, side=np.where(inputs[some] >= 0, 1.0, -1.0), beta=np.zeros(3))
+            )
+            assert len(mine) <= len(inputs)
+        least, empty = shared.least(left, signs)  # type: ignore[arg-type]
+        each = [
+            (w * h[m][mine] - nu * z[m][mine]).sum(1)
+            for m, ((w, nu), mine) in enumerate(zip(left, shared.apart, strict=True))
+        ]
+        assert not empty.any()
+        assert (least <= sum(each) + 1e-12).all()
+        tight += int((least > sum(each) - 0.3).sum())
+    assert tight > 0
+
+
+def test_executions_that_share_nothing(tmp_path: Path) -> None:
+    graph = graph_of(as_onnx(deep_chain(1), tmp_path))
+    one = Execution(graph, np.full(4, 0.5), 0.2, {})
+    rows = np.arange(one.stages[0].stop)
+    above = replace(one.lines, above=one.planes_above(rows, np.ones((len(rows), 4))))
+    for lines in ([one.lines], [one.lines, above]):
+        shared = Shared([one] * len(lines), lines)
+        assert [len(mine) for mine in shared.apart] == [0] * len(lines)
+        none = Signs(row=np.zeros(0, int), neuron=np.zeros(0, int), side=np.zeros(0), beta=np.zeros(0))
+        least, empty = shared.least([(np.zeros((2, 0)),) * 2] * len(lines), [none] * len(lines))
+        assert (least == 0).all()
+        assert not empty.any()
 
 
 def graph_of(model: OnnxModel, *, clip: bool = False) -> Graph:
