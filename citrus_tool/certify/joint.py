@@ -9,8 +9,8 @@ executions side by side are one system of open neurons over one shared u (`fold.
 shares are ascended together; the search splits neurons of any execution (RABBit, Suresh et al. 2024, section 4.3).
 Differs from the papers in: (1) sets of any size; (2) every combination of wrong labels has shares, slopes and a tree of
 its own; (3) shares are part of every node's ascent; (4) claims are in float64 with outward errors, one backward pass
-per execution; (5) neurons of the first layer are relaxed once for all executions (`fold.Twins`), by the exact minimum of
-what they contribute, where DiffPoly-like relaxations (RaVeN, Banerjee et al. 2024) bound differences of values.
+per execution; (5) neurons of the first layer are relaxed once for all executions (`fold.Twins`), by the exact minimum
+of what they contribute, where DiffPoly (RaVeN, Banerjee et al. 2024) bounds differences of values.
 """
 
 from __future__ import annotations
