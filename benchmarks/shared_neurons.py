@@ -1,0 +1,145 @@
+"""What bounding shared neurons together adds to joint proofs: pairs of open inputs, with it and without.
+
+    python benchmarks/shared_neurons.py [--rows 1,2,3,8] [--pairs 20] [--nodes 1024] [--threads 1]
+
+For the first group of each published setting (benchmarks/uap_table.py) with at least two open inputs: pairs of atoms
+(input, wrong label) that no attack of the loop makes happen, drawn with --seed, each searched for --nodes parts from
+the product of its atoms' fronts, as `certify-uap --bounds full` does. Printed: refuted pairs, the mean gap of those that
+both leave open (in logits, weighted by the pair's shares), and seconds, each without and with, and the seconds' ratio.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import combinations
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.uap_table import ROWS, Row
+from citrus_tool import data, onnx_io
+from citrus_tool.attacks.margin import float32_at_most
+from citrus_tool.bounds.fold import Fold, beside
+from citrus_tool.bounds.rounding import exact_products
+from citrus_tool.certify import joint
+from citrus_tool.certify.conflicts import Combination
+from citrus_tool.certify.master import named
+from citrus_tool.certify.run import Chunk, Prepared, Run
+from citrus_tool.certify.settings import CertifySettings
+from citrus_tool.certify.settle import Arena, Loop, executions
+from citrus_tool.progress import Silent
+from citrus_tool.threat import Threat, parse_eps
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def main() -> None:
+    """Parses the command line, searches the pairs twice, prints a line for each setting."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=lambda text: [int(part) for part in text.split(",")], default=[1, 2, 3, 8])
+    parser.add_argument("--pairs", type=int, default=20)
+    parser.add_argument("--nodes", type=int, default=1024)
+    parser.add_argument("--groups", type=int, default=10, help="how many are looked at for one with open inputs")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--models-root", type=Path, default=ROOT.parent / "shared" / "models")
+    parser.add_argument("--data-root", type=Path, default=None)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    print("row group pairs | refuted without with | gap without with | seconds without with ratio")
+    for number in options.rows:
+        make, group = opened(ROWS[number - 1], options)
+        with torch.no_grad(), exact_products():
+            pairs = undecided(make(), options)
+            plain, shared = (searched(make, pairs, options.nodes, together) for together in (False, True))
+        both = [n for n, (a, b) in enumerate(zip(plain[0], shared[0], strict=True)) if a and b]
+        gaps = [sum(found[n] for n in both) / max(1, len(both)) for found, _ in (plain, shared)]
+        refuted = [sum(not gap for gap in found) for found, _ in (plain, shared)]
+        print(
+            f"{number:3d} {group:5d} {len(pairs):5d} | {refuted[0]:15d} {refuted[1]:4d} | {gaps[0]:11.3f} {gaps[1]:.3f}"
+            f" | {plain[1]:15.1f} {shared[1]:.1f} {shared[1] / plain[1]:.2f}",
+            flush=True,
+        )
+
+
+def opened(row: Row, options: argparse.Namespace) -> tuple[Callable[[], Loop], int]:
+    """A maker of fresh loops over the open inputs of the first group that has two, and the group's number."""
+    test = data.load(row.data, split="test", root=options.data_root)
+    path = options.models_root / f"{row.network}.onnx"
+    model = onnx_io.read(path, input_shape=test.shape, samples=test.take(16).pixels())
+    settings = CertifySettings(
+        bounds="full", protocol="correct", group_size=row.group_size, branch_nodes=1000, branch_seconds=3600,
+        limit=row.group_size * options.groups,
+    )  # fmt: skip
+    threat = Threat(eps=parse_eps(row.eps))
+    run = Run.of(model, test, threat, settings, named(settings.solver), "cpu", None, resume=False)
+    candidates, clean = run.clean(Silent())
+    chosen = run.chosen(candidates, clean)
+    k = row.group_size
+    for index in range(options.groups):
+        some = chosen[index * k : (index + 1) * k]
+        task = Chunk(first=index, indices=candidates[some], clean=clean.select(some), skip=frozenset())
+        (group,) = run.prepared(task)
+        if int(group.group.open.sum()) > 1:
+            return partial(loop_of, run, group), index
+    raise SystemExit(f"none of the first {options.groups} groups has two open inputs.")
+
+
+def loop_of(run: Run, prepared: Prepared) -> Loop:
+    """A loop over the group's open inputs that knows nothing yet."""
+    group, screened = prepared.group, prepared.screened
+    open_ = torch.nonzero(group.open).flatten()
+    x, truth = prepared.x[open_], prepared.rivals[open_]
+    labels = [tuple(screened.planes[place].label.tolist()) for place in open_.tolist()]
+    inputs = executions(run.bounded, x, truth.tolist(), labels, screened.guard[open_].tolist(), run.eps)
+    arena = Arena(
+        network=run.attacked, x=x, truth=truth, eps=float32_at_most(run.eps), target=None, best=group.u
+    )  # fmt: skip
+    arena.judge(group.u[None])
+    return Loop(inputs, arena, time.monotonic() + 1e9, torch.Generator().manual_seed(0), record=False)
+
+
+def undecided(loop: Loop, options: argparse.Namespace) -> list[Combination]:
+    """Pairs of atoms of different inputs that no attack makes happen; none has an atom that is refuted alone."""
+    atoms = [(member, label) for member, labels in enumerate(loop.conflicts.labels) for label in labels]
+    loop.attack_each(atoms)
+    left = [atom for atom in atoms if loop.front(atom, wide=False) is not None]
+    pairs = [pair for pair in combinations(left, 2) if pair[0][0] != pair[1][0]]
+    pairs = [pair for pair in pairs if not loop.arena.happened(frozenset(pair))]
+    order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(options.seed)).tolist()
+    return [pairs[place] for place in order[: options.pairs]]
+
+
+def searched(
+    make: Callable[[], Loop], pairs: Sequence[Combination], nodes: int, together: bool
+) -> tuple[list[float], float]:
+    """The pairs' gaps after so many parts, 0 where refuted, and the seconds that took."""
+
+    def system(systems: Sequence[Fold], first: str) -> Fold:
+        found = beside(systems, first)
+        return found if together else replace(found, twins=None)
+
+    loop, gaps = make(), []
+    for atom in {atom for pair in pairs for atom in pair}:
+        loop.front(atom, wide=False)
+    start = time.monotonic()
+    with patch.object(joint, "beside", system):
+        for pair in pairs:
+            loop.plant(pair)
+            task = loop.tasks[pair]
+            if task.search is not None:
+                loop.grow(pair, task, task.search.nodes + nodes)
+            gaps.append(0.0 if task.search is None else task.gap)
+    return gaps, time.monotonic() - start
+
+
+if __name__ == "__main__":
+    main()
