@@ -74,16 +74,15 @@ def test_an_interrupted_sweep_goes_on(run: Run, network: Path, monkeypatch: pyte
     from citrus_tool.certify.run import Run
 
     whole = sweep(run, network, "--run-dir", "whole")
-    original = Run.chunk
+    original = Run.finished
 
-    def stop(self: Run, *args: Any, **options: Any) -> Any:
-        for number, result in enumerate(original(self, *args, **options)):
-            if self.eps == 0.03 and number == 2:
-                raise KeyboardInterrupt
-            yield result
+    def stop(self: Run, prepared: Any) -> Any:
+        if self.eps == 0.03 and prepared.group.index == 2:
+            raise KeyboardInterrupt
+        return original(self, prepared)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Run, "chunk", stop)
+        patched.setattr(Run, "finished", stop)
         outcome = run("certify-uap", network, "--eps", "0.1,1/255,0.03", *SMALL, "--run-dir", "cut")
     assert outcome.code == 5
     assert "stopped after 2 of 4 groups; continue with --resume (cut/eps_0.03/journal.jsonl)" in outcome.err
