@@ -363,7 +363,9 @@ def test_plots_show_what_was_run(tmp_path: Path) -> None:
     assert first == [(0.3, 50.0), (0.5, 51.0), (0.7, 52.0), (0.9, 53.0)]
     assert second == [(0.3, 30.0), (0.5, 29.0), (0.7, 28.0), (0.9, 27.0)]
     assert third == [(2, 54.0), (3, 55.0), (5, 52.0), (10, 56.0)]
-    assert lines(entries[:1]) == [[(0.3, 50.0)], [(0.3, 30.0)]]
+    some = [entries[2], entries[3], entries[6]]
+    assert lines(some)[0::2] == [[(0.7, 52.0), (0.9, 53.0)], [(5, 52.0), (10, 56.0)]]
+    assert plots.fig5(entries[:3], []) is None  # only one size of groups
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------
