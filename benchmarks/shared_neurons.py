@@ -4,8 +4,8 @@
 
 For the first group of each published setting (benchmarks/uap_table.py) with at least two open inputs: pairs of atoms
 (input, wrong label) that no attack of the loop makes happen, drawn with --seed, each searched for --nodes parts from
-the product of its atoms' fronts, as `certify-uap --bounds full` does. Printed: refuted pairs, the mean gap of those that
-both leave open (in logits, weighted by the pair's shares), and seconds, each without and with, and the seconds' ratio.
+the product of its atoms' fronts, as `certify-uap --bounds full` does. Printed: refuted pairs, the mean gap of those
+that both leave open (in logits, weighted by the pair's shares), and seconds, each without and with, and their ratio.
 """
 
 from __future__ import annotations
