@@ -107,9 +107,8 @@ class _Twins:
             best = torch.minimum(best, value)
         size = weight.abs() + slope.abs()
         reach = torch.maximum(low.abs(), high.abs()) + self.b.abs().amax(0)
-        error = (size * self.slack[:, None]).sum(0) + SAFETY * gamma(4 * len(left) + OWN, size.dtype) * size.sum(
-            0
-        ) * reach
+        rounding = SAFETY * gamma(4 * len(left) + OWN, size.dtype)
+        error = (size * self.slack[:, None]).sum(0) + rounding * size.sum(0) * reach
         total = (best - error).sum(1)
         error = SAFETY * gamma(count + OWN, size.dtype) * (best.abs() + error).sum(1)
         empty = (low > high).any(1)
