@@ -80,7 +80,7 @@ def mean(entries: Sequence[Entry], of: tuple[str, str], figure: str, table: str 
     """
     contest = _contest(of[0])
     files = {network.label: network.file for network in contest.published}
-    judge = certifier_digest(certifier(table, "cpu"))
+    judge = certifier_digest(certifier(table, "cpu", contest))
     if of[1] in files:
         wanted = [e for e in entries if (e.method, e.recipe, e.certifier) == (of[1], files[of[1]], judge)]
     else:

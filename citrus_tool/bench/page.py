@@ -46,7 +46,7 @@ def rows(table: str, scale: str, contest: Contest, entries: Sequence[Entry]) -> 
 
     Entries of other recipes or certifiers than the current ones are left out.
     """
-    judge = certifier_digest(certifier(table, scale))
+    judge = certifier_digest(certifier(table, scale, contest))
     current = [entry for entry in entries if entry.contest == contest.name and entry.certifier == judge]
     wanted = {(job.method, job.digest): None for job in jobs(table, contest)}
     found = [
@@ -149,7 +149,7 @@ def _markdown(name: str, scale: str, section: Section) -> str:
         f"### {contest.data} at eps {contest.eps}\n",
         f"{contest.architecture}, {recipe.epochs} epochs ({recipe.warmup_epochs} warm-up, {recipe.ramp_epochs} ramp),"
         f" {_steps(name, contest)}. `{command} --data {contest.data} --eps {contest.eps}`\n",
-        *([f"{_judged(name, scale)}\n"] if TABLES[name].judged else []),
+        *([f"{_judged(name, scale, contest)}\n"] if TABLES[name].judged or contest.judged else []),
         *([f"{_BOXES}\n"] if TABLES[name].layout == "boxes" else []),
         _table(section.header, section.rows),
     ]
@@ -164,9 +164,10 @@ def _steps(name: str, contest: Contest) -> str:
     return f"{shared} PGD steps{others}"
 
 
-def _judged(name: str, scale: str) -> str:
-    judge = certifier(name, scale)
-    return f"Judged on the first {judge.limit} test inputs, at most {judge.time_limit:g} s a group for joint proofs."
+def _judged(name: str, scale: str, contest: Contest) -> str:
+    judge = certifier(name, scale, contest)
+    inputs = "all test inputs" if judge.limit is None else f"the first {judge.limit} test inputs"
+    return f"Judged on {inputs}, at most {judge.time_limit:g} s a group for joint proofs."
 
 
 def _table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
@@ -183,12 +184,12 @@ eps - tau of the input: at tau .7 eps the boxes of an input nearly coincide, and
 _INTRODUCTION = """# Results
 
 Made from `results/journal.jsonl` by `citrus bench results --out docs/results.md`; do not edit. Percent. std: standard
-accuracy on the full test set, by the ONNX file on onnxruntime. The others, at scale cpu of the first 1000 test inputs,
-are of groups of 5, all inputs counted: ucert is the certified worst-case UAP accuracy (branch and bound of at most 500
-nodes an input, then joint proofs of what one shared perturbation can fool), attacked the accuracy under the strongest
-shared perturbations found (an upper bound of it), alone what is proven for the inputs one by one, IBP by interval
-bounds. Mean ± standard deviation over seeds. train: wall time of a run on one thread of a machine that other work
-shared, pauses of a stopped process included.
+accuracy on the full test set, by the ONNX file on onnxruntime. The others, at scale cpu of the first 1000 test inputs
+where nothing else stands, are of groups of 5, all inputs counted: ucert is the certified worst-case UAP accuracy
+(branch and bound of at most 500 nodes an input, then joint proofs of what one shared perturbation can fool), attacked
+the accuracy under the strongest shared perturbations found (an upper bound of it), alone what is proven for the inputs
+one by one, IBP by interval bounds. Mean ± standard deviation over seeds. train: wall time of a run on one thread of a
+machine that other work shared, pauses of a stopped process included.
 
 The paper's figures are of CNN7, a network with some hundred times the weights, trained for 492 to 3583 minutes on an
 RTX 3090 and judged on the full test sets; they show the order, not a goal for these runs. Rows named "published" are

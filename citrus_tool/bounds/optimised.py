@@ -535,6 +535,28 @@ class Step:
 
 
 @dataclass(frozen=True, kw_only=True)
+class View:
+    """What a proof says of an instance: its neurons and choices, without the matrices, which are far larger.
+
+    Attributes:
+        nodes: the network's nodes in FOLDABLE, in topological order.
+        open: node -> (U,) flat indices of its open neurons, in the order of the instance's stages.
+        hull: (U, d) uint8 shares of the planes above the first stage's neurons (fold.Hull); None without planes.
+        steps: how the bounds of hidden neurons were optimised, in order.
+    """
+
+    nodes: tuple[str, ...]
+    open: Mapping[str, Tensor]
+    hull: Tensor | None
+    steps: tuple[Step, ...]
+
+    @property
+    def neurons(self) -> int:
+        """Open neurons of all stages."""
+        return sum(map(len, self.open.values()))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Instance:
     """One input: the network over its box, as `crown.relax` reads it, and folded.
 
@@ -556,6 +578,18 @@ class Instance:
     system: Fold
     signs: Mapping[str, Tensor] = field(default_factory=dict)
     steps: tuple[Step, ...] = ()
+
+    @cached_property
+    def view(self) -> View:
+        """The instance as proofs know it."""
+        stages = self.system.stages
+        hulls = [stage.hull.share for stage in stages if stage.hull is not None]
+        return View(
+            nodes=tuple(node.name for node in foldable_nodes(self.network)),
+            open={stage.node: stage.entry for stage in stages},
+            hull=hulls[0] if hulls else None,
+            steps=self.steps,
+        )
 
     @cached_property
     def origin(self) -> Box:

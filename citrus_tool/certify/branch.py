@@ -28,7 +28,7 @@ from citrus_tool.attacks.universal import attack_groups
 from citrus_tool.bounds.crown import LinearMargins, relax
 from citrus_tool.bounds.fold import foldable, foldable_nodes
 from citrus_tool.bounds.linear import Planes
-from citrus_tool.bounds.optimised import GRID, ROOT, Ascent, Instance, ascend, least_above
+from citrus_tool.bounds.optimised import GRID, ROOT, Ascent, Instance, View, ascend, least_above
 from citrus_tool.bounds.rounding import enclose, exact_products
 from citrus_tool.certify.search import Leaf, MarginProblem, Search
 from citrus_tool.network import INPUT, Network
@@ -41,7 +41,7 @@ TURNS: Final = tuple(32 * 4**turn for turn in range(12))
 """Nodes that an input may have spent at the end of each of its turns."""
 TOGETHER: Final = 32
 """Inputs whose open parts are kept in memory together, at most."""
-MEMORY: Final = 2**31
+MEMORY: Final = 2**30
 """Bytes that their folded systems may take, roughly."""
 PROBED: Final = 8
 """Worst parts of an input from whose near-optimal points it is attacked."""
@@ -78,10 +78,10 @@ class Verdict(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class LabelProof:
-    """Why `label` cannot win: the closed parts of the box, which cover it, in terms of `instance`."""
+    """Why `label` cannot win: the closed parts of the box, which cover it, in terms of an instance's `view`."""
 
     label: int
-    instance: Instance
+    view: View
     leaves: tuple[Leaf, ...]
 
 
@@ -366,7 +366,7 @@ class _Case:
             self._note(place, (whole,))
 
     def _note(self, place: int, leaves: tuple[Leaf, ...]) -> None:
-        self.proofs.append(LabelProof(label=int(self.classes[place]), instance=self.instance, leaves=leaves))
+        self.proofs.append(LabelProof(label=int(self.classes[place]), view=self.instance.view, leaves=leaves))
 
     def tighten(self) -> None:
         """Optimises the hidden bounds and starts again from the root with them, for the labels that are open."""

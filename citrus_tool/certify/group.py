@@ -128,7 +128,7 @@ def refutation_of(grounds: Grounds, places: Sequence[int]) -> Refutation:
     """The proof of a combination of inputs that are at `places` in the group."""
     return Refutation(
         atoms=tuple((places[member], label) for member, label in grounds.combination),
-        instances=grounds.instances,
+        views=grounds.views,
         leaves=grounds.leaves,
         fronts=grounds.fronts,
         closed=grounds.closed,

@@ -23,8 +23,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from citrus_tool.bounds.fold import foldable_nodes
-from citrus_tool.bounds.optimised import GRID, Instance
+from citrus_tool.bounds.optimised import GRID, View
 from citrus_tool.certify.front import Front, Products
 from citrus_tool.certify.partition import Block
 from citrus_tool.certify.search import Leaf
@@ -36,14 +35,14 @@ FORMAT: Final = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Refutation:
-    """A combination of atoms (position in the group, wrong label), each atom's execution, and the leaves.
+    """A combination of atoms (position in the group, wrong label), the view of each atom's execution, and the leaves.
 
     Without shares (a combination of one atom) a leaf bounds the margin, with them the sum of share (margin - guard).
     `fronts`, `closed`: as in settle.Grounds.
     """
 
     atoms: tuple[tuple[int, int], ...]
-    instances: tuple[Instance, ...]
+    views: tuple[View, ...]
     leaves: tuple[Leaf, ...]
     fronts: tuple[Front, ...] = ()
     closed: tuple[Products, ...] = ()
@@ -148,27 +147,27 @@ class _Arrays:
         self.views: list[list[int]] = [[] for _ in group.indices]  # by position
         self.listed: list[dict[str, list[int]]] = []
         self.fronts: list[dict[str, Any]] = []
-        self.numbers: dict[int, int] = {}  # by id of the instance
+        self.numbers: dict[int, int] = {}  # by id of the view
         self.front_numbers: dict[int, int] = {}  # by id of the front
 
-    def view(self, position: int, instance: Instance) -> int:
+    def view(self, position: int, view: View) -> int:
         """The number of an execution of the input at `position`."""
-        number = self.numbers.setdefault(id(instance), len(self.listed))
+        number = self.numbers.setdefault(id(view), len(self.listed))
         if number == len(self.listed):
-            ordinal = {node.name: place for place, node in enumerate(foldable_nodes(instance.network))}
-            for stage in instance.system.stages:
-                self.arrays[f"view{number}/final{ordinal[stage.node]}"] = _numpy(stage.entry, np.int32)
-                if stage.hull is not None:
-                    self.arrays[f"view{number}/hull"] = _numpy(stage.hull.share, np.uint8)
-            for step in instance.steps:
+            ordinal = {node: place for place, node in enumerate(view.nodes)}
+            for node, entry in view.open.items():
+                self.arrays[f"view{number}/final{ordinal[node]}"] = _numpy(entry, np.int32)
+            if view.hull is not None:
+                self.arrays[f"view{number}/hull"] = _numpy(view.hull, np.uint8)
+            for step in view.steps:
                 self.arrays[f"view{number}/base{ordinal[step.node]}"] = _numpy(step.entry, np.int32)
                 self.arrays[f"view{number}/alpha{ordinal[step.node]}"] = _numpy(step.alpha, np.uint8)
-            final = [ordinal[stage.node] for stage in instance.system.stages]
-            self.listed.append({"final": final, "steps": [ordinal[step.node] for step in instance.steps]})
+            final = [ordinal[node] for node in view.open]
+            self.listed.append({"final": final, "steps": [ordinal[step.node] for step in view.steps]})
             self.views[position].append(number)
         return number
 
-    def front(self, atom: tuple[int, int], instance: Instance, front: Front) -> int:
+    def front(self, atom: tuple[int, int], view: View, front: Front) -> int:
         """The number of a front: an atom's closed parts, then its open ones."""
         number = self.front_numbers.setdefault(id(front), len(self.fronts))
         if number == len(self.fronts):
@@ -187,9 +186,8 @@ class _Arrays:
                 )
                 for column in range(len(front))
             ]
-            view = self.view(atom[0], instance)
-            self.fronts.append({"atom": list(atom), "view": view, "closed": len(front.closed)})
-            self.leaves(f"front{number}", 1, instance.system.neurons, [*front.closed, *parts])
+            self.fronts.append({"atom": list(atom), "view": self.view(atom[0], view), "closed": len(front.closed)})
+            self.leaves(f"front{number}", 1, view.neurons, [*front.closed, *parts])
         return number
 
     def leaves(self, name: str, members: int, neurons: int, leaves: Sequence[Leaf]) -> None:
@@ -250,11 +248,10 @@ class Recorder:
         store = _Arrays(group)
         proofs = []
         for number, one in enumerate(group.refutations):
-            views = [store.view(p, instance) for (p, _), instance in zip(one.atoms, one.instances, strict=True)]
-            fronts = [store.front(*some) for some in zip(one.atoms, one.instances, one.fronts, strict=False)]
+            views = [store.view(p, view) for (p, _), view in zip(one.atoms, one.views, strict=True)]
+            fronts = [store.front(*some) for some in zip(one.atoms, one.views, one.fronts, strict=False)]
             proofs.append({"atoms": [list(atom) for atom in one.atoms], "views": views, "fronts": fronts})
-            neurons = sum(instance.system.neurons for instance in one.instances)
-            store.leaves(f"proof{number}", len(one.atoms), neurons, one.leaves)
+            store.leaves(f"proof{number}", len(one.atoms), sum(view.neurons for view in one.views), one.leaves)
             for width, products in enumerate(one.closed, start=2):
                 store.arrays[f"proof{number}/part{width}"] = _numpy(products.part, np.int32)
                 store.arrays[f"proof{number}/mix{width}"] = _numpy(products.share, np.float64)

@@ -258,7 +258,7 @@ class Run:
             kinds.append("lost" if not held else "interval" if ibp else "bounds")
             excluded.append(tuple(sorted(wanted if ibp else wanted.intersection(screened.excluded.get(position, ())))))
             alone += [
-                Refutation(atoms=((place, one.label),), instances=(one.instance,), leaves=one.leaves)
+                Refutation(atoms=((place, one.label),), views=(one.view,), leaves=one.leaves)
                 for one in screened.proofs.get(position, ())
             ]
         return GroupProof(

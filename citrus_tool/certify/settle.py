@@ -25,7 +25,7 @@ from citrus_tool.attacks.margin import float32_at_most
 from citrus_tool.attacks.sets import around, attack_near, attack_set, attack_sets
 from citrus_tool.bounds.crown import relax
 from citrus_tool.bounds.hull import with_hull
-from citrus_tool.bounds.optimised import ROOT, Instance, ascend, tuned_planes
+from citrus_tool.bounds.optimised import ROOT, Instance, View, ascend, tuned_planes
 from citrus_tool.bounds.rounding import enclose, exact_products
 from citrus_tool.certify.conflicts import Atom, Combination, Conflicts
 from citrus_tool.certify.front import Front, Products, joined, multiply, trimmed
@@ -66,14 +66,14 @@ class OpenInput:
 
 @dataclass(frozen=True, kw_only=True)
 class Grounds:
-    """Why a combination is refuted: the closed parts of the box, which cover it, in terms of its atoms' instances.
+    """Why a combination is refuted: the closed parts of the box, which cover it, in terms of its atoms' views.
 
     fronts: where the search started from products, of each atom: then the parts cover what is closed neither in a front
         nor as a product.  closed: those products, as in `front.Multiplied`.
     """
 
     combination: Combination
-    instances: tuple[Instance, ...]
+    views: tuple[View, ...]
     leaves: tuple[Leaf, ...]
     fronts: tuple[Front, ...] = ()
     closed: tuple[Products, ...] = ()
@@ -102,7 +102,7 @@ class Settlement:
 class _Task:
     """One combination on its way; `search` is None once it was given up for want of memory."""
 
-    instances: tuple[Instance, ...]
+    views: tuple[View, ...]
     search: Search | None
     gap: float
     turn: int = 0
@@ -361,7 +361,7 @@ class Loop:
         """A task for the combination's search, which has no bound yet."""
         problem = JointProblem(members=members, combinations=(tuple(label for _, label in combination),))
         search = Search(problem=problem, guard=0.0, goal=problem.goal, watch=self.look, record=self.record)
-        task = _Task(instances=tuple(member.instance for member in members), search=search, gap=math.inf, turn=1)
+        task = _Task(views=tuple(member.instance.view for member in members), search=search, gap=math.inf, turn=1)
         self.tasks[combination] = task
         return task, problem, search
 
@@ -449,7 +449,7 @@ class Loop:
         if task.search.leaves is not None:
             self.grounds[frozenset(combination)] = Grounds(
                 combination=combination,
-                instances=task.instances,
+                views=task.views,
                 leaves=tuple(task.search.leaves),
                 fronts=task.fronts,
                 closed=task.closed,

@@ -52,13 +52,11 @@ def _table(name: str, about: str) -> click.Command:
         _journal_option,
         click.option("--runs", type=options.PATH, default=Path("runs") / "bench", show_default=True, metavar="DIR",
                      help="Checkpoints and certificates of the runs."),
-        click.option("--data-root", type=options.PATH, metavar="DIR",
-                     help="Where named data sets lie [default: $CITRUS_DATA, ./data, ~/.cache/citrus]."),
-        click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
-                     help="auto takes a GPU when there is one."),
-        click.option("--threads", type=click.IntRange(min=1), help="CPU threads of torch [default: all cores]."),
+        options.data_root_option(),
+        options.device_option,
+        options.threads_option(),
         *plotting,
-        click.option("--quiet", is_flag=True, help="No progress on stderr."),
+        options.quiet_option(),
     )  # fmt: skip
     def command(
         scale: str,
@@ -92,11 +90,12 @@ def _table(name: str, about: str) -> click.Command:
         wanted = _methods(contests.TABLES[name].methods, methods)
         options.use_threads(threads)
         if not only_list:
-            bench = Bench(
-                journal=journal, runs=runs, data_root=data_root, device=resolve_device(device),
-                progress=terminal.progress(quiet), certifier=contests.certifier(name, scale),
-            )  # fmt: skip
+            place, progress = resolve_device(device), terminal.progress(quiet)
             for contest in chosen:
+                bench = Bench(
+                    journal=journal, runs=runs, data_root=data_root, device=place, progress=progress,
+                    certifier=contests.certifier(name, scale, contest),
+                )  # fmt: skip
                 base = f"citrus bench {name} --scale {scale} --data {contest.data} --eps {contest.eps}"
                 for published in contest.published if models is not None else ():
                     bench.run_published(contest, published, models or Path(), f"{base} --models DIR")

@@ -64,7 +64,7 @@ def write_tables(
 @options.certify_options
 @options.branch_options
 @options.attack_options
-@options.workers_option
+@options.group_workers_option
 @options.part_options
 @click.option(
     "--certificate",
@@ -208,9 +208,9 @@ def certify_uap(
     metavar="NAME|FILE.npz|FOLDER",
     help="Also compare the certificate's inputs with this data set.",
 )
-@click.option("--data-root", type=options.PATH, metavar="DIR", help="Where named data sets lie.")
+@options.data_root_option()
 @options.split_option
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Draws the splits.")
+@options.seed_option()
 @options.output_options
 def check(
     certificate: Path,

@@ -26,7 +26,7 @@ from citrus_tool.files import write_text
 @options.certify_options
 @options.branch_options
 @options.attack_options
-@options.workers_option
+@options.group_workers_option
 @options.run_dir_options("runs/compare")
 @options.run_options
 @options.table_options

@@ -19,8 +19,7 @@ def data() -> None:
     """
 
 
-data_root = click.option("--data-root", type=options.PATH, metavar="DIR",
-                         help="Look only here [default: $CITRUS_DATA, ./data, ~/.cache/citrus].")  # fmt: skip
+data_root = options.data_root_option("Look only here")
 
 
 @data.command("list")
@@ -57,7 +56,7 @@ def list_(data_root: Path | None, json_path: Path | None, quiet: bool, config: P
 @data.command("prepare")
 @click.argument("name", metavar="NAME|FILE.npz|FOLDER")
 @data_root
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Draws the splits.")
+@options.seed_option()
 @options.output_options
 def prepare(
     name: str, data_root: Path | None, seed: int, json_path: Path | None, quiet: bool, config: Path | None

@@ -20,13 +20,7 @@ from citrus_tool.cli.train import show_harden
     metavar="DIR",
     help="Where the hardened network and the report go.",
 )
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="auto takes a GPU when there is one.",
-)
+@options.device_option
 @options.report_option
 @options.output_options
 def demo(

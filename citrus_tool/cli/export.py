@@ -28,7 +28,7 @@ from citrus_tool.files import require_writable_folder
     help="The 1.0 property asks for M fooled inputs [default: all of the group].",
 )
 @click.option("--out", type=options.PATH, default=Path(), show_default="here", metavar="DIR", help="Folder to write.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Draws the validation split.")
+@options.seed_option("Draws the validation split.")
 @options.output_options
 def export_query(
     model: Path,

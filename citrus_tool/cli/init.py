@@ -20,11 +20,11 @@ from citrus_tool.files import require_writable_file
     metavar="NAME|FILE.npz|FOLDER",
     help="The network's data [default: the named set that fits its input].",
 )
-@click.option("--data-root", type=options.PATH, metavar="DIR", help="Where named data sets lie.")
+@options.data_root_option()
 @options.normalisation_options
 @click.option("--out", type=options.PATH, metavar="FILE.toml", help="The file to write [default: MODEL.toml].")
 @click.option("--force", is_flag=True, help="Overwrite it.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Draws the splits.")
+@options.seed_option()
 @options.output_options
 def init(
     model: Path,

@@ -13,7 +13,7 @@ from citrus_tool.errors import UnsupportedNetworkError
 @click.command()
 @options.model_argument
 @click.option("--data", "data_name", metavar="NAME|FILE.npz|FOLDER", help="Also compare on real inputs of this data.")
-@click.option("--data-root", type=options.PATH, metavar="DIR", help="Where named data sets lie.")
+@options.data_root_option()
 @options.normalisation_options
 @options.output_options
 def inspect(

@@ -193,13 +193,43 @@ def stacked(*decorators: Callable[[F], F]) -> Callable[[F], F]:
 
 model_argument = click.argument("model", type=PATH)
 
+
+def data_root_option(
+    about: str = "Where named data sets lie", default: str = "$CITRUS_DATA, ./data, ~/.cache/citrus"
+) -> Callable[[F], F]:
+    """--data-root, with this command's words; `default` is shown in the help."""
+    return click.option("--data-root", type=PATH, metavar="DIR", help=f"{about} [default: {default}].")
+
+
+def threads_option(about: str = "CPU threads of torch [default: all cores].") -> Callable[[F], F]:
+    """--threads, with this command's words."""
+    return click.option("--threads", type=click.IntRange(min=1), help=about)
+
+
+def seed_option(about: str = "Draws the splits.") -> Callable[[F], F]:
+    """--seed, with this command's words."""
+    return click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help=about)
+
+
+def quiet_option(about: str = "No progress on stderr.") -> Callable[[F], F]:
+    """--quiet, with this command's words."""
+    return click.option("--quiet", is_flag=True, help=about)
+
+
+def workers_option(about: str) -> Callable[[F], F]:
+    """--workers, with this command's words."""
+    return click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help=about)
+
+
 data_options = stacked(
     click.option("--data", "data_name", type=NameOrPath(DATA), default="digits", show_default=True,
                  metavar="NAME|FILE.npz|FOLDER",
                  help="digits, mnist, cifar10, tinyimagenet, an .npz file (x, y) or a folder of class folders."),
-    click.option("--data-root", type=PATH, metavar="DIR",
-                 help="Where named data sets lie [default: $CITRUS_DATA, ./data, ~/.cache/citrus]."),
+    data_root_option(),
 )  # fmt: skip
+
+device_option = click.option("--device", type=Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
+                             help="auto takes a GPU when there is one.")  # fmt: skip
 
 split_option = click.option("--split", type=Choice(["train", "validation", "test"]), default="test",
                             show_default=True, help="Which part of the data is judged.")  # fmt: skip
@@ -237,13 +267,7 @@ threat_options = stacked(
                  help="Count inputs that u drives to this class, instead of to any wrong one."),
 )  # fmt: skip
 
-run_options = stacked(
-    click.option("--device", type=Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
-                 help="auto takes a GPU when there is one."),
-    click.option("--threads", type=click.IntRange(min=1), help="CPU threads of torch [default: all cores]."),
-    click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
-                 help="Draws splits, batches and starting points."),
-)  # fmt: skip
+run_options = stacked(device_option, threads_option(), seed_option("Draws splits, batches and starting points."))
 
 group_size_option = click.option("--group-size", type=click.IntRange(min=1), default=5, show_default=True,
                                  help="How many inputs share one perturbation.")  # fmt: skip
@@ -264,9 +288,9 @@ protocol_option = click.option("--protocol", type=Choice(["all", "correct"]), de
 scope_option = click.option("--scope", type=Choice(["groups", "dataset"]), default="groups", show_default=True,
                             help="One perturbation for each group of inputs, or one for all of them.")  # fmt: skip
 
-workers_option = click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True,
-                              help="Processes that groups are spread over; with --threads 1, as many as there are cores"
-                                   " is fastest.")  # fmt: skip
+group_workers_option = workers_option(
+    "Processes that groups are spread over; with --threads 1, as many as there are cores is fastest."
+)
 
 part_options = stacked(
     click.option("--part", type=Part(), metavar="I/N", help="Only the I-th of N parts of the groups, for a cluster."),
@@ -335,7 +359,7 @@ report_option = click.option("--report", "report_path", type=PATH, metavar="FILE
 output_options = stacked(
     click.option("--json", "json_path", type=click.Path(path_type=Path, allow_dash=True), metavar="FILE",
                  help="Write the result as JSON; - prints it instead of the table."),
-    click.option("--quiet", is_flag=True, help="No progress and no warnings on stderr."),
+    quiet_option("No progress and no warnings on stderr."),
     click.option("--config", type=PATH, metavar="FILE.toml", is_eager=True, callback=_read_config,
                  help="Read options from a TOML file; flags win."),
 )  # fmt: skip

@@ -15,10 +15,8 @@ from citrus_tool.cli import options, terminal
               help="The page to write.")  # fmt: skip
 @click.option("--model", "models", multiple=True, type=options.PATH, metavar="M.onnx",
               help="Where a network lies that is no longer where it was; may be given several times.")  # fmt: skip
-@click.option(
-    "--data-root", type=options.PATH, metavar="DIR", help="Where named data sets lie [default: as in the run]."
-)
-@click.option("--quiet", is_flag=True, help="No progress on stderr.")
+@options.data_root_option(default="as in the run")
+@options.quiet_option()
 def report(runs: tuple[Path, ...], out: Path, models: tuple[Path, ...], data_root: Path | None, quiet: bool) -> None:
     """Writes what runs found as one HTML file that loads nothing from the network.
 

@@ -97,9 +97,9 @@ class Answers:
     metavar="SECONDS",
     help="Answer by then, two seconds early where there is room [default: no limit].",
 )
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads [default: all cores].")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the attack.")
-@click.option("--quiet", is_flag=True, help="No log on stderr.")
+@options.threads_option()
+@options.seed_option("Of the attack.")
+@options.quiet_option("No log on stderr.")
 def verify(
     query: Path, networks: tuple[str, ...], timeout: float | None, threads: int | None, seed: int, quiet: bool
 ) -> None:

@@ -17,8 +17,8 @@ from citrus_tool.files import require_writable_folder
 @click.argument("instances", type=options.PATH)
 @click.option("--run-dir", type=options.PATH, metavar="DIR", help="Results and witnesses [default: runs/FOLDER].")
 @click.option("--resume", is_flag=True, help="Keep the results that --run-dir holds and run the others.")
-@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Instances at a time.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads of each [default: cores / workers].")
+@options.workers_option("Instances at a time.")
+@options.threads_option("CPU threads of each [default: cores / workers].")
 @click.option(
     "--time-limit",
     type=click.FloatRange(min=0, min_open=True),

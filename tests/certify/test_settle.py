@@ -220,9 +220,8 @@ def test_planes_prove_inputs_alone(make: Make, monkeypatch: pytest.MonkeyPatch) 
         assert found.complete
         assert found.fooled_upper == fooled_at_most(make(seed), x, labels, 0.2)
         for one in found.grounds:
-            stages = [instance.system.stages for instance in one.instances]
-            assert len(one.combination) == len(one.instances)
-            planes += any(some and some[0].hull is not None for some in stages)
+            assert len(one.combination) == len(one.views)
+            planes += any(view.hull is not None for view in one.views)
     assert planes > 2
 
 
