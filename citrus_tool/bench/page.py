@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from citrus_tool.bench.claims import CLAIM_HEADER, CLAIMS, box_rows
+from citrus_tool.bench.claims import CLAIM_HEADER, orderings, reasons
 from citrus_tool.bench.contests import (
     PAPER,
     PAPER_MINUTES,
@@ -135,8 +135,11 @@ def page(entries: Sequence[Entry], losses: Sequence[BoxLosses] = (), plots: Mapp
             parts += [_markdown(name, scale, section) for section in shown]
             if shown and scale == "cpu" and name in links:
                 parts.append(f"![{table.title}]({links[name]})\n")
-    orderings = [*(claim.row(entries) for claim in CLAIMS), *box_rows(losses)]
-    parts.append(f"## Orderings, scale cpu\n\n{_table(CLAIM_HEADER, orderings)}\n")
+    claimed = orderings(entries, losses)
+    parts.append(f"## Orderings, scale cpu\n\n{_table(CLAIM_HEADER, claimed)}\n")
+    why = "".join(f"- {ordering}: {reason}\n" for ordering, reason in reasons(claimed))
+    parts += [f"Why some do not hold here, as far as it is known:\n\n{why}"] if why else []
+    parts.append(_ELSEWHERE)
     return "\n".join(part.rstrip("\n") + "\n" for part in parts)
 
 
@@ -181,6 +184,12 @@ of two runs made at different hours says little (`benchmarks/train_step.py` time
 _BOXES = """Mean box losses over the inputs of the last epoch, as it was drawn and augmented, at the weights that the
 run kept: of the box at an input's own perturbation, and sum and largest of the boxes at the others'. Centres lie within
 eps - tau of the input: at tau .7 eps the boxes of an input nearly coincide, and so do their losses."""
+_ELSEWHERE = """## Measured elsewhere
+
+In [training.md](training.md): randomized smoothing for the same threat, with its different guarantee; Theorem 1's
+sequence of bounds and tighter regions than intervals on a trained network; how citrus-plus was chosen. In
+[PERFORMANCE.md](../PERFORMANCE.md): the published settings of RACoon, and all 10,000 MNIST images. None of it is in the
+journal."""
 _INTRODUCTION = """# Results
 
 Made from `results/journal.jsonl` by `citrus bench results --out docs/results.md`; do not edit. Percent. std: standard

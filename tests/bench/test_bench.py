@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from citrus_tool import onnx_io
 from citrus_tool.bench import contests, journal, page, plots
-from citrus_tool.bench.claims import CLAIMS, box_rows
+from citrus_tool.bench.claims import CLAIMS, REASONS, box_rows, orderings, reasons
 from citrus_tool.bench.contests import CPU, GPU, PAPER, PAPER_MINUTES, SCALES, TABLES, Contest, Job, Published, jobs
 from citrus_tool.bench.journal import BoxLosses, Entry
 from citrus_tool.bench.run import Bench, certifier_digest
@@ -459,6 +459,16 @@ def test_claims_compare_means_over_seeds() -> None:
     own = _entry(contest=long.name, method="citrus-plus", recipe=mine.digest, certifier=whole, standard=91.0)
     assert published.row([file, own])[2:] == ["91.00", "90.00", "holds"]
     assert published.row([short, own])[-1] == "not yet measured"
+
+
+def test_reasons_stand_beside_orderings_that_do_not_hold() -> None:
+    rows = orderings([], [_losses(own=4.5)])
+    assert REASONS.keys() <= {row[0] for row in rows}
+    failed = [row[0] for row in rows if row[-1] == "does not hold"]
+    assert failed
+    assert [ordering for ordering, _ in reasons(rows)] == [ordering for ordering in failed if ordering in REASONS]
+    assert all(f"- {ordering}: " in page.page([], [_losses(own=4.5)]) for ordering, _ in reasons(rows))
+    assert "Why some" not in page.page([])
 
 
 def test_page(toy_table: Callable[..., Entry]) -> None:
