@@ -133,8 +133,8 @@ CLAIM_HEADER = ["ordering", "source", "left", "right", "here"]
 HOLDS, FAILS = "holds", "does not hold"
 
 REASONS: Mapping[str, str] = {
-    "certified: pgd below 5 (cifar10-8)": "ConvSmall is small enough for branch and bound to prove ten of the 200 inputs"
-    " of an adversarially trained network; the paper's CNN7 has some hundred times the weights.",
+    "certified: pgd below 5 (cifar10-8)": "ConvSmall is small enough for branch and bound to prove ten of the 200"
+    " inputs of an adversarially trained network; the paper's CNN7 has some hundred times the weights.",
     "certified: citrus-si above citrus (cifar10-8)": "one seed, and the difference is of eight inputs of 1000. At tau"
     " .7 eps an input's own box lies nearly where the others' do, so that a fifth box of them changes little.",
     "box loss: own box above the sum of the others (cifar10-8)": "at tau .7 eps centres lie within .3 eps of the input,"

@@ -188,7 +188,7 @@ _ELSEWHERE = """## Measured elsewhere
 
 In [training.md](training.md): randomized smoothing for the same threat, with its different guarantee; Theorem 1's
 sequence of bounds and tighter regions than intervals on a trained network; how citrus-plus was chosen. In
-[PERFORMANCE.md](../PERFORMANCE.md): the published settings of RACoon, and all 10,000 MNIST images. None of it is in the
+PERFORMANCE.md at the top: the published settings of RACoon, and all 10,000 MNIST images. None of it is in the
 journal."""
 _INTRODUCTION = """# Results
 
