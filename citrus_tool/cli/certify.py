@@ -14,6 +14,9 @@ from citrus_tool.files import write_text
 
 if TYPE_CHECKING:
     from citrus_tool.certify.certificate import Certificate
+    from citrus_tool.certify.settings import CertifySettings
+    from citrus_tool.threat import Threat
+    from citrus_tool.workflow import DataChoice, ModelChoice
 
 Split = Literal["train", "validation", "test"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -52,19 +55,7 @@ def write_tables(
 
 @click.command("certify-uap")
 @options.model_argument
-@options.data_options
-@options.split_option
-@options.limit_option(None)
-@options.normalisation_options
-@options.eps_list_option
-@options.threat_options
-@options.group_size_option
-@options.protocol_option
-@options.scope_option
-@options.certify_options
-@options.branch_options
-@options.attack_options
-@options.group_workers_option
+@options.certification_options
 @options.part_options
 @click.option(
     "--certificate",
@@ -78,29 +69,14 @@ def write_tables(
 @options.report_option
 @options.output_options
 @click.pass_context
+@options.gathered
 def certify_uap(
     ctx: click.Context,
-    model: Path,
-    data_name: str,
-    data_root: Path | None,
+    source: ModelChoice,
+    choice: DataChoice,
+    threats: Sequence[Threat],
+    certify: CertifySettings,
     split: Split,
-    limit: int | None,
-    mean: tuple[float, ...] | None,
-    std: tuple[float, ...] | None,
-    eps: tuple[float, ...],
-    clip: bool,
-    target: int | None,
-    group_size: int,
-    protocol: Literal["all", "correct"],
-    scope: Literal["groups", "dataset"],
-    bounds: Literal["ibp", "crown", "alpha", "full"],
-    solver: Literal["cbc", "highs", "both"],
-    time_limit: float,
-    intermediate: Literal["intersect", "crown"],
-    branch_nodes: int,
-    branch_seconds: float,
-    attack_steps: int,
-    attack_restarts: int,
     workers: int,
     part: tuple[int, int] | None,
     join: tuple[Path, ...],
@@ -108,14 +84,11 @@ def certify_uap(
     run_dir: Path | None,
     resume: bool,
     device: Device,
-    threads: int | None,
-    seed: int,
     csv_path: Path | None,
     latex_path: Path | None,
     report_path: Path | None,
     json_path: Path | None,
     quiet: bool,
-    config: Path | None,
 ) -> None:
     """Proves how many inputs stay correctly classified under any single perturbation of their group.
 
@@ -125,43 +98,23 @@ def certify_uap(
       citrus certify-uap M.onnx --data mnist --eps 0.02,0.05,0.1 --limit 1000 --latex sweep.tex
     """
     terminal.require_output(json_path, csv_path, latex_path, report_path)
-    if len(eps) > 1 and certificate is not None:
+    if len(threats) > 1 and certificate is not None:
         raise UsageError("--certificate holds the proof of one eps; give one --eps, or leave it out.")
-    if len(eps) > 1 and (part is not None or join):
+    if len(threats) > 1 and (part is not None or join):
         raise UsageError("--part and --join go with one eps; make a run for each.")
-    from citrus_tool.certify.settings import CertifySettings
     from citrus_tool.sweep import judged, sweep_file
-    from citrus_tool.threat import Threat
-    from citrus_tool.workflow import DataChoice, ModelChoice, certify_file
+    from citrus_tool.workflow import certify_file
 
-    options.use_threads(threads)
-    source = ModelChoice(path=model, mean=mean, std=std)
-    choice = DataChoice(name=data_name, root=data_root, seed=seed)
-    threats = [Threat(eps=one, clip=clip, target=target) for one in eps]
-    settings = CertifySettings(
-        group_size=group_size,
-        protocol=protocol,
-        scope=scope,
-        bounds=bounds,
-        intermediate=intermediate,
-        branch_nodes=branch_nodes,
-        branch_seconds=branch_seconds,
-        solver=solver,
-        time_limit=time_limit,
-        attack_steps=attack_steps,
-        attack_restarts=attack_restarts,
-        seed=seed,
-        limit=limit,
-    )
+    target = threats[0].target
     effective = options.effective(ctx)
-    name = f"{model.stem}_{'certify' if len(eps) == 1 else 'sweep'}"
+    name = f"{source.path.stem}_{'certify' if len(threats) == 1 else 'sweep'}"
     run_dir = run_dir or Path("runs") / (name if part is None else f"{name}_{part[0]}_of_{part[1]}")
     if len(threats) > 1:
         swept = sweep_file(
             source,
             choice,
             threats,
-            settings,
+            certify,
             split=split,
             run_dir=run_dir,
             device=device,
@@ -181,7 +134,7 @@ def certify_uap(
         source,
         choice,
         threats[0],
-        settings,
+        certify,
         split=split,
         run_dir=run_dir,
         device=device,
@@ -262,28 +215,22 @@ def check(
 @click.option("--save", type=options.PATH, metavar="u.npy", help="Write the perturbations (groups, C, H, W).")
 @options.run_options
 @options.output_options
+@options.gathered
 def attack_uap(
-    model: Path,
-    data_name: str,
-    data_root: Path | None,
+    source: ModelChoice,
+    choice: DataChoice,
+    threat: Threat,
     split: Split,
     limit: int | None,
-    mean: tuple[float, ...] | None,
-    std: tuple[float, ...] | None,
-    eps: float,
-    clip: bool,
-    target: int | None,
     group_size: int,
     scope: Literal["groups", "dataset"],
     attack_steps: int,
     attack_restarts: int,
     save: Path | None,
     device: Device,
-    threads: int | None,
     seed: int,
     json_path: Path | None,
     quiet: bool,
-    config: Path | None,
 ) -> None:
     """Searches the strongest shared perturbation of each group and replays it on onnxruntime.
 
@@ -292,14 +239,12 @@ def attack_uap(
       citrus attack-uap M.onnx --data mnist --eps 0.1 --limit 1000 --save u.npy
     """
     terminal.require_output(json_path)
-    from citrus_tool.threat import Threat
-    from citrus_tool.workflow import DataChoice, ModelChoice, attack_file
+    from citrus_tool.workflow import attack_file
 
-    options.use_threads(threads)
     report = attack_file(
-        ModelChoice(path=model, mean=mean, std=std),
-        DataChoice(name=data_name, root=data_root, seed=seed),
-        Threat(eps=eps, clip=clip, target=target),
+        source,
+        choice,
+        threat,
         group_size=group_size if scope == "groups" else None,
         steps=attack_steps,
         restarts=attack_restarts,
@@ -327,27 +272,18 @@ def attack_uap(
 @options.run_options
 @options.report_option
 @options.output_options
+@options.gathered
 def evaluate(
-    model: Path,
-    data_name: str,
-    data_root: Path | None,
+    source: ModelChoice,
+    choice: DataChoice,
+    threat: Threat,
+    certify: CertifySettings,
     split: Split,
-    limit: int,
-    mean: tuple[float, ...] | None,
-    std: tuple[float, ...] | None,
-    eps: float,
-    group_size: int,
-    bounds: Literal["ibp", "crown", "alpha", "full"],
-    solver: Literal["cbc", "highs", "both"],
-    time_limit: float,
     pgd_steps: int,
     device: Device,
-    threads: int | None,
-    seed: int,
     report_path: Path | None,
     json_path: Path | None,
     quiet: bool,
-    config: Path | None,
 ) -> None:
     """Standard, PGD, attacked UAP, certified UAP and IBP certified accuracy in one table.
 
@@ -359,19 +295,14 @@ def evaluate(
       citrus evaluate M.onnx --data mnist --eps 0.1
     """
     terminal.require_output(json_path, report_path)
-    from citrus_tool.certify.settings import CertifySettings
     from citrus_tool.report.data import Origin
-    from citrus_tool.threat import Threat
-    from citrus_tool.workflow import DataChoice, ModelChoice, evaluate_file
+    from citrus_tool.workflow import evaluate_file
 
-    options.use_threads(threads)
     result = evaluate_file(
-        ModelChoice(path=model, mean=mean, std=std),
-        DataChoice(name=data_name, root=data_root, seed=seed),
-        Threat(eps=eps),
-        CertifySettings(
-            group_size=group_size, bounds=bounds, solver=solver, time_limit=time_limit, seed=seed, limit=limit
-        ),
+        source,
+        choice,
+        threat,
+        certify,
         split=split,
         pgd_steps=pgd_steps,
         device=device,
@@ -379,5 +310,5 @@ def evaluate(
     )
     shown = result.table()
     terminal.show(result.to_json(), json_path, shown.columns, shown.rows)
-    origin = Origin(mean=mean, std=std, root=data_root, seed=seed)
-    terminal.write_report(report_path, result.to_json(perturbations=True), f"evaluation of {model.name}", origin)
+    origin = Origin(mean=source.mean, std=source.std, root=choice.root, seed=choice.seed)
+    terminal.write_report(report_path, result.to_json(perturbations=True), f"evaluation of {source.path.name}", origin)

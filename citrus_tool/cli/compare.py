@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -11,61 +12,38 @@ from citrus_tool.cli import options, terminal
 from citrus_tool.errors import UsageError
 from citrus_tool.files import write_text
 
+if TYPE_CHECKING:
+    from citrus_tool.certify.settings import CertifySettings
+    from citrus_tool.threat import Threat
+    from citrus_tool.workflow import DataChoice
+
 
 @click.command("compare")
 @click.argument("models", metavar="MODEL MODEL...", type=options.PATH, nargs=-1, required=True)
-@options.data_options
-@options.split_option
-@options.limit_option(None)
-@options.normalisation_options
-@options.eps_list_option
-@options.threat_options
-@options.group_size_option
-@options.protocol_option
-@options.scope_option
-@options.certify_options
-@options.branch_options
-@options.attack_options
-@options.group_workers_option
+@options.certification_options
 @options.run_dir_options("runs/compare")
 @options.run_options
 @options.table_options
 @options.output_options
 @click.pass_context
+@options.gathered
 def compare(
     ctx: click.Context,
     models: tuple[Path, ...],
-    data_name: str,
-    data_root: Path | None,
-    split: Literal["train", "validation", "test"],
-    limit: int | None,
     mean: tuple[float, ...] | None,
     std: tuple[float, ...] | None,
-    eps: tuple[float, ...],
-    clip: bool,
-    target: int | None,
-    group_size: int,
-    protocol: Literal["all", "correct"],
-    scope: Literal["groups", "dataset"],
-    bounds: Literal["ibp", "crown", "alpha", "full"],
-    solver: Literal["cbc", "highs", "both"],
-    time_limit: float,
-    intermediate: Literal["intersect", "crown"],
-    branch_nodes: int,
-    branch_seconds: float,
-    attack_steps: int,
-    attack_restarts: int,
+    choice: DataChoice,
+    threats: Sequence[Threat],
+    certify: CertifySettings,
+    split: Literal["train", "validation", "test"],
     workers: int,
     run_dir: Path | None,
     resume: bool,
     device: Literal["auto", "cpu", "cuda"],
-    threads: int | None,
-    seed: int,
     csv_path: Path | None,
     latex_path: Path | None,
     json_path: Path | None,
     quiet: bool,
-    config: Path | None,
 ) -> None:
     """Certifies several networks on the same data: one table, and what each certifies that another does not.
 
@@ -80,33 +58,16 @@ def compare(
     terminal.require_output(json_path, csv_path, latex_path)
     if len(models) < 2:
         raise UsageError("give at least two networks to compare; citrus certify-uap judges one.")
-    from citrus_tool.certify.settings import CertifySettings
     from citrus_tool.compare import compare_files
     from citrus_tool.sweep import judged
     from citrus_tool.tables import to_csv, to_latex
-    from citrus_tool.threat import Threat
-    from citrus_tool.workflow import DataChoice, ModelChoice
+    from citrus_tool.workflow import ModelChoice
 
-    options.use_threads(threads)
     found = compare_files(
         [ModelChoice(path=model, mean=mean, std=std) for model in models],
-        DataChoice(name=data_name, root=data_root, seed=seed),
-        [Threat(eps=one, clip=clip, target=target) for one in eps],
-        CertifySettings(
-            group_size=group_size,
-            protocol=protocol,
-            scope=scope,
-            bounds=bounds,
-            intermediate=intermediate,
-            branch_nodes=branch_nodes,
-            branch_seconds=branch_seconds,
-            solver=solver,
-            time_limit=time_limit,
-            attack_steps=attack_steps,
-            attack_restarts=attack_restarts,
-            seed=seed,
-            limit=limit,
-        ),
+        choice,
+        threats,
+        certify,
         split=split,
         run_dir=run_dir or Path("runs") / "compare",
         device=device,
@@ -117,7 +78,7 @@ def compare(
     )
     terminal.show(found.to_json(), json_path, *found.table())
     first = [entry.sweep.certificates[0] for entry in found.networks if entry.sweep is not None]
-    words = f"percent of {judged(first[0])}, protocol {protocol}" if first else "no network was judged"
+    words = f"percent of {judged(first[0])}, protocol {certify.protocol}" if first else "no network was judged"
     if not terminal.is_stdout(json_path):
         click.echo(f"\n{words}; standard: of the whole split")
         if found.pairs:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import inspect
 import re
 import tomllib
 from collections.abc import Callable, Sequence
@@ -180,6 +182,45 @@ def _read_config(ctx: click.Context, param: click.Parameter, value: Path | None)
     return value
 
 
+_CERTIFY = (
+    "group_size", "protocol", "scope", "bounds", "intermediate", "branch_nodes", "branch_seconds", "solver",
+    "time_limit", "attack_steps", "attack_restarts", "seed", "limit",
+)  # fmt: skip
+
+
+def gathered(function: F) -> F:
+    """Hands a command its options together, those of these that it has a parameter for, and sets --threads:
+
+    `source`: MODEL, --mean and --std as a workflow.ModelChoice.  `choice`: --data, --data-root and --seed as a
+    DataChoice.  `threats`: a Threat for each --eps; `threat`: of the only one.  `certify`: CertifySettings.
+
+    Options that the command has no parameter for go no further. Raises as these classes do.
+    """
+    wanted = inspect.signature(function).parameters
+
+    @functools.wraps(function)
+    def command(*before: Any, **given: Any) -> Any:
+        from citrus_tool.certify.settings import CertifySettings
+        from citrus_tool.threat import Threat
+        from citrus_tool.workflow import DataChoice, ModelChoice
+
+        eps: Any = given.get("eps")
+        radii = eps if isinstance(eps, tuple) else (eps,)
+        forms = {name: given[name] for name in ("clip", "target") if name in given}
+        makers: dict[str, Callable[[], Any]] = {
+            "source": lambda: ModelChoice(path=given["model"], mean=given["mean"], std=given["std"]),
+            "choice": lambda: DataChoice(name=given["data_name"], root=given["data_root"], seed=given["seed"]),
+            "threats": lambda: [Threat(eps=one, **forms) for one in radii],
+            "threat": lambda: Threat(eps=eps, **forms),
+            "certify": lambda: CertifySettings(**{name: given[name] for name in _CERTIFY if name in given}),
+        }
+        use_threads(given["threads"])
+        made = {name: make() for name, make in makers.items() if name in wanted}
+        return function(*before, **{name: value for name, value in given.items() if name in wanted}, **made)
+
+    return command  # type: ignore[return-value]
+
+
 def stacked(*decorators: Callable[[F], F]) -> Callable[[F], F]:
     """One decorator for several, shown in this order by --help."""
 
@@ -313,6 +354,23 @@ attack_options = stacked(
     click.option("--attack-restarts", type=click.IntRange(min=0), default=6, show_default=True,
                  help="Restarts of the attack."),
 )  # fmt: skip
+
+certification_options = stacked(
+    data_options,
+    split_option,
+    limit_option(None),
+    normalisation_options,
+    eps_list_option,
+    threat_options,
+    group_size_option,
+    protocol_option,
+    scope_option,
+    certify_options,
+    branch_options,
+    attack_options,
+    group_workers_option,
+)
+"""What data, which threat, how it is certified."""
 
 METHODS = (
     "citrus", "citrus-plus", "citrus-si", "kcp", "standard", "pgd", "uat", "cw-uat", "ibp", "crown-ibp", "sabr", "taps",

@@ -12,7 +12,8 @@ from citrus_tool.cli import options, terminal
 from citrus_tool.errors import UsageError
 
 if TYPE_CHECKING:
-    from citrus_tool.workflow import HardenReport, SpecVerdict
+    from citrus_tool.certify.settings import CertifySettings
+    from citrus_tool.workflow import DataChoice, HardenReport, ModelChoice, SpecVerdict
 
 
 @click.command()
@@ -65,43 +66,28 @@ if TYPE_CHECKING:
 @options.report_option
 @options.output_options
 @click.pass_context
+@options.gathered
 def harden(
     ctx: click.Context,
-    model: Path,
-    data_name: str,
-    data_root: Path | None,
-    mean: tuple[float, ...] | None,
-    std: tuple[float, ...] | None,
+    source: ModelChoice,
+    choice: DataChoice,
+    certify: CertifySettings,
     eps: float | None,
     specs: tuple[Path, ...],
     spec_timeout: float,
     method: str,
     recipe: str | None,
     epochs: int | None,
-    lr: float | None,
-    l1: float | None,
-    groups_per_batch: int | None,
     init: Literal["keep", "shi"],
-    tau_ratio: float | None,
-    pgd_steps: int | None,
-    same_input: bool,
     batch_norm: bool,
-    group_size: int,
-    limit: int,
-    bounds: Literal["ibp", "crown", "alpha", "full"],
-    solver: Literal["cbc", "highs", "both"],
-    time_limit: float,
     out: Path | None,
     run_dir: Path | None,
     resume: bool,
     device: Literal["auto", "cpu", "cuda"],
-    threads: int | None,
-    seed: int,
     tracker: Literal["tensorboard", "mlflow"] | None,
     report_path: Path | None,
     json_path: Path | None,
     quiet: bool,
-    config: Path | None,
 ) -> None:
     """Trains a network against universal perturbations and writes it back as the same ONNX file with new weights.
 
@@ -119,35 +105,31 @@ def harden(
       citrus harden M.onnx --data mnist --spec prop.vnnlib --out H.onnx
     """
     terminal.require_output(json_path, report_path)
-    from citrus_tool.certify.settings import CertifySettings
     from citrus_tool.tracking import tracking
-    from citrus_tool.workflow import DataChoice, ModelChoice, choose_recipe, harden_file, read_spec
+    from citrus_tool.workflow import choose_recipe, harden_file, read_spec
 
-    options.use_threads(threads)
-    source, choice = ModelChoice(path=model, mean=mean, std=std), DataChoice(name=data_name, root=data_root, seed=seed)
     target = read_spec(source, choice, specs, seconds=spec_timeout) if specs else None
     if target is not None:
         eps = target.eps if eps is None else eps
     if eps is None:
         raise UsageError("harden needs a radius to train for; add --eps, e.g. --eps 0.1, or --spec F.vnnlib.")
-    defaults = {"method": method, "init": init, "group_size": group_size, "seed": seed}
+    defaults = {"method": method, "init": init, "group_size": certify.group_size, "seed": choice.seed}
     numbers = ("tau_ratio", "pgd_steps", "same_input", "lr", "l1", "groups_per_batch")
     chosen = choose_recipe(
-        data_name, name=recipe, eps=eps, epochs=epochs, changes=options.given(ctx, *defaults, *numbers),
+        choice.name, name=recipe, eps=eps, epochs=epochs, changes=options.given(ctx, *defaults, *numbers),
         defaults=defaults,
     )  # fmt: skip
-    run_dir = run_dir or Path("runs") / f"{model.stem}_{chosen.method}"
+    stem = f"{source.path.stem}_{chosen.method}"
+    run_dir = run_dir or Path("runs") / stem
     settings = options.effective(ctx)
     with tracking(tracker, run_dir, name=run_dir.name, settings=settings) as on_epoch:
         report = harden_file(
             source,
             choice,
             chosen,
-            out=out or run_dir / f"{model.stem}_{chosen.method}.onnx",
+            out=out or run_dir / f"{stem}.onnx",
             run_dir=run_dir,
-            certify=CertifySettings(
-                group_size=group_size, bounds=bounds, solver=solver, time_limit=time_limit, seed=seed, limit=limit
-            ),
+            certify=certify,
             target=target,
             device=device,
             resume=resume,

@@ -7,13 +7,19 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import click
 import pytest
 from click.shell_completion import BashComplete
+from click.testing import CliRunner
 
 from citrus_tool import data
+from citrus_tool.certify.settings import CertifySettings
 from citrus_tool.cli import citrus, options, terminal
 from citrus_tool.harden.recipes import RECIPES
+from citrus_tool.threat import Threat
+from citrus_tool.workflow import DataChoice
 from tests.cli.toys import Run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -183,3 +189,25 @@ def test_mistyped(run: Run, network: Path, arguments: tuple[str, ...], words: st
     outcome = run(*arguments)
     assert outcome.code in (2, 3)
     assert words in outcome.err
+
+
+def test_options_come_together_where_a_command_asks_for_them() -> None:
+    seen: dict[str, Any] = {}
+
+    @click.command()
+    @options.data_options
+    @options.limit_option(7)
+    @options.eps_list_option
+    @options.threat_options
+    @options.group_size_option
+    @options.run_options
+    @options.gathered
+    def toy(choice: DataChoice, threats: list[Threat], certify: CertifySettings, device: str) -> None:
+        seen.update(choice=choice, threats=threats, certify=certify, device=device)
+
+    words = ["--data", "mnist", "--eps", "0.1,2/255", "--clip", "--group-size", "3", "--seed", "4", "--device", "cpu"]
+    assert CliRunner().invoke(toy, words).exit_code == 0
+    assert seen["choice"] == DataChoice(name="mnist", root=None, seed=4)
+    assert seen["threats"] == [Threat(eps=0.1, clip=True), Threat(eps=2 / 255, clip=True)]
+    assert seen["certify"] == CertifySettings(group_size=3, seed=4, limit=7)
+    assert seen["device"] == "cpu"
