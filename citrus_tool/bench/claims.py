@@ -139,12 +139,6 @@ REASONS: Mapping[str, str] = {
     " .7 eps an input's own box lies nearly where the others' do, so that a fifth box of them changes little.",
     "standard: fig5-group-10 below fig5-group-2": "one seed, and the two lie .3 points apart: at tau .7 eps the boxes"
     " of a group nearly coincide, so that its size changes little beside the noise of a run.",
-    **{
-        f"{figure}: citrus above citrus (published) (mnist-0.1-long)": "from epoch 20 to 60 the loss of an input's four"
-        " boxes falls from .38 to .09 in all, while the accuracies on the validation split stand still (98.2, and 92 %"
-        " certified by bounds alone): at tau .4 eps the others' perturbations soon teach little."
-        for figure in ("standard", "certified")
-    },
     "box loss: own box above the sum of the others (cifar10-8)": "at tau .7 eps centres lie within .3 eps of the input,"
     " so that the five boxes of an input nearly coincide and so do their losses: four sum to four times the own one.",
     "box loss: largest of the others above half of their sum (cifar10-8)": "as for the own box: four losses that are"

@@ -167,9 +167,13 @@ _QUICK = {"pgd_steps": 3, "pgd_step_size": StepSchedule(milestones=())}
 """Three steps of PGD of half the radius go as far as five that shrink."""
 _PLUS = {**_QUICK, "alpha": 0.02, "tau_ratio": 0.8, "worst": 1}
 _LONG_CHANGES: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
-    "mnist-0.1": {"citrus": {**_QUICK, "tau_ratio": 0.4}, "citrus-plus": {**_PLUS, "attack_ratio": 1.2}},
-    "cifar10-2": {"citrus": _QUICK, "citrus-plus": _PLUS},
+    "mnist-0.1": {
+        "citrus": {**_QUICK, "eps": 0.2, "tau_ratio": 0.2},
+        "citrus-plus": {**_PLUS, "attack_ratio": 1.2},
+    },
+    "cifar10-2": {"citrus": {**_QUICK, "eps": parse_eps("3/255")}, "citrus-plus": _PLUS},
 }
+"""CITRUS trains at radii above the contest's, which is common (Gowal et al. 2018 train at .2 for .1); judged at its own."""
 _LONG_JUDGED: Mapping[str, Mapping[str, Any]] = {"mnist-0.1": {"limit": None}}
 """Networks this close need all test inputs, which take minutes on MNIST; on CIFAR-10 an hour."""
 CPU_LONG = tuple(
