@@ -173,7 +173,7 @@ _LONG_CHANGES: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     },
     "cifar10-2": {"citrus": {**_QUICK, "eps": parse_eps("3/255")}, "citrus-plus": _PLUS},
 }
-"""CITRUS trains at radii above the contest's, which is common (Gowal et al. 2018 train at .2 for .1); judged at its own."""
+"""CITRUS trains at radii above the contest's, which is common (Gowal et al. 2018: .2 for .1); judged at its own."""
 _LONG_JUDGED: Mapping[str, Mapping[str, Any]] = {"mnist-0.1": {"limit": None}}
 """Networks this close need all test inputs, which take minutes on MNIST; on CIFAR-10 an hour."""
 CPU_LONG = tuple(
