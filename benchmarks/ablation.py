@@ -34,7 +34,7 @@ from citrus_tool.data import Dataset
 from citrus_tool.harden import trainer
 from citrus_tool.harden.recipes import Recipe, named
 from citrus_tool.network import Network
-from citrus_tool.threat import Threat
+from citrus_tool.threat import Threat, parse_eps
 
 INPUTS = 500
 """Validation inputs that are certified, at most."""
@@ -79,7 +79,7 @@ def judged(contest: Contest, recipe: Recipe, subset: int, teacher_epochs: int, r
     with tempfile.TemporaryDirectory() as folder:
         model = onnx_io.export(onnx_io.fold_batch_norm(result.network), Path(folder) / "m.onnx", metadata={})
         settings = dataclasses.replace(CERTIFIER, limit=INPUTS)
-        found = certify_uap(model, validation, Threat(eps=recipe.eps), settings).to_json()
+        found = certify_uap(model, validation, Threat(eps=parse_eps(contest.eps)), settings).to_json()
     inputs = found["inputs"]
     return {
         "standard": trainer.accuracy(result.network, validation),

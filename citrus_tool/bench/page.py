@@ -132,7 +132,10 @@ def page(entries: Sequence[Entry], losses: Sequence[BoxLosses] = (), plots: Mapp
             about = [contest for contest in entry.contests if jobs(name, contest)]
             shown = [section for section in sections(name, scale, about, entries, losses) if section.measured]
             parts += [f"## {table.title}, scale {scale}\n"] if shown else []
-            parts += [_markdown(name, scale, section) for section in shown]
+            for section in shown:
+                parts.append(_markdown(name, scale, section))
+                if name == "published" and (left := others(name, scale, section.contest, entries)):
+                    parts.append(f"Also run (std / ucert / attacked on so many inputs): {'; '.join(left)}.\n")
             if shown and scale == "cpu" and name in links:
                 parts.append(f"![{table.title}]({links[name]})\n")
     claimed = orderings(entries, losses)
@@ -157,6 +160,19 @@ def _markdown(name: str, scale: str, section: Section) -> str:
         _table(section.header, section.rows),
     ]
     return "\n".join(lines) + "\n"
+
+
+def others(table: str, scale: str, contest: Contest, entries: Sequence[Entry]) -> list[str]:
+    """Runs of the contest, and of its published networks, that `rows` leaves out: other recipes or other certifiers."""
+    judge = certifier_digest(certifier(table, scale, contest))
+    current = {(job.method, job.digest) for job in jobs(table, contest)}
+    published = {(network.label, network.file) for network in contest.published}
+    return [
+        f"{e.method} ({e.recipe}) {e.standard:.2f} / {e.certified:.2f} / {e.attacked:.2f} on {e.inputs}"
+        for e in entries
+        if (e.contest == contest.name or (e.method, e.recipe) in published)
+        and not (e.certifier == judge and (e.method, e.recipe) in current | published)
+    ]
 
 
 def _steps(name: str, contest: Contest) -> str:

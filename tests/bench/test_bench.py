@@ -487,6 +487,21 @@ def test_reasons_stand_beside_orderings_that_do_not_hold() -> None:
     assert "Why some" not in page.page([])
 
 
+def test_runs_that_a_contest_no_longer_shows_are_named() -> None:
+    long = next(c for c in SCALES["cpu"].contests if c.name == "mnist-0.1-long")
+    judge = certifier_digest(contests.certifier("published", "cpu", long))
+    mine = Job(contest=long, method="citrus", seed=0).digest
+    shown = _entry(contest=long.name, method="citrus", recipe=mine, certifier=judge)
+    older = dataclasses.replace(shown, recipe="older", standard=91.0)
+    narrow = dataclasses.replace(shown, certifier="first few", certified=42.0)
+    assert page.others("published", "cpu", long, [shown]) == []
+    assert page.others("published", "cpu", long, [shown, older, narrow]) == [
+        "citrus (older) 91.00 / 50.00 / 60.00 on 20",
+        f"citrus ({mine}) 90.00 / 42.00 / 60.00 on 20",
+    ]
+    assert "Also run" in page.page([shown, older])
+
+
 def test_page(toy_table: Callable[..., Entry]) -> None:
     text = page.page([toy_table()])
     assert "## Toy, scale cpu" in text
