@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -29,7 +28,6 @@ from citrus_tool.certify.certificate import Certificate
 from citrus_tool.certify.check import Checked, check, choosable, covers
 from citrus_tool.certify.check_bounds import Execution, Shared, Signs, lowest
 from citrus_tool.certify.check_graph import Affine, Graph, read_graph
-from citrus_tool.certify.proof import front_page, packed
 from citrus_tool.certify.search import MarginProblem, Search
 from citrus_tool.certify.settings import CertifySettings
 from citrus_tool.certify.uap import certify_uap
@@ -45,6 +43,7 @@ from citrus_tool.network import GraphBuilder, Network, Reshape, chain
 from citrus_tool.onnx_io import OnnxModel, read
 from citrus_tool.progress import Progress
 from citrus_tool.threat import Threat
+from tests.certify.corruption import Content, Group, corrupt, pictures, products
 from tests.certify.toys import SHAPE, as_onnx, data_for, tiny_chain, tiny_residual
 
 SETTINGS = CertifySettings(
@@ -73,12 +72,8 @@ class Proven:
     found: Certificate
     path: Path
 
-    def images(self, indices: Sequence[int]) -> tuple[NDArray[np.float32], Sequence[int]]:
-        index = torch.tensor(list(indices))
-        return self.data.pixels(index).numpy(), self.data.labels[index].tolist()
-
     def check(self, path: Path | None = None) -> Checked:
-        return check(path or self.path, self.model.path, images=self.images)
+        return check(path or self.path, self.model.path, images=pictures(self.data))
 
 
 def prove(
@@ -407,45 +402,6 @@ def test_the_counting_argument_agrees_with_enumeration() -> None:
 # --- what is rejected
 
 
-@dataclass(kw_only=True)
-class Group:
-    facts: dict[str, Any]
-    arrays: dict[str, NDArray[Any]]
-
-
-@dataclass(kw_only=True)
-class Content:
-    """A proof taken apart; `write` puts it together again with digests that fit."""
-
-    head: dict[str, Any]
-    groups: list[Group]
-
-    @staticmethod
-    def of(path: Path) -> Content:
-        with zipfile.ZipFile(path) as archive:
-            head = json.loads(archive.read("certificate.json"))
-            groups = []
-            for entry in head["groups"]:
-                with np.load(io.BytesIO(archive.read(entry["file"]))) as file:
-                    arrays = {name: file[name].copy() for name in file.files}
-                facts = json.loads(arrays.pop("facts").tobytes())
-                groups.append(Group(facts=facts, arrays=arrays))
-        return Content(head=head, groups=groups)
-
-    def write(self, path: Path) -> Path:
-        entries = []
-        with zipfile.ZipFile(path, "w") as archive:
-            for number, group in enumerate(self.groups):
-                content = packed(group.facts, group.arrays)
-                archive.writestr(f"groups/{number}", content)
-                digest = hashlib.sha256(content).hexdigest()
-                counts = {"inputs": len(group.facts["indices"]), "certified": group.facts["certified"]}
-                entries.append({"file": f"groups/{number}", "sha256": digest, **counts})
-            about = {name: self.head[name] for name in ("data", "split", "version")}
-            archive.writestr("certificate.json", front_page(self.head["run"], entries, about))
-        return path
-
-
 def rejected(proven: Proven, path: Path, words: str | None = None) -> str:
     with pytest.raises(CheckFailedError, match=words) as caught:
         proven.check(path)
@@ -551,11 +507,6 @@ def deepest(content: Content) -> tuple[int, Group, int]:
     return place, content.groups[place], number
 
 
-def products(group: Group) -> list[str]:
-    """The arrays of closed products that are not empty."""
-    return sorted(name for name, array in group.arrays.items() if "/mix" in name and array.size)
-
-
 def hulls(group: Group) -> list[str]:
     """The arrays of planes above."""
     return sorted(name for name in group.arrays if name.endswith("/hull"))
@@ -598,116 +549,12 @@ def test_a_raised_count(proven: Proven, tmp_path: Path) -> None:
         )
 
 
-def matters(group: Group, number: int) -> bool:
-    """Whether the count needs combination `number`."""
-    facts = group.facts
-    options: list[list[tuple[int, int]]] = []
-    for position, kind in enumerate(facts["kinds"]):
-        wrong = set(range(3)) - {facts["rivals"][position]} - set(facts["excluded"][position])
-        options.append([] if kind == "lost" else [(position, label) for label in sorted(wrong)])
-    rest = [p for n, p in enumerate(facts["proofs"]) if n != number]
-    refuted = [frozenset((a, b) for a, b in proof["atoms"]) for proof in rest]
-    return choosable(options, refuted, facts["fooled"] + 1)
-
-
-def corrupt(content: Content, rng: np.random.Generator) -> str:
-    """Changes one value that matters; says which.
-
-    Slopes are left alone: whatever they are, they are valid, and a bound that stays above 0 with other ones is a proof.
-    So is a combination that the count does not need.
-    """
-    while True:
-        place = int(rng.integers(len(content.groups)))
-        group = content.groups[place]
-        facts = group.facts
-        kind = str(rng.choice(["proof", "product", "front", "facts", "image"], p=[0.35, 0.15, 0.1, 0.35, 0.05]))
-        if kind == "image":
-            group.arrays["images"].flat[rng.integers(group.arrays["images"].size)] += rng.choice([-0.1, 0.1])
-            return "image"
-        if kind == "product":
-            if not (names := products(group)):
-                continue
-            name = str(rng.choice(names))
-            if not matters(group, int(name.split("/")[0].removeprefix("proof"))):
-                continue
-            what = str(rng.choice(["mix", "part"]))
-            if what == "mix":
-                group.arrays[name].flat[rng.integers(group.arrays[name].size)] = rng.choice([-0.1, np.nan, np.inf])
-            else:
-                values = group.arrays[name.replace("mix", "part")]
-                values.flat[rng.integers(values.size)] += rng.choice([-1, 1])
-            return what
-        if kind == "front":
-            if not facts["fronts"]:
-                continue
-            name = f"front{rng.integers(len(facts['fronts']))}/{rng.choice(['depth', 'split', 'side'])}"
-            values = group.arrays[name]
-            if not values.size:
-                continue
-            spot = int(rng.integers(values.size))
-            values.flat[spot] = -values.flat[spot] if name.endswith("side") else values.flat[spot] + 1
-            return "front"
-        if kind == "facts":
-            what = str(
-                rng.choice(
-                    ["fooled", "certified", "labels", "rivals", "indices", "index", "excluded", "excluded", "kinds"]
-                )
-            )
-            if what == "index":
-                facts["index"] += int(rng.choice([-1, 1]))
-            elif what in ("fooled", "certified"):
-                facts[what] += int(rng.choice([-1, 1]))
-            else:
-                position = int(rng.integers(len(facts["kinds"])))
-                if what in ("labels", "rivals"):
-                    facts[what][position] = (facts[what][position] + int(rng.integers(1, 3))) % 3
-                    if what == "rivals" and facts["kinds"][position] == "lost":
-                        continue  # nothing is claimed of this input
-                elif what == "indices":
-                    facts[what][position] += int(rng.integers(1, 3))
-                elif what == "excluded":
-                    wrong = set(range(3)) - {facts["rivals"][position]} - set(facts["excluded"][position])
-                    if facts["kinds"][position] != "bounds" or not wrong:
-                        continue
-                    facts[what][position].append(int(rng.choice(sorted(wrong))))
-                else:
-                    facts[what][position] = "bounds" if facts[what][position] == "lost" else "lost"
-            return what
-        if not facts["proofs"]:
-            continue
-        number = int(rng.integers(len(facts["proofs"])))
-        proof = facts["proofs"][number]
-        arrays = {name: group.arrays[f"proof{number}/{name}"] for name in ("share", "depth", "split", "side", "beta")}
-        what = str(rng.choice(["share", "depth", "split", "side", "beta", "beta", "atom"]))
-        if what == "atom":
-            if not matters(group, number):
-                continue
-            atom = proof["atoms"][rng.integers(len(proof["atoms"]))]
-            atom[1] = (atom[1] + int(rng.integers(1, 3))) % 3
-            return what
-        values = arrays[what]
-        if not values.size:
-            continue
-        spot = int(rng.integers(values.size))
-        if what == "share":
-            values.flat[spot] = rng.choice([-1.0, np.nan, 0.0 if values.shape[1] == 1 else -0.1])
-        elif what == "beta":
-            values.flat[spot] = rng.choice([-0.01, np.inf, 1e5])
-        elif what == "side":
-            values.flat[spot] *= -1
-        elif what == "depth":
-            values.flat[spot] += rng.choice([-1, 1])
-        else:
-            values.flat[spot] += rng.choice([-1, 1])
-        return what
-
-
 def test_a_hundred_single_corruptions_are_rejected(proven: Proven, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     kinds = set()
     for number in range(100):
         content = Content.of(proven.path)
-        what = corrupt(content, rng)
+        what = corrupt(content, rng, 3)
         kinds.add(what)
         try:
             proven.check(content.write(tmp_path / "c"))

@@ -13,6 +13,7 @@ from citrus_tool.certify.settings import CertifySettings
 from citrus_tool.certify.uap import certify_uap
 from citrus_tool.data import load
 from citrus_tool.threat import Threat
+from tests.certify.corruption import corruptions, pictures
 
 
 @pytest.mark.slow
@@ -51,3 +52,19 @@ def test_elided_ibp_and_crown_of_the_papers_network(shared_models: Path, data_ro
     assert found.ibp_certified / found.inputs > 0.85
     assert found.certified / found.inputs > 0.9
     assert found.certified >= found.individually_certified
+
+
+@pytest.mark.slow
+def test_single_corruptions_of_a_published_networks_proof_are_rejected(
+    shared_models: Path, data_root: Callable[[str], Path], tmp_path: Path
+) -> None:
+    data = load("mnist", split="test", root=data_root("mnist"))
+    model = onnx_io.read(shared_models / "mnistconvSmallRELUDiffAI.onnx", input_shape=data.shape)
+    settings = CertifySettings(
+        group_size=10, protocol="correct", limit=20, bounds="full", attack_restarts=2, time_limit=20.0
+    )
+    certify_uap(model, data, Threat(eps=0.13), settings, proof=tmp_path / "proof")
+    found = list(corruptions(tmp_path / "proof", model.path, pictures(data), tmp_path, count=50, classes=10, seed=0))
+    assert len(found) == 50
+    assert [(place, what) for place, what, why in found if why is None] == []
+    assert len({what for _, what, _ in found}) > 8
