@@ -154,7 +154,7 @@ def _markdown(name: str, scale: str, section: Section) -> str:
     lines = [
         f"### {contest.data} at eps {contest.eps}\n",
         f"{contest.architecture}, {recipe.epochs} epochs ({recipe.warmup_epochs} warm-up, {recipe.ramp_epochs} ramp),"
-        f" {_steps(name, contest)}. `{command} --data {contest.data} --eps {contest.eps}`\n",
+        f" {_steps(name, contest)}{_apart(name, contest)}. `{command} --data {contest.data} --eps {contest.eps}`\n",
         *([f"{_judged(name, scale, contest)}\n"] if TABLES[name].judged or contest.judged else []),
         *([f"{_BOXES}\n"] if TABLES[name].layout == "boxes" else []),
         _table(section.header, section.rows),
@@ -181,6 +181,24 @@ def _steps(name: str, contest: Contest) -> str:
     own = {job.method: job.recipe.pgd_steps for job in jobs(name, contest) if job.recipe.pgd_steps != shared}
     others = "".join(f", {method} {steps}" for method, steps in own.items())
     return f"{shared} PGD steps{others}"
+
+
+def _apart(name: str, contest: Contest) -> str:
+    """The methods with another length, radius or augmentation than the contest."""
+    shared, found = contest.recipe, {}
+    for job in jobs(name, contest):
+        recipe, words = job.recipe, []
+        if (own := (recipe.epochs, recipe.warmup_epochs, recipe.ramp_epochs)) != (
+            shared.epochs, shared.warmup_epochs, shared.ramp_epochs
+        ):  # fmt: skip
+            words.append("{} epochs ({} warm-up, {} ramp)".format(*own))
+        if recipe.eps != shared.eps:
+            words.append(f"trained at {recipe.eps / shared.eps:g} times the radius")
+        if (recipe.flip, recipe.crop_padding) != (shared.flip, shared.crop_padding):
+            words.append(f"images shifted by up to {recipe.crop_padding}{', mirrored' if recipe.flip else ''}")
+        if words:
+            found[job.method] = ", ".join(words)
+    return "".join(f"; {method}: {words}" for method, words in found.items())
 
 
 def _judged(name: str, scale: str, contest: Contest) -> str:
