@@ -141,8 +141,8 @@ REASONS: Mapping[str, str] = {
     " either figure (certified is highest at 5); how much a seed changes was not measured here.",
     "standard: citrus above citrus (published) (mnist-0.1-long)": "one seed, and 12 images of 10,000; a run of 40"
     " epochs gave 98.54. What was tried is in training.md.",
-    "certified: citrus above citrus (published) (mnist-0.1-long)": "one seed, and 23 images of 10,000; attacks fool all"
-    " but one of them, so it is no want of proof.",
+    "certified: citrus above citrus (published) (mnist-0.1-long)": "one seed, and 23 images of 10,000; the bracket"
+    " is one image wide, so it is no want of proof.",
     "standard: citrus above citrus (published) (cifar10-2-long)": "one seed, and 69 images of 10,000; the three seeds"
     " of the short runs differ by up to a point.",
     "certified: citrus above citrus (published) (cifar10-2-long)": "attacks leave no more, so it is no want of proof:"
