@@ -195,7 +195,7 @@ def _apart(name: str, contest: Contest) -> str:
         if recipe.eps != shared.eps:
             words.append(f"trained at {recipe.eps / shared.eps:g} times the radius")
         if (recipe.flip, recipe.crop_padding) != (shared.flip, shared.crop_padding):
-            words.append(f"images shifted by up to {recipe.crop_padding}{', mirrored' if recipe.flip else ''}")
+            words.append(f"images shifted by up to {recipe.crop_padding} px{', mirrored' if recipe.flip else ''}")
         if words:
             found[job.method] = ", ".join(words)
     return "".join(f"; {method}: {words}" for method, words in found.items())
