@@ -85,6 +85,8 @@ class Recipe:
         group_size: k, inputs that share perturbations.  groups_per_batch: groups in one optimiser step.
         epochs, warmup_epochs, ramp_epochs: warm-up and ramp are part of `epochs`.
         milestones: epochs at whose start the learning rate is multiplied by `lr_decay`.
+        pretrain, pretrain_epochs: another method that takes the first `pretrain_epochs` of `epochs`, by the same
+            schedule and numbers; `method` trains on from there. Empty and 0: none.
         l1: factor of the L1 norm of conv and linear weights; multiplied by the number of boxes of an input when
             `box_loss` is "sum", so that "sum" and "mean" regularise alike.
         clip_norm: largest gradient norm.
@@ -121,6 +123,8 @@ class Recipe:
     warmup_epochs: int = 1
     ramp_epochs: int = 20
     milestones: tuple[int, ...] = ()
+    pretrain: str = ""
+    pretrain_epochs: int = 0
     lr: float = 5e-4
     lr_decay: float = 0.2
     l1: float = 0.0
@@ -169,8 +173,17 @@ class Recipe:
         for name in ("groups_per_batch", "epochs", "validate_every"):
             _at_least(name, getattr(self, name), 1)
         natural = ("warmup_epochs", "ramp_epochs", "pgd_steps", "crop_padding", "certified_inputs", "worst", "pool")
-        for name in (*natural, "seed"):
+        for name in (*natural, "seed", "pretrain_epochs"):
             _at_least(name, getattr(self, name), 0)
+        if bool(self.pretrain) != bool(self.pretrain_epochs):
+            raise UsageError(
+                f"pretrain is {self.pretrain!r} and pretrain_epochs {self.pretrain_epochs}; give both, or neither."
+            )
+        if self.pretrain_epochs >= self.epochs:
+            raise UsageError(
+                f"pretrain_epochs is {self.pretrain_epochs}; it must leave some of the {self.epochs} epochs to"
+                f" {self.method}."
+            )
         if self.warmup_epochs + self.ramp_epochs >= self.epochs and self.eps > 0.0:
             raise UsageError(
                 f"{self.warmup_epochs} warm-up and {self.ramp_epochs} ramp epochs leave none of {self.epochs} epochs at"
@@ -197,16 +210,20 @@ class Recipe:
         return torch.bfloat16 if self.pgd_bfloat16 else None
 
     def with_epochs(self, epochs: int) -> Recipe:
-        """The recipe stretched or shrunk to `epochs`: warm-up, ramp and milestones keep their shares (rounded)."""
+        """The recipe stretched or shrunk to `epochs`: warm-up, ramp, milestones and pretraining keep their
+        shares (rounded).
+        """
         if epochs < 1:
             raise UsageError(f"epochs is {epochs}; it must be at least 1.")
         factor = epochs / self.epochs
         warmup = min(round(self.warmup_epochs * factor), epochs - 1)
         ramp = min(round(self.ramp_epochs * factor), epochs - 1 - warmup)
         milestones = sorted({round(m * factor) for m in self.milestones} - {0, epochs})
+        pretrain = min(round(self.pretrain_epochs * factor), epochs - 1)
         return dataclasses.replace(
-            self, epochs=epochs, warmup_epochs=warmup, ramp_epochs=ramp, milestones=tuple(milestones)
-        )
+            self, epochs=epochs, warmup_epochs=warmup, ramp_epochs=ramp, milestones=tuple(milestones),
+            pretrain=self.pretrain if pretrain else "", pretrain_epochs=pretrain,
+        )  # fmt: skip
 
     def to_json(self) -> dict[str, Any]:
         """Plain numbers, strings and lists, by field name."""

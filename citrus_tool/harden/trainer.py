@@ -4,7 +4,7 @@ On the CPU a resumed run equals an uninterrupted one bit for bit, given the same
 
 Epochs are judged on the validation split by standard accuracy plus certified accuracy at the recipe's eps (an input is
 certified when IBP or CROWN proves it; the percentages are added), and the best one is kept. Only epochs at full eps
-take part. The test split is never seen here.
+of the recipe's own method take part. The test split is never seen here.
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ def fit(
 ) -> TrainResult:
     """Trains a copy of `network` on `train` and returns the best epoch by `validation`.
 
-    The history holds for each epoch: epoch (from 1), phase (warm-up, ramp, full), eps, tau and lr at its end, the
-    mean of every loss part over its batches, seconds, and validation_standard_accuracy and
+    The history holds for each epoch: epoch (from 1), phase (warm-up, ramp, pretraining, full), eps, tau and lr at its
+    end, the mean of every loss part over its batches, seconds, and validation_standard_accuracy and
     validation_certified_accuracy in percent (None where not measured).
 
     Args:
@@ -181,6 +181,7 @@ class _Run:
             shi.initialise(cpu, generator_for(torch.device("cpu"), recipe.seed, "init"))
             self.network.load_state_dict(cpu.state_dict())
         teacher = copy.deepcopy(network).to(device=device, dtype=torch.float32).eval() if recipe.distil > 0 else None
+        self.methods = (method_named(recipe.pretrain) if recipe.pretrain else method, method)
         self.stepper = Stepper(self.network, recipe, method, teacher)
         self.judged = copy.deepcopy(self.network) if recipe.average > 0 else self.network
         self.best: dict[str, Tensor] = {}
@@ -233,6 +234,9 @@ class _Run:
         """The epoch's remaining batches; False when the user stopped it in between."""
         recipe, batches = self.recipe, self.feed.batches
         order = self.feed.order(self.at.epoch)
+        self.stepper.method = self.methods[self.at.epoch >= recipe.pretrain_epochs]
+        if self.at.batch == 0 and self.at.epoch == recipe.pretrain_epochs:
+            self.stepper.carried = {}  # what it holds is the other method's
         note, mark, images = "", time.monotonic(), 0
         while self.at.batch < batches:
             point = schedule.at(recipe, self.at.epoch, self.at.batch, batches)
@@ -283,9 +287,10 @@ class _Run:
         point = schedule.at(recipe, epoch, self.feed.batches - 1, self.feed.batches)
         estimate(self.judged, self.feed.plain())
         last = epoch == recipe.epochs - 1
-        judged = point.full and (last or (recipe.epochs - 1 - epoch) % recipe.validate_every == 0)
+        pretraining = epoch < recipe.pretrain_epochs
+        judged = point.full and not pretraining and (last or (recipe.epochs - 1 - epoch) % recipe.validate_every == 0)
         standard_accuracy = certified = None
-        if judged or not point.full:
+        if judged or pretraining or not point.full:
             standard_accuracy = accuracy(self.judged, self.validation)
         if judged and recipe.eps > 0 and recipe.certified_inputs > 0:
             subset = self.validation.take(recipe.certified_inputs)
@@ -297,9 +302,10 @@ class _Run:
             if score > self.at.best_score:
                 self.at.best_score, self.at.best_epoch = score, epoch + 1
                 self.best = {name: tensor.detach().cpu().clone() for name, tensor in _tensors(self.judged).items()}
+        begun = "warm-up" if point.natural else "ramp"
         return {
             "epoch": epoch + 1,
-            "phase": "full" if point.full else "warm-up" if point.natural else "ramp",
+            "phase": begun if not point.full else "pretraining" if pretraining else "full",
             "eps": point.eps,
             "tau": point.tau,
             "lr": point.lr,

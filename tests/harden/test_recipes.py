@@ -37,6 +37,13 @@ GOOD = Recipe(eps=0.1, tau_ratio=0.4, epochs=30)
         ({"milestones": (30,)}, r"milestones are \(30,\); they must rise"),
         ({"average": 1.5}, r"average is 1.5; it must lie in \[0, 1\]"),
         ({"tau_from": 1.5}, r"tau_from is 1.5; it must lie in \[0, 1\]; 0 holds tau_ratio throughout"),
+        ({"pretrain": "sabr"}, "pretrain is 'sabr' and pretrain_epochs 0; give both, or neither"),
+        ({"pretrain_epochs": 2}, "pretrain is '' and pretrain_epochs 2; give both, or neither"),
+        ({"pretrain_epochs": -1}, "pretrain_epochs is -1; it must be a whole number >= 0"),
+        (
+            {"pretrain": "sabr", "pretrain_epochs": 30},
+            "pretrain_epochs is 30; it must leave some of the 30 epochs to citrus",
+        ),
         ({"pool": -1}, "pool is -1; it must be a whole number >= 0"),
         ({"distil": -0.1}, r"distil is -0.1; it must lie in \[0, inf\)"),
         ({"distil_temperature": 0.0}, r"distil_temperature is 0.0; it must lie in \(0, inf\)"),
@@ -93,6 +100,13 @@ def test_with_epochs_keeps_the_shares(name: str, epochs: int) -> None:
     assert changed.ramp_epochs == pytest.approx(recipe.ramp_epochs * epochs / recipe.epochs, abs=1.0)
     if epochs >= 50:
         assert len(changed.milestones) == len(recipe.milestones)
+
+
+def test_with_epochs_keeps_the_share_of_pretraining() -> None:
+    recipe = dataclasses.replace(GOOD, epochs=100, pretrain="sabr", pretrain_epochs=90)
+    assert (recipe.with_epochs(20).pretrain, recipe.with_epochs(20).pretrain_epochs) == ("sabr", 18)
+    assert (recipe.with_epochs(3).pretrain, recipe.with_epochs(3).pretrain_epochs) == ("sabr", 2)
+    assert (recipe.with_epochs(1).pretrain, recipe.with_epochs(1).pretrain_epochs) == ("", 0)
 
 
 def test_with_epochs_refuses_none() -> None:

@@ -15,6 +15,8 @@ from citrus_tool import architectures
 from citrus_tool.data import Dataset, load
 from citrus_tool.errors import CheckFailedError, DataError, InputFileError, InterruptedRunError, UsageError
 from citrus_tool.harden import checkpoint, trainer
+from citrus_tool.harden.method import LossParts, Method
+from citrus_tool.harden.methods import METHODS
 from citrus_tool.harden.recipes import Recipe
 from citrus_tool.harden.trainer import accuracy, certified_accuracy, fit
 from citrus_tool.network import Network, Reshape, chain
@@ -202,6 +204,7 @@ def test_divergence_is_one_clear_error() -> None:
     ("recipe", "options", "message"),
     [
         (dataclasses.replace(RECIPE, method="citros"), {}, r"no training method 'citros'; .*Did you mean 'citrus'\?"),
+        (dataclasses.replace(RECIPE, pretrain="sobr", pretrain_epochs=1), {}, r"no .* 'sobr'; .*Did you mean 'sabr'\?"),
         (RECIPE, {"device": "tpu"}, "device 'tpu' is unknown; use cpu or cuda"),
         (dataclasses.replace(RECIPE, group_size=48), {}, "47 training inputs make no group of 48; use more data"),
     ],
@@ -325,6 +328,64 @@ def test_what_a_method_carries_survives_a_resume(tmp_path: Path, stop_after: int
     deltas = [checkpoint.load(tmp_path / part).tensors["carried.delta"] for part in ("whole", "parts")]
     assert torch.equal(*deltas)
     assert deltas[0].abs().max() > 0
+
+
+PRETRAINED = dataclasses.replace(RECIPE, epochs=5, milestones=(3,), pretrain="sabr", pretrain_epochs=3)
+
+
+def test_pretraining_is_the_other_method_and_then_the_own_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def watched(name: str) -> Method:
+        def method(*arguments: Any) -> LossParts:
+            seen.append(name)
+            return METHODS[name](*arguments)
+
+        return method
+
+    monkeypatch.setattr(trainer, "method_named", watched)
+    whole = fit(_network(), TRAIN, VALIDATION, PRETRAINED, run_dir=tmp_path)
+    assert seen == ["sabr"] * 2 * BATCHES + ["citrus"] * 2 * BATCHES  # the warm-up is natural
+    assert [entry["phase"] for entry in whole.history] == ["warm-up", "ramp", "pretraining", "full", "full"]
+    assert all(entry["validation_standard_accuracy"] is not None for entry in whole.history)
+    certified = [entry["validation_certified_accuracy"] for entry in whole.history]
+    assert certified[:3] == [None] * 3
+    assert None not in certified[3:]
+    assert whole.best_epoch in (4, 5)
+    monkeypatch.undo()
+
+    alone = fit(
+        _network(), TRAIN, VALIDATION, dataclasses.replace(PRETRAINED, method="sabr", pretrain="", pretrain_epochs=0)
+    )
+    losses = [[entry["loss"] for entry in result.history] for result in (whole, alone)]
+    assert losses[0][:3] == losses[1][:3]
+    assert losses[0][3] > 1.5 * losses[1][3]  # the sum over the boxes of the two others
+
+
+@pytest.mark.parametrize("stop_after", [3 * BATCHES - 1, 3 * BATCHES, 3 * BATCHES + 1, 4 * BATCHES])
+def test_a_run_stopped_around_the_end_of_pretraining_goes_on(tmp_path: Path, stop_after: int) -> None:
+    whole = fit(_network(), TRAIN, VALIDATION, PRETRAINED)
+    with pytest.raises(InterruptedRunError):
+        fit(_network(), TRAIN, VALIDATION, PRETRAINED, run_dir=tmp_path, progress=_Recorder(stop_after))
+    resumed = fit(_network(), TRAIN, VALIDATION, PRETRAINED, run_dir=tmp_path, resume=True)
+    assert _same(resumed.network, whole.network)
+    assert _timeless(resumed.history) == _timeless(whole.history)
+
+
+def test_what_pretraining_carries_is_not_the_methods(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[bool] = []
+
+    def starts(*arguments: Any) -> LossParts:
+        found.append(bool(arguments[1].carried))
+        return METHODS["cw-uat"](*arguments)
+
+    def named(name: str) -> Method:
+        return starts if name == "cw-uat" else METHODS[name]
+
+    monkeypatch.setattr(trainer, "method_named", named)
+    recipe = dataclasses.replace(PRETRAINED, method="cw-uat", pretrain="uat", shi_lambda=0.0)
+    fit(_network(), TRAIN, VALIDATION, recipe)
+    assert found == [False] + [True] * (2 * BATCHES - 1)
 
 
 def test_the_average_is_kept_and_survives_a_resume(tmp_path: Path) -> None:
