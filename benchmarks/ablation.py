@@ -6,7 +6,7 @@
 
 A variant is a method and the fields of the contest's recipe (bench/contests.py) that it changes; without --variant it
 is every one of VARIANTS. Epochs are scaled with `Recipe.with_epochs`. Standard accuracy is of the whole validation
-split, certified and attacked UAP accuracy of its first 500 inputs under the contest's certifier; the test split is
+split, certified and attacked UAP accuracy of its first --inputs under the contest's certifier; the test split is
 never read. A variant that distils learns from a network of the same seed that plain training made (--teacher-epochs).
 Every finished run is a line of --journal and is not done again, and the table shows what there is: mean and sample
 standard deviation over seeds.
@@ -37,7 +37,7 @@ from citrus_tool.network import Network
 from citrus_tool.threat import Threat, parse_eps
 
 INPUTS = 500
-"""Validation inputs that are certified, at most."""
+"""Validation inputs that are certified, unless --inputs says otherwise."""
 DIGITS = Contest(
     name="digits", data="digits", eps="0.08", architecture="convtiny", normalisation=((0.3,), (0.4,)),
     recipe=dataclasses.replace(named("digits").with_epochs(50), eps=0.08, warmup_epochs=1, init="shi", pgd_steps=5),
@@ -67,7 +67,9 @@ def teacher(network: Network, train: Dataset, validation: Dataset, recipe: Recip
     return trainer.fit(network, train, validation, plain).network
 
 
-def judged(contest: Contest, recipe: Recipe, subset: int, teacher_epochs: int, root: Path | None) -> dict[str, float]:
+def judged(
+    contest: Contest, recipe: Recipe, subset: int, inputs: int, teacher_epochs: int, root: Path | None
+) -> dict[str, float]:
     """Trains by the recipe on the first `subset` training inputs and judges the last epoch."""
     train, validation = (data.load(contest.data, split=split, root=root) for split in ("train", "validation"))
     network = architectures.build(
@@ -78,14 +80,14 @@ def judged(contest: Contest, recipe: Recipe, subset: int, teacher_epochs: int, r
     result = trainer.fit(network, train.take(subset), validation, recipe)
     with tempfile.TemporaryDirectory() as folder:
         model = onnx_io.export(onnx_io.fold_batch_norm(result.network), Path(folder) / "m.onnx", metadata={})
-        settings = dataclasses.replace(CERTIFIER, limit=INPUTS)
+        settings = dataclasses.replace(CERTIFIER, limit=inputs)
         found = certify_uap(model, validation, Threat(eps=parse_eps(contest.eps)), settings).to_json()
-    inputs = found["inputs"]
+    judged_inputs = found["inputs"]
     return {
         "standard": trainer.accuracy(result.network, validation),
-        "certified": 100 * found["certified"] / inputs,
-        "attacked": 100 * found["attacked"] / inputs,
-        "ibp": 100 * found["ibp_certified"] / inputs,
+        "certified": 100 * found["certified"] / judged_inputs,
+        "attacked": 100 * found["attacked"] / judged_inputs,
+        "ibp": 100 * found["ibp_certified"] / judged_inputs,
         "seconds": result.seconds,
     }
 
@@ -98,6 +100,7 @@ def main() -> None:
     parser.add_argument("--subset", type=int, default=10_000)
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--inputs", type=int, default=INPUTS, help="validation inputs that are certified")
     parser.add_argument("--teacher-epochs", type=int, default=8)
     parser.add_argument("--list", action="store_true", help="print the table as the journal has it; run nothing")
     parser.add_argument("--threads", type=int, default=2)
@@ -120,12 +123,15 @@ def main() -> None:
 
     def setting(recipe: Recipe) -> dict[str, Any]:
         distils = {"teacher_epochs": options.teacher_epochs} if recipe.distil > 0 else {}
-        return {"contest": contest.name, "subset": options.subset, "recipe": recipe.to_json(), **distils}
+        judge = {"inputs": options.inputs} if options.inputs != INPUTS else {}
+        return {"contest": contest.name, "subset": options.subset, "recipe": recipe.to_json(), **distils, **judge}
 
     def find(variant: str, seed: int) -> dict[str, Any] | None:
         wanted = setting(recipe_of(variant, seed))
         for entry in done:  # fields that a line does not hold, since they are newer, are at their defaults
             known = {**entry, "recipe": {**defaults, **entry["recipe"]}}
+            if known.get("inputs", INPUTS) != options.inputs:
+                continue
             if all(known.get(name) == value for name, value in wanted.items()):
                 return entry
         return None
@@ -134,7 +140,9 @@ def main() -> None:
         for variant in variants:
             if find(variant, seed) is None:
                 recipe = recipe_of(variant, seed)
-                figures = judged(contest, recipe, options.subset, options.teacher_epochs, options.data_root)
+                figures = judged(
+                    contest, recipe, options.subset, options.inputs, options.teacher_epochs, options.data_root
+                )
                 entry = {**setting(recipe), **figures}
                 done.append(entry)
                 with options.journal.open("a") as file:

@@ -455,7 +455,7 @@ def harden_file(
     """
     progress = progress or Silent()
     where = resolve_device(device)
-    trainer.method_named(recipe.method)
+    trainer.methods_of(recipe)
     train, validation, test = (choice.load(split) for split in data.SPLITS)
     model = source.read(test)
     if out.exists() and source.path.exists() and out.samefile(source.path):
@@ -536,7 +536,7 @@ def train_file(
     """Trains a named architecture from scratch and exports it to `out`; raises as `harden_file`."""
     progress = progress or Silent()
     where = resolve_device(device)
-    trainer.method_named(recipe.method)
+    trainer.methods_of(recipe)
     train, validation, test = (choice.load(split) for split in data.SPLITS)
     network = architectures.build(architecture, test.shape, test.num_classes, seed=recipe.seed)
     require_no_teacher(recipe)
@@ -810,6 +810,7 @@ def _metadata(recipe: Recipe, choice: DataSource) -> dict[str, str]:
         "tau": repr(recipe.tau_ratio * recipe.eps),
         "group_size": str(recipe.group_size),
         "epochs": str(recipe.epochs),
+        **({"pretrain": f"{recipe.pretrain}, {recipe.pretrain_epochs} epochs"} if recipe.pretrain else {}),
         "seed": str(recipe.seed),
         "data": choice.name,
     }

@@ -192,6 +192,8 @@ def _apart(name: str, contest: Contest) -> str:
             shared.epochs, shared.warmup_epochs, shared.ramp_epochs
         ):  # fmt: skip
             words.append("{} epochs ({} warm-up, {} ramp)".format(*own))
+        if recipe.pretrain:
+            words.append(f"the first {recipe.pretrain_epochs} of {recipe.epochs} by {recipe.pretrain}")
         if recipe.eps != shared.eps:
             words.append(f"trained at {recipe.eps / shared.eps:g} times the radius")
         if (recipe.flip, recipe.crop_padding) != (shared.flip, shared.crop_padding):

@@ -117,7 +117,7 @@ def fit(
     if run_dir is None and resume:
         raise UsageError("resume needs the run folder of the run to continue; give --run-dir.")
     run = _Run(
-        network=network, train=train, validation=validation, recipe=recipe, method=method_named(recipe.method),
+        network=network, train=train, validation=validation, recipe=recipe, methods=methods_of(recipe),
         device=_device(device), run_dir=run_dir, progress=progress or Silent(), on_epoch=on_epoch,
         enough=enough or (lambda entry: False),
     )  # fmt: skip
@@ -137,6 +137,13 @@ def method_named(name: str) -> Method:
         meant = f" Did you mean {near[0]!r}?" if near else ""
         raise UsageError(f"there is no training method {name!r}; methods are {', '.join(METHODS)}.{meant}")
     return METHODS[name]
+
+
+def methods_of(recipe: Recipe) -> tuple[Method, Method]:
+    """The method of a recipe's pretraining and its own one, which are the same without pretraining; raises as
+    `method_named`.
+    """
+    return method_named(recipe.pretrain or recipe.method), method_named(recipe.method)
 
 
 def _device(name: str) -> torch.device:
@@ -164,7 +171,7 @@ class _Run:
     """One run's working state. `finish` takes it to its end from wherever it stands."""
 
     def __init__(
-        self, *, network: Network, train: Dataset, validation: Dataset, recipe: Recipe, method: Method,
+        self, *, network: Network, train: Dataset, validation: Dataset, recipe: Recipe, methods: tuple[Method, Method],
         device: torch.device, run_dir: Path | None, progress: Progress, on_epoch: OnEpoch | None,
         enough: Callable[[Mapping[str, Any]], bool],
     ) -> None:  # fmt: skip
@@ -181,8 +188,8 @@ class _Run:
             shi.initialise(cpu, generator_for(torch.device("cpu"), recipe.seed, "init"))
             self.network.load_state_dict(cpu.state_dict())
         teacher = copy.deepcopy(network).to(device=device, dtype=torch.float32).eval() if recipe.distil > 0 else None
-        self.methods = (method_named(recipe.pretrain) if recipe.pretrain else method, method)
-        self.stepper = Stepper(self.network, recipe, method, teacher)
+        self.methods = methods
+        self.stepper = Stepper(self.network, recipe, methods[1], teacher)
         self.judged = copy.deepcopy(self.network) if recipe.average > 0 else self.network
         self.best: dict[str, Tensor] = {}
         self.sums: dict[str, Tensor] = {}

@@ -91,6 +91,7 @@ def of_certificate(certificate: Certificate) -> list[str]:
 def of_method(method: str, recipe: Mapping[str, Any]) -> list[str]:
     """References of a training method with this recipe (by field); none for a name that this citrus does not know."""
     keys = list(METHODS.get(method, ()))
+    keys += [key for key in METHODS.get(recipe.get("pretrain", ""), ()) if key not in keys]
     if "shi" in keys and recipe.get("init") == "keep" and recipe.get("shi_lambda") == 0:
         keys.remove("shi")
     if method == "citrus-plus" and recipe.get("pool"):

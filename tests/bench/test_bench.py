@@ -515,7 +515,9 @@ def test_the_page_names_methods_that_train_otherwise_than_their_contest() -> Non
         recipe, shared = job.recipe, contest.recipe
         assert recipe.eps != shared.eps
         assert f"trained at {recipe.eps / shared.eps:g} times the radius" in own
-        assert (recipe.epochs != shared.epochs) == (f"{recipe.epochs} epochs" in own)
+        assert (recipe.epochs != shared.epochs) == (f"{recipe.epochs} epochs (" in own)
+        pretrained = f"the first {recipe.pretrain_epochs} of {recipe.epochs} by {recipe.pretrain}"
+        assert (recipe.pretrain != "") == (pretrained in own)
         assert "citrus-plus: " not in heading
 
 

@@ -275,6 +275,7 @@ def test_only_what_the_recipe_has_is_cited() -> None:
     assert cited(init="shi", shi_lambda=0.0) == cited(init="keep", shi_lambda=0.5) == plain | {"shi"}
     assert cited(init="keep", shi_lambda=0.0) == plain
     assert cited(init="keep", shi_lambda=0.0, distil=1.0, pool=3) == plain | {"distil", "uat"}
+    assert cited(init="keep", shi_lambda=0.0, pretrain="sabr") == plain | {"sabr"}
 
 
 def test_every_stage_that_takes_time_has_a_name_and_its_citations() -> None:
