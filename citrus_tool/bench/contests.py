@@ -172,7 +172,13 @@ _LONG_CHANGES: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         "citrus-plus": {**_PLUS, "attack_ratio": 1.2},
     },
     "cifar10-2": {
-        "citrus": {**_QUICK, "eps": parse_eps("4/255"), "epochs": 50, "ramp_epochs": 15, "milestones": (31, 42)},
+        "citrus": {
+            **_QUICK,
+            "eps": parse_eps("3/255"),
+            "tau_ratio": 0.02,
+            "pretrain": "sabr",
+            "pretrain_epochs": 72,
+        },
         "citrus-plus": _PLUS,
     },
 }
