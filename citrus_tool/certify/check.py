@@ -108,7 +108,10 @@ def check(
         try:
             return _Checker(archive, model, digest, images).run(progress)
         except (KeyError, IndexError, TypeError, ValueError, zipfile.BadZipFile, EOFError) as error:
-            raise CheckFailedError(f"{certificate}: is damaged or not as it should be ({error!r}).") from None
+            raise CheckFailedError(
+                f"{certificate}: is damaged or not as it should be ({error!r}); make it again with `citrus certify-uap"
+                " --certificate`."
+            ) from None
 
 
 def digest_of(content: Any) -> str:
