@@ -3,8 +3,7 @@
     python benchmarks/weight_distance.py A.onnx B.onnx
 
 For every parameter and for all of them together: the cosine of the angle between the two, and |a - b| / |b|, Euclidean.
-Networks that were trained apart, even by the same recipe with another seed, have cosines near 0: hidden neurons have
-no fixed order.
+Networks of different initial weights have cosines near 0, since hidden neurons have no fixed order.
 """
 
 from __future__ import annotations
