@@ -184,7 +184,7 @@ def _steps(name: str, contest: Contest) -> str:
 
 
 def _apart(name: str, contest: Contest) -> str:
-    """The methods with another length, radius or augmentation than the contest."""
+    """The methods with another length, radius or augmentation than the contest, or with pretraining."""
     shared, found = contest.recipe, {}
     for job in jobs(name, contest):
         recipe, words = job.recipe, []
