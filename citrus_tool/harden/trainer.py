@@ -130,12 +130,12 @@ def fit(
     return run.finish()
 
 
-def method_named(name: str) -> Method:
-    """The training method of that name; raises UsageError that lists the names."""
+def method_named(name: str, field: str = "method") -> Method:
+    """The training method of that name; raises UsageError that names the recipe's `field` and lists the names."""
     if name not in METHODS:
         near = difflib.get_close_matches(name, METHODS, n=1)
         meant = f" Did you mean {near[0]!r}?" if near else ""
-        raise UsageError(f"there is no training method {name!r}; methods are {', '.join(METHODS)}.{meant}")
+        raise UsageError(f"{field}: there is no training method {name!r}; methods are {', '.join(METHODS)}.{meant}")
     return METHODS[name]
 
 
@@ -143,7 +143,8 @@ def methods_of(recipe: Recipe) -> tuple[Method, Method]:
     """The method of a recipe's pretraining and its own one, which are the same without pretraining; raises as
     `method_named`.
     """
-    return method_named(recipe.pretrain or recipe.method), method_named(recipe.method)
+    own = method_named(recipe.method)
+    return method_named(recipe.pretrain, "pretrain") if recipe.pretrain else own, own
 
 
 def _device(name: str) -> torch.device:

@@ -203,8 +203,16 @@ def test_divergence_is_one_clear_error() -> None:
 @pytest.mark.parametrize(
     ("recipe", "options", "message"),
     [
-        (dataclasses.replace(RECIPE, method="citros"), {}, r"no training method 'citros'; .*Did you mean 'citrus'\?"),
-        (dataclasses.replace(RECIPE, pretrain="sobr", pretrain_epochs=1), {}, r"no .* 'sobr'; .*Did you mean 'sabr'\?"),
+        (
+            dataclasses.replace(RECIPE, method="citros"),
+            {},
+            r"^method: there is no training method 'citros'; .*Did you mean 'citrus'\?",
+        ),
+        (
+            dataclasses.replace(RECIPE, pretrain="sobr", pretrain_epochs=1),
+            {},
+            r"^pretrain: .* 'sobr'; .*Did you mean 'sabr'\?",
+        ),
         (RECIPE, {"device": "tpu"}, "device 'tpu' is unknown; use cpu or cuda"),
         (dataclasses.replace(RECIPE, group_size=48), {}, "47 training inputs make no group of 48; use more data"),
     ],
@@ -336,7 +344,7 @@ PRETRAINED = dataclasses.replace(RECIPE, epochs=5, milestones=(3,), pretrain="sa
 def test_pretraining_is_the_other_method_and_then_the_own_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
 
-    def watched(name: str) -> Method:
+    def watched(name: str, field: str = "method") -> Method:
         def method(*arguments: Any) -> LossParts:
             seen.append(name)
             return METHODS[name](*arguments)
@@ -379,7 +387,7 @@ def test_what_pretraining_carries_is_not_the_methods(monkeypatch: pytest.MonkeyP
         found.append(bool(arguments[1].carried))
         return METHODS["cw-uat"](*arguments)
 
-    def named(name: str) -> Method:
+    def named(name: str, field: str = "method") -> Method:
         return starts if name == "cw-uat" else METHODS[name]
 
     monkeypatch.setattr(trainer, "method_named", named)
