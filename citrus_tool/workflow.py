@@ -661,7 +661,7 @@ def evaluate_file(
     judged = dataset.take(certify.limit) if certify.limit is not None else dataset
     certificate = certify_uap(model, dataset, threat, certify, device=where, progress=progress)
     figures = _figures(model, dataset, certificate, progress)
-    robust = _pgd_correct(model.network, judged, threat, pgd_steps, certify.seed, where, progress)
+    robust = pgd_accuracy(model.network, judged, threat, pgd_steps, seed=certify.seed, device=where, progress=progress)
     progress.finish()
     return Evaluation(
         model=source.path,
@@ -670,7 +670,7 @@ def evaluate_file(
         eps=threat.eps,
         group_size=certify.group_size,
         inputs=len(judged),
-        pgd_accuracy=100 * robust / len(judged),
+        pgd_accuracy=robust,
         figures=figures,
         certificate=certificate,
     )
@@ -857,10 +857,18 @@ def standard_accuracy(
     return 100 * correct / len(dataset)
 
 
-def _pgd_correct(
-    network: Network, dataset: Dataset, threat: Threat, steps: int, seed: int, device: str, progress: Progress
-) -> int:
-    """Inputs that stay correct, clean and under their own PGD perturbation."""
+def pgd_accuracy(
+    network: Network,
+    dataset: Dataset,
+    threat: Threat,
+    steps: int,
+    *,
+    seed: int = 0,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> float:
+    """Percent of all inputs that stay correct, clean and under their own PGD perturbation of that many steps."""
+    progress = progress or Silent()
     frozen = network.frozen(dtype=torch.float32, device=device)
     generator = torch.Generator(device=device).manual_seed(seed)
     progress.start("pgd", len(dataset), "inputs")
@@ -874,4 +882,4 @@ def _pgd_correct(
         truth = dataset.labels[part].numpy()
         correct += int((_correct(clean, truth) & _correct(moved, truth)).sum())
         progress.advance(part.stop - part.start)
-    return correct
+    return 100 * correct / len(dataset)
