@@ -176,7 +176,7 @@ _LONG_CHANGES: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "cifar10-2": {
         "citrus": {
             **_QUICK, "epochs": 140, "ramp_epochs": 42, "milestones": (88, 119), "pretrain": "sabr",
-            "pretrain_epochs": 137, "eps": parse_eps("3/255"), "tau_ratio": 0.04,
+            "pretrain_epochs": 137, "eps": parse_eps("4/255"), "tau_ratio": 0.03,
         },
         "citrus-plus": _PLUS,
     },
