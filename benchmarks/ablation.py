@@ -161,15 +161,16 @@ def main() -> None:
         if not runs:
             print(f"| `{variant}` | not run | | | | | 0 |")
             continue
-        shown = (summary([entry[name] for entry in runs if name in entry]) for name in FIGURES)
+        shown = (summary([entry[name] for entry in runs if name in entry], len(runs)) for name in FIGURES)
         print(f"| `{variant}` | {' | '.join(shown)} | {len(runs)} |")
 
 
-def summary(values: Sequence[float]) -> str:
-    """Mean and sample standard deviation; nothing of nothing, as where lines are older than a figure."""
-    if len(values) < 2:
-        return f"{values[0]:.2f}" if values else ""
-    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
+def summary(values: Sequence[float], runs: int) -> str:
+    """Mean and sample standard deviation, and of how many runs where not of all (lines may be older than a figure)."""
+    if not values:
+        return ""
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{spread}{f' (of {len(values)})' if len(values) < runs else ''}"
 
 
 if __name__ == "__main__":
