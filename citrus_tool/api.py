@@ -228,6 +228,7 @@ class Model(Tabular):
         recipe: str | Recipe | None = None,
         epochs: int | None = None,
         init: Literal["keep", "shi"] | None = None,
+        train_on: Literal["train", "all"] | None = None,
         batch_norm: bool = False,
         certify: CertifySettings | None = None,
         out: str | Path | None = None,
@@ -255,6 +256,7 @@ class Model(Tabular):
             recipe: a name, "auto", FILE.toml, or a Recipe, whose eps and seed are replaced; None: as the command line.
             epochs: stretches the recipe.
             init: keep the weights or draw new ones (shi) [the recipe's].
+            train_on: "all" trains on the validation split too and keeps the last epoch [the recipe's].
             batch_norm: train with batch norm, folded back afterwards.
             certify: how before and after are judged; None: the first 1000 test inputs, groups of 5, CROWN.
             out: also write the hardened file here; None: it is only in memory (`Hardened.model.save`).
@@ -279,7 +281,9 @@ class Model(Tabular):
             if wanted is None:
                 raise UsageError("harden needs a radius to train for; give eps, e.g. eps=0.1, or spec.")
             eps = wanted.eps
-        chosen = _recipe(recipe, source.name, eps=eps, method=method, epochs=epochs, init=init, seed=seed)
+        chosen = _recipe(
+            recipe, source.name, eps=eps, method=method, epochs=epochs, init=init, train_on=train_on, seed=seed
+        )
         with ExitStack() as stack:
             folder = Path(run_dir or stack.enter_context(tempfile.TemporaryDirectory(prefix="citrus-")))
             target = Path(out) if out is not None else folder / f"{_stem(self.path)}_{chosen.method}.onnx"
@@ -675,10 +679,14 @@ def _recipe(
     method: str | None,
     epochs: int | None,
     init: Literal["keep", "shi"] | None,
+    train_on: Literal["train", "all"] | None,
     seed: int,
 ) -> Recipe:
     if not isinstance(recipe, Recipe):
-        changes, defaults = {"method": method, "init": init, "seed": seed}, {"method": "citrus"}
+        changes, defaults = {"method": method, "init": init, "train_on": train_on, "seed": seed}, {"method": "citrus"}
         return workflow.choose_recipe(data, name=recipe, eps=eps, epochs=epochs, changes=changes, defaults=defaults)
     changed = recipe.with_epochs(epochs) if epochs is not None else recipe
-    return replace(changed, eps=eps, seed=seed, method=method or changed.method, init=init or changed.init)
+    return replace(
+        changed, eps=eps, seed=seed, method=method or changed.method, init=init or changed.init,
+        train_on=train_on or changed.train_on,
+    )  # fmt: skip

@@ -25,7 +25,7 @@ import pickle
 import tempfile
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -165,6 +165,24 @@ class Dataset(Tabular):
             ["sha256", self.sha256()[:16]],
         ]
         return Table(title=f"data {self.name}", columns=["what", "value"], rows=rows)
+
+    def joined(self, other: Dataset) -> Dataset:
+        """These images and then those of another split, under this one's name; 8-bit where both are.
+
+        Raises:
+            DataError: shapes or numbers of classes differ.
+        """
+        if (other.shape, other.num_classes) != (self.shape, self.num_classes):
+            raise DataError(
+                f"data {other.name} ({other.split}) has images of shape {other.shape} in {other.num_classes} classes,"
+                f" {self.name} ({self.split}) {self.shape} in {self.num_classes}; give splits of one data set."
+            )
+        alike = self.images.dtype == other.images.dtype
+        return replace(
+            self,
+            images=torch.cat([self.images, other.images] if alike else [self.pixels(), other.pixels()]),
+            labels=torch.cat([self.labels, other.labels]),
+        )
 
     def take(self, n: int) -> Dataset:
         """The first `n` images (all of them when there are fewer)."""

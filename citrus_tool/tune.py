@@ -75,7 +75,7 @@ class Values:
 Space = Mapping[str, Range | Values]
 """What is searched, by field of the recipe."""
 
-_FIXED = ("method", "eps", "seed")
+_FIXED = ("method", "eps", "train_on", "seed")
 _WITH_TAU = ("sabr", "staps", "citrus", "citrus-si", "kcp", "citrus-plus")
 _MIXED = ("mtl-ibp", "cc-ibp", "exp-ibp", "citrus-plus")
 
@@ -294,12 +294,17 @@ def tune_file(
         effective: the command's settings, saved with the run.
 
     Raises:
-        UsageError: the space makes no recipe, a used folder without `resume`, or `resume` of another search.
+        UsageError: the space makes no recipe or the recipe trains on all data, a used folder without `resume`, or
+            `resume` of another search.
         InputFileError: a file cannot be read or written.
         InterruptedRunError: Ctrl-C; `resume` goes on in the middle of the trial.
         CheckFailedError: every trial failed.
     """
     where = resolve_device(device)
+    if recipe.train_on != "train":
+        raise UsageError(
+            'train_on is "all", which leaves no validation split to tune by; tune with "train", set "all" afterwards.'
+        )
     if plot is not None:
         plots.require(plot)
     train, validation = choice.load("train"), choice.load("validation")

@@ -441,7 +441,7 @@ def harden_file(
 ) -> HardenReport:
     """Trains the file's network by `recipe` and writes it to `out` with only its weights changed.
 
-    The epoch is chosen on the validation split. Before and after are judged on the test split: standard accuracy on
+    The epoch is chosen as `trainer.fit` does. Before and after are judged on the test split: standard accuracy on
     all of it, the rest by `certify` at the recipe's eps. The images of `target` (read_spec) join the training data, and
     its properties are verified before and after. `batch_norm` puts batch norm in for training, as the identity
     at first, and folds it back into the file's weights. `run_dir` receives `settings`, the journals of both
@@ -811,6 +811,7 @@ def _metadata(recipe: Recipe, choice: DataSource) -> dict[str, str]:
         "group_size": str(recipe.group_size),
         "epochs": str(recipe.epochs),
         **({"pretrain": f"{recipe.pretrain}, {recipe.pretrain_epochs} epochs"} if recipe.pretrain else {}),
+        **({"train_on": recipe.train_on} if recipe.train_on != "train" else {}),
         "seed": str(recipe.seed),
         "data": choice.name,
     }

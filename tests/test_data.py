@@ -80,6 +80,21 @@ def test_take_select_and_sha256() -> None:
     assert make(labels=torch.tensor([0, 1, 2, 0])).sha256() != toy.sha256()
 
 
+def test_joined() -> None:
+    toy, other = make(split="train"), make(images=torch.rand(4, 1, 2, 2), labels=torch.tensor([2, 2, 0, 1]))
+    both = toy.joined(other)
+    assert both.split == "train"
+    assert torch.equal(both.images, torch.cat([toy.images, other.images]))
+    assert both.labels.tolist() == [0, 1, 2, 1, 2, 2, 0, 1]
+    coarse = make(images=torch.full((4, 1, 2, 2), 51, dtype=torch.uint8))
+    assert coarse.joined(coarse).images.dtype == torch.uint8
+    mixed = coarse.joined(toy).images
+    assert torch.equal(mixed, torch.cat([torch.full((4, 1, 2, 2), 51) / 255, toy.images]))
+    for strange in (make(images=torch.rand(4, 1, 3, 2)), make(num_classes=4)):
+        with pytest.raises(DataError, match=r"data toy \(test\) has images .*; give splits of one data set"):
+            toy.joined(strange)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

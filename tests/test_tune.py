@@ -99,6 +99,7 @@ def test_dimensions(text: str, name: str, wanted: Range | Values) -> None:
         ("lr", r"--search 'lr' says no values; write FIELD=LOW:HIGH"),
         ("lrr=1:2", r"'lrr' is no field that can be searched; did you mean lr\?"),
         ("eps=0.1:0.2", r"'eps' is no field that can be searched; "),
+        ("train_on=train,all", r"'train_on' is no field that can be searched; "),
         ("zzzz=1", r"'zzzz' is no field that can be searched; fields are "),
         ("taps=1:2", r"'taps' is no field that can be searched"),
         ("lr=a:b", r"'a:b' is not what lr takes; write"),
@@ -300,6 +301,10 @@ def test_another_search_is_not_continued(whole: TuneReport, changes: dict[str, A
         ({"space": {"alpha": Range(low=0.5, high=1.5)}}, r"--search alpha: 1.5 makes no recipe: alpha is 1.5; it must"),
         ({"recipe": dataclasses.replace(RECIPE, distil=1.0)}, "distil needs a trained network to learn from"),
         ({"space": {"distil": Range(low=0, high=1)}}, "--search distil: an architecture from scratch has no trained"),
+        (
+            {"recipe": dataclasses.replace(RECIPE, train_on="all")},
+            'train_on is "all", which leaves no validation split',
+        ),
         ({"plot": Path("front.pdf")}, r"front\.pdf: plots are written as \.svg or \.png"),
     ],
 )

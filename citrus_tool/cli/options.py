@@ -393,6 +393,9 @@ recipe_options = stacked(
     click.option("--groups-per-batch", type=int, help="Groups in one optimiser step [default: the recipe's]."),
 )  # fmt: skip
 
+train_on_option = click.option("--train-on", type=Choice(["train", "all"]), default="train", show_default=True,
+                               help="all: the validation split too; then the last epoch is kept.")  # fmt: skip
+
 
 def run_dir_options(default: str) -> Callable[[F], F]:
     """--run-dir (`default` is shown in the help) and --resume."""

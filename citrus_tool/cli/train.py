@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 )
 @options.method_option("citrus")
 @options.recipe_options
+@options.train_on_option
 @click.option(
     "--init",
     type=click.Choice(["keep", "shi"]),
@@ -93,7 +94,8 @@ def harden(
 
     \b
     Prints the figures before and after: standard accuracy on the whole test split, the others on its
-    first --limit inputs. The best epoch is chosen on a validation split, never on the test split.
+    first --limit inputs. The best epoch is chosen on a validation split, never on the test split
+    (--train-on all: the last one is kept).
 
     \b
     With --spec the images of VNN-LIB properties join the training data, --eps is their radius unless given, and
@@ -114,7 +116,7 @@ def harden(
     if eps is None:
         raise UsageError("harden needs a radius to train for; add --eps, e.g. --eps 0.1, or --spec F.vnnlib.")
     defaults = {"method": method, "init": init, "group_size": certify.group_size, "seed": choice.seed}
-    numbers = ("tau_ratio", "pgd_steps", "same_input", "lr", "l1", "groups_per_batch")
+    numbers = ("tau_ratio", "pgd_steps", "same_input", "lr", "l1", "groups_per_batch", "train_on")
     chosen = choose_recipe(
         choice.name, name=recipe, eps=eps, epochs=epochs, changes=options.given(ctx, *defaults, *numbers),
         defaults=defaults,
@@ -172,6 +174,7 @@ def show_spec(spec: Sequence[SpecVerdict]) -> None:
 @options.method_option("standard")
 @click.option("--eps", type=options.Eps(), default=None, help="Radius for a certified method, in pixel space.")
 @options.recipe_options
+@options.train_on_option
 @click.option("--out", type=options.PATH, metavar="M.onnx", help="The ONNX file [default: RUN_DIR/ARCHITECTURE.onnx].")
 @options.run_dir_options("runs/DATA_ARCHITECTURE_METHOD")
 @options.run_options
@@ -189,6 +192,7 @@ def train(
     lr: float | None,
     l1: float | None,
     groups_per_batch: int | None,
+    train_on: Literal["train", "all"],
     out: Path | None,
     run_dir: Path | None,
     resume: bool,
@@ -213,7 +217,7 @@ def train(
     name = recipe or ("standard" if standard else None)
     chosen = choose_recipe(
         data_name, name=name, eps=eps or 0.0, epochs=epochs,
-        changes=options.given(ctx, "method", "lr", "l1", "groups_per_batch", "seed"),
+        changes=options.given(ctx, "method", "lr", "l1", "groups_per_batch", "train_on", "seed"),
         defaults={"method": method, "init": "keep" if standard else "shi", "seed": seed},
     )  # fmt: skip
     if chosen.method != "standard" and eps is None:

@@ -108,6 +108,8 @@ class Recipe:
         flip, crop_padding: random mirroring and random crops of the edge-padded image.
         certified_inputs: inputs of the validation split that choose the epoch by certified accuracy.
         validate_every: epochs at full eps between two validations; the last epoch is always validated.
+        train_on: "train" keeps the validation split apart, to choose the epoch; "all" trains on it too, for when the
+            recipe has been chosen: nothing is validated then, and the last epoch is kept.
 
     Raises:
         UsageError: a value makes no sense; the message names the field.
@@ -152,6 +154,7 @@ class Recipe:
     crop_padding: int = 0
     certified_inputs: int = 500
     validate_every: int = 1
+    train_on: Literal["train", "all"] = "train"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -195,7 +198,8 @@ class Recipe:
                 f"milestones are {self.milestones};"
                 f" they must rise and lie between 1 and epochs - 1 = {self.epochs - 1}."
             )
-        for name, allowed in (("box_loss", ("sum", "mean")), ("init", ("keep", "shi"))):
+        choices = {"box_loss": ("sum", "mean"), "init": ("keep", "shi"), "train_on": ("train", "all")}
+        for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise UsageError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}.")
 

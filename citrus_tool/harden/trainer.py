@@ -4,7 +4,8 @@ On the CPU a resumed run equals an uninterrupted one bit for bit, given the same
 
 Epochs are judged on the validation split by standard accuracy plus certified accuracy at the recipe's eps (an input is
 certified when IBP or CROWN proves it; the percentages are added), and the best one is kept. Only epochs at full eps
-of the recipe's own method take part. The test split is never seen here.
+of the recipe's own method take part. A recipe that trains on the validation split too (`train_on`) has nothing to
+choose by: it keeps the last epoch. The test split is never seen here.
 """
 
 from __future__ import annotations
@@ -89,7 +90,8 @@ def fit(
     on_epoch: OnEpoch | None = None,
     enough: Callable[[Mapping[str, Any]], bool] | None = None,
 ) -> TrainResult:
-    """Trains a copy of `network` on `train` and returns the best epoch by `validation`.
+    """Trains a copy of `network` on `train` and returns the best epoch by `validation` (`recipe.train_on` "all": trains
+    on both and returns the last one).
 
     The history holds for each epoch: epoch (from 1), phase (warm-up, ramp, pretraining, full), eps, tau and lr at its
     end, the mean of every loss part over its batches, seconds, and validation_standard_accuracy and
@@ -178,7 +180,7 @@ class _Run:
     ) -> None:  # fmt: skip
         self.recipe, self.device, self.run_dir, self.progress = recipe, device, run_dir, progress
         self.on_epoch, self.validation, self.enough = on_epoch, validation, enough
-        self.feed = Feed.of(train, recipe, device)
+        self.feed = Feed.of(train if recipe.train_on == "train" else train.joined(validation), recipe, device)
         self.origin = {
             "recipe": recipe.to_json(), "train data": train.sha256(), "validation data": validation.sha256(),
             "network": fingerprint(network),
@@ -297,19 +299,19 @@ class _Run:
         last = epoch == recipe.epochs - 1
         pretraining = epoch < recipe.pretrain_epochs
         judged = point.full and not pretraining and (last or (recipe.epochs - 1 - epoch) % recipe.validate_every == 0)
+        held_out = recipe.train_on == "train"
         standard_accuracy = certified = None
-        if judged or pretraining or not point.full:
+        if held_out and (judged or pretraining or not point.full):
             standard_accuracy = accuracy(self.judged, self.validation)
-        if judged and recipe.eps > 0 and recipe.certified_inputs > 0:
+        if held_out and judged and recipe.eps > 0 and recipe.certified_inputs > 0:
             subset = self.validation.take(recipe.certified_inputs)
             certified = certified_accuracy(self.judged, subset, recipe.eps, interrupted)
             if certified is None:
                 return None
-        if judged and standard_accuracy is not None:
-            score = standard_accuracy + (certified or 0.0)
-            if score > self.at.best_score:
-                self.at.best_score, self.at.best_epoch = score, epoch + 1
-                self.best = {name: tensor.detach().cpu().clone() for name, tensor in _tensors(self.judged).items()}
+        score = (standard_accuracy or 0.0) + (certified or 0.0)
+        if (judged and held_out and score > self.at.best_score) or (last and not held_out):
+            self.at.best_score, self.at.best_epoch = score, epoch + 1
+            self.best = {name: tensor.detach().cpu().clone() for name, tensor in _tensors(self.judged).items()}
         begun = "warm-up" if point.natural else "ramp"
         return {
             "epoch": epoch + 1,

@@ -253,6 +253,26 @@ def test_train(run: Run) -> None:
     assert Path(same["out"]).read_bytes() == Path("M.onnx").read_bytes()
 
 
+def test_training_on_the_validation_split_too(run: Run, network: Path) -> None:
+    arguments = ("harden", network, "--eps", 0.05, "--limit", 10, *TRAINING, "--train-on", "all")
+    outcome = run(*arguments, "--report", "h.html", "--json", "h.json")
+    assert outcome.code == 0, outcome.err
+    report = loaded("h.json")
+    assert (report["recipe"]["train_on"], report["best_epoch"]) == ("all", 2)
+    assert all(entry["validation_standard_accuracy"] is None for entry in report["history"])
+    written = onnx.load(report["out"])
+    assert {entry.key: entry.value for entry in written.metadata_props}["train_on"] == "all"
+    page = Path("h.html").read_text()
+    assert "the last one, since training had the validation split too" in page
+    assert "chosen on a validation split" not in page
+    assert "Accuracies on the validation split" not in page
+    assert run("train", "mlp", *TRAINING, "--train-on", "all", "--json", "t.json").code == 0
+    assert loaded("t.json")["best_epoch"] == 2
+    refused = run(*arguments[:-1], "most", "--run-dir", "r")
+    assert refused.code == 2
+    assert "'most' is not one of 'train', 'all'" in refused.err
+
+
 def test_an_interrupted_run_is_resumed(run: Run, network: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from citrus_tool.errors import InterruptedRunError
     from citrus_tool.harden import trainer

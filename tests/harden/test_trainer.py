@@ -487,3 +487,23 @@ def test_a_checkpoint_from_before_a_field_existed_is_continued(
     assert _same(resumed.network, uninterrupted.network)
     with pytest.raises(UsageError, match="recipe field pool differs: 0 there, 2 now"):
         fit(_network(), TRAIN, VALIDATION, dataclasses.replace(RECIPE, pool=2), run_dir=tmp_path, resume=True)
+
+
+def test_training_on_all_keeps_the_last_epoch_and_validates_nothing(tmp_path: Path) -> None:
+    recipe = dataclasses.replace(RECIPE, epochs=4, train_on="all")
+    result = fit(_network(), TRAIN, VALIDATION, recipe)
+    both = TRAIN.joined(VALIDATION)
+    assert len(both) == 67
+    figures = ("validation_standard_accuracy", "validation_certified_accuracy")
+    assert all(entry[name] is None for entry in result.history for name in figures)
+    assert result.best_epoch == 4
+    last = dataclasses.replace(recipe, train_on="train", validate_every=4)  # which validates the last epoch only
+    assert _same(fit(_network(), both, VALIDATION, last).network, result.network)
+    assert not _same(fit(_network(), TRAIN, VALIDATION, last).network, result.network)
+    with pytest.raises(InterruptedRunError):
+        fit(_network(), TRAIN, VALIDATION, recipe, run_dir=tmp_path, progress=_Recorder(9))
+    with pytest.raises(UsageError, match="recipe field train_on differs"):
+        fit(_network(), TRAIN, VALIDATION, last, run_dir=tmp_path, resume=True)
+    resumed = fit(_network(), TRAIN, VALIDATION, recipe, run_dir=tmp_path, resume=True)
+    assert _same(resumed.network, result.network)
+    assert _timeless(resumed.history) == _timeless(result.history)
