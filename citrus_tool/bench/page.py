@@ -184,7 +184,7 @@ def _steps(name: str, contest: Contest) -> str:
 
 
 def _apart(name: str, contest: Contest) -> str:
-    """The methods with another length, radius or augmentation than the contest, or with pretraining."""
+    """The methods with another length, radius, augmentation or training data than the contest, or with pretraining."""
     shared, found = contest.recipe, {}
     for job in jobs(name, contest):
         recipe, words = job.recipe, []
@@ -198,6 +198,9 @@ def _apart(name: str, contest: Contest) -> str:
             words.append(f"trained at {recipe.eps / shared.eps:g} times the radius")
         if (recipe.flip, recipe.crop_padding) != (shared.flip, shared.crop_padding):
             words.append(f"images shifted by up to {recipe.crop_padding} px{', mirrored' if recipe.flip else ''}")
+        if recipe.train_on != shared.train_on:
+            also = recipe.train_on == "all"
+            words.append(f"trained {'on the validation split too' if also else 'without the validation split'}")
         if words:
             found[job.method] = ", ".join(words)
     return "".join(f"; {method}: {words}" for method, words in found.items())

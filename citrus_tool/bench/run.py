@@ -25,6 +25,7 @@ from citrus_tool.certify.settings import CertifySettings
 from citrus_tool.certify.uap import PROVER, certify_uap
 from citrus_tool.data import Dataset
 from citrus_tool.harden import checkpoint, trainer
+from citrus_tool.harden.feed import training_images
 from citrus_tool.onnx_io import OnnxModel, OnnxRunner
 from citrus_tool.progress import Progress
 from citrus_tool.threat import Threat, parse_eps
@@ -78,7 +79,8 @@ class Bench:
         train, validation = (data.load(job.contest.data, split=s, root=self.data_root) for s in data.SPLITS[:2])
         result = self._trained(job, train, validation)
         network = onnx_io.fold_batch_norm(result.network)
-        own, total, largest, inputs = boxes.last_epoch(network, train, job.recipe, self.device, self.progress)
+        drawn = training_images(train, validation, job.recipe)
+        own, total, largest, inputs = boxes.last_epoch(network, drawn, job.recipe, self.device, self.progress)
         entry = BoxLosses(
             contest=job.contest.name, method=job.method, recipe=job.digest, seed=job.seed, own=own, total=total,
             largest=largest, inputs=inputs, command=command, **_origin(self.device),

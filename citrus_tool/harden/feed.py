@@ -23,6 +23,11 @@ def generator_for(device: torch.device, *key: int | str) -> torch.Generator:
     return torch.Generator(device).manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
+def training_images(train: Dataset, validation: Dataset, recipe: Recipe) -> Dataset:
+    """What the recipe trains on: `train`, or both splits (`train_on`)."""
+    return train if recipe.train_on == "train" else train.joined(validation)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Feed:
     """The training set on its device. images: (N, C, H, W), uint8 or float; labels: (N,)."""

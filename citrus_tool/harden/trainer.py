@@ -33,7 +33,7 @@ from citrus_tool.bounds.interval import margins
 from citrus_tool.data import Dataset
 from citrus_tool.errors import CheckFailedError, InterruptedRunError, UsageError
 from citrus_tool.harden import checkpoint, schedule, shi
-from citrus_tool.harden.feed import Feed, generator_for
+from citrus_tool.harden.feed import Feed, generator_for, training_images
 from citrus_tool.harden.method import Method
 from citrus_tool.harden.methods import METHODS
 from citrus_tool.harden.recipes import Recipe
@@ -180,7 +180,7 @@ class _Run:
     ) -> None:  # fmt: skip
         self.recipe, self.device, self.run_dir, self.progress = recipe, device, run_dir, progress
         self.on_epoch, self.validation, self.enough = on_epoch, validation, enough
-        self.feed = Feed.of(train if recipe.train_on == "train" else train.joined(validation), recipe, device)
+        self.feed = Feed.of(training_images(train, validation, recipe), recipe, device)
         self.origin = {
             "recipe": recipe.to_json(), "train data": train.sha256(), "validation data": validation.sha256(),
             "network": fingerprint(network),

@@ -527,6 +527,7 @@ def test_the_page_names_methods_that_train_otherwise_than_their_contest() -> Non
         assert (recipe.epochs != shared.epochs) == (f"{recipe.epochs} epochs (" in own)
         pretrained = f"the first {recipe.pretrain_epochs} of {recipe.epochs} by {recipe.pretrain}"
         assert (recipe.pretrain != "") == (pretrained in own)
+        assert (recipe.train_on != shared.train_on) == ("trained on the validation split too" in own)
         assert "citrus-plus: " not in heading
 
 
