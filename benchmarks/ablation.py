@@ -3,13 +3,15 @@
     python benchmarks/ablation.py mnist-0.1 --subset 10000 --epochs 8 --seeds 3 --threads 1
     python benchmarks/ablation.py digits --epochs 50 --seeds 3 --threads 1
     python benchmarks/ablation.py cifar10-2 --variant citrus='{}' --variant citrus-plus='{"worst": 0}'
+    python benchmarks/ablation.py cifar10-2-long --subset 45000 --epochs 80 --seeds 1 --variant citrus='{"alpha": 0.02}'
 
 A variant is a method and the fields of the contest's recipe (bench/contests.py) that it changes; without --variant it
-is every one of VARIANTS. Epochs are scaled with `Recipe.with_epochs`. Standard accuracy and PGD accuracy (an input's
-own perturbation) are of the whole validation split, certified and attacked UAP accuracy of its first --inputs under
-the contest's certifier; the test split is never read. A variant that distils learns from a network of the same seed
-that plain training made (--teacher-epochs). Every finished run is a line of --journal and is not done again, and the
-table shows what there is: mean and sample standard deviation over seeds.
+is every one of VARIANTS. Epochs are scaled with `Recipe.with_epochs`; the validation split is never trained on, whatever
+the recipe says. Standard accuracy and PGD accuracy (an input's own perturbation) are of the whole validation split,
+certified and attacked UAP accuracy of its first --inputs under the contest's certifier; the test split is never read. A
+variant that distils learns from a network of the same seed that plain training made (--teacher-epochs). Every finished
+run is a line of --journal and is not done again, and the table shows what there is: mean and sample standard deviation
+over seeds.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from citrus_tool import architectures, data, onnx_io
-from citrus_tool.bench.contests import CERTIFIER, CPU, Contest, Job
+from citrus_tool.bench.contests import CERTIFIER, CPU, CPU_LONG, Contest, Job
 from citrus_tool.certify.uap import certify_uap
 from citrus_tool.data import Dataset
 from citrus_tool.harden import trainer
@@ -50,7 +52,7 @@ DIGITS = Contest(
     changes={"citrus-plus": {"alpha": 0.3, "worst": 1}},
 )  # fmt: skip
 """A contest of seconds, with nothing tuned for it."""
-CONTESTS = (*CPU, DIGITS)
+CONTESTS = (*CPU, *CPU_LONG, DIGITS)
 VARIANTS = (
     "citrus={}",
     "citrus-plus={}",
@@ -126,7 +128,7 @@ def main() -> None:
         method, _, text = variant.partition("=")
         return dataclasses.replace(
             Job(contest=contest, method=method, seed=seed).recipe.with_epochs(options.epochs),
-            certified_inputs=0, validate_every=options.epochs, **json.loads(text),
+            certified_inputs=0, validate_every=options.epochs, train_on="train", **json.loads(text),
         )  # fmt: skip
 
     def setting(recipe: Recipe) -> dict[str, Any]:
