@@ -6,8 +6,8 @@
     python benchmarks/ablation.py cifar10-2-long --subset 45000 --epochs 80 --seeds 1 --variant citrus='{"alpha": 0.02}'
 
 A variant is a method and the fields of the contest's recipe (bench/contests.py) that it changes; without --variant it
-is every one of VARIANTS. Epochs are scaled with `Recipe.with_epochs`; the validation split is never trained on, whatever
-the recipe says. Standard accuracy and PGD accuracy (an input's own perturbation) are of the whole validation split,
+is every one of VARIANTS. Epochs are scaled with `Recipe.with_epochs`; the validation split is never trained on,
+whatever the recipe says. Standard accuracy and PGD accuracy (an input's own perturbation) are of the whole validation split,
 certified and attacked UAP accuracy of its first --inputs under the contest's certifier; the test split is never read. A
 variant that distils learns from a network of the same seed that plain training made (--teacher-epochs). Every finished
 run is a line of --journal and is not done again, and the table shows what there is: mean and sample standard deviation
