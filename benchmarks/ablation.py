@@ -7,11 +7,11 @@
 
 A variant is a method and the fields of the contest's recipe (bench/contests.py) that it changes; without --variant it
 is every one of VARIANTS. Epochs are scaled with `Recipe.with_epochs`; the validation split is never trained on,
-whatever the recipe says. Standard accuracy and PGD accuracy (an input's own perturbation) are of the whole validation split,
-certified and attacked UAP accuracy of its first --inputs under the contest's certifier; the test split is never read. A
-variant that distils learns from a network of the same seed that plain training made (--teacher-epochs). Every finished
-run is a line of --journal and is not done again, and the table shows what there is: mean and sample standard deviation
-over seeds.
+whatever the recipe says. Standard accuracy and PGD accuracy (an input's own perturbation) are of the whole validation
+split, certified and attacked UAP accuracy of its first --inputs under the contest's certifier; the test split is never
+read. A variant that distils learns from a network of the same seed that plain training made (--teacher-epochs). Every
+finished run is a line of --journal and is not done again, and the table shows what there is: mean and sample standard
+deviation over seeds.
 """
 
 from __future__ import annotations
