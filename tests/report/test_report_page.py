@@ -115,6 +115,21 @@ def test_claim_says_threat_groups_protocol_and_what_unknown_means(
     assert "together: one perturbation for all of them" in correct
 
 
+@pytest.mark.parametrize("train_on", [None, "train", "all"])
+def test_page_says_how_the_epoch_was_kept(hardened: Path, reported: Reported, train_on: str | None) -> None:
+    """Reports of earlier versions have no `train_on`: they validated."""
+    content = json.loads((hardened / "report.json").read_text())
+    if train_on:
+        content["recipe"]["train_on"] = train_on
+    (hardened / "report.json").write_text(json.dumps(content))
+    _, html = reported(hardened)
+    everything = train_on == "all"
+    assert ("Training ended by its schedule, on the validation split too." in html) is everything
+    assert ("the last one, since training had the validation split too" in html) is everything
+    assert ("The epoch was chosen on a validation split." in html) is not everything
+    assert ("the best of those at full eps on the validation split" in html) is not everything
+
+
 def test_nothing_is_loaded_from_anywhere(gold: Path, hardened: Path, reported: Reported) -> None:
     page, html = reported(gold, hardened)
     assert all(link.startswith(("#", "data:")) for link in page.links), page.links
