@@ -385,6 +385,10 @@ def choose_recipe(
     defaults = defaults or {}
     if name is not None and name.endswith(".toml"):
         recipe = recipes.read(Path(name), changes.get("method"), defaults)
+        try:
+            trainer.methods_of(recipe)
+        except UsageError as error:
+            raise UsageError(f"{name}: {error}" if "method" not in changes else str(error)) from None
     else:
         chosen = recipes.automatic(dataset, eps) if name == "auto" else name or RECIPE_OF_DATA.get(dataset, "mnist-cpu")
         named = recipes.named(chosen, changes.get("method", defaults.get("method")))

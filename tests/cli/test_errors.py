@@ -189,6 +189,20 @@ def test_config_errors(run: Run, network: Path, tmp_path: Path) -> None:
     refused(run("certify-uap", network, "--config", "c.toml"), 2, "eps is -0.1", "[0, 1]")
 
 
+@pytest.mark.parametrize(
+    ("line", "fragments"),
+    [
+        ('method = "citros"', ("r.toml: method: there is no training method 'citros'", "'citrus'?")),
+        ('pretrain = "sobr"\npretrain_epochs = 2', ("r.toml: pretrain: there is no training method 'sobr'", "'sabr'?")),
+    ],
+)
+def test_recipe_file_with_an_unknown_method(
+    run: Run, network: Path, tmp_path: Path, line: str, fragments: tuple[str, str]
+) -> None:
+    (tmp_path / "r.toml").write_text(f'base = "digits"\n{line}')
+    refused(run("harden", network, "--data", "digits", "--eps", 0.1, "--recipe", "r.toml"), 2, *fragments)
+
+
 def test_cuda_that_is_not_there(run: Run, network: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     refused(run("certify-uap", network, "--eps", 0.1, "--device", "cuda"), 2, "sees no GPU")
