@@ -185,8 +185,8 @@ _LONG_CHANGES: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
 same weights (benchmarks/weight_distance.py). It trains at radii above the contest's, which is common (Gowal et al.
 2018: .2 for .1); all are judged at the contest's own. docs/training.md says what was tried.
 """
-_LONG_JUDGED: Mapping[str, Mapping[str, Any]] = {"mnist-0.1": {"limit": None}}
-"""Networks this close need all test inputs, which take minutes on MNIST; on CIFAR-10 an hour."""
+_LONG_JUDGED: Mapping[str, Mapping[str, Any]] = {"mnist-0.1": {"limit": None}, "cifar10-2": {"limit": None}}
+"""Networks this close need all test inputs, which take minutes on MNIST; on CIFAR-10 20 to 70."""
 CPU_LONG = tuple(
     dataclasses.replace(
         contest, name=f"{contest.name}-long", recipe=dataclasses.replace(contest.recipe, **_LONG[contest.name]),
