@@ -139,8 +139,6 @@ REASONS: Mapping[str, str] = {
     " .7 eps an input's own box lies nearly where the others' do, so that a fifth box of them changes little.",
     "standard: fig5-group-10 below fig5-group-2": "one seed, .3 points apart, and no trend over 2, 3, 5 and 10 in"
     " either figure (certified is highest at 5); how much a seed changes was not measured here.",
-    "certified: citrus above citrus (published) (cifar10-2-long)": "one seed, and 17 images of 1000, at 2.0 points more"
-    " standard accuracy; attacks leave 51.3, so it is hardly for want of proof. What was tried is in training.md.",
     "box loss: own box above the sum of the others (cifar10-8)": "at tau .7 eps centres lie within .3 eps of the input,"
     " so that the five boxes of an input nearly coincide and so do their losses: four sum to four times the own one.",
     "box loss: largest of the others above half of their sum (cifar10-8)": "as for the own box: four losses that are"

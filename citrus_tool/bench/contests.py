@@ -186,7 +186,7 @@ same weights (benchmarks/weight_distance.py). It trains at radii above the conte
 2018: .2 for .1); all are judged at the contest's own. docs/training.md says what was tried.
 """
 _LONG_JUDGED: Mapping[str, Mapping[str, Any]] = {"mnist-0.1": {"limit": None}, "cifar10-2": {"limit": None}}
-"""Networks this close need all test inputs, which take minutes on MNIST; on CIFAR-10 20 to 70."""
+"""Networks this close need all test inputs: minutes of one thread on MNIST, 27 to 79 on CIFAR-10."""
 CPU_LONG = tuple(
     dataclasses.replace(
         contest, name=f"{contest.name}-long", recipe=dataclasses.replace(contest.recipe, **_LONG[contest.name]),
