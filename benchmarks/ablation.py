@@ -126,10 +126,12 @@ def main() -> None:
 
     def recipe_of(variant: str, seed: int) -> Recipe:
         method, _, text = variant.partition("=")
-        return dataclasses.replace(
-            Job(contest=contest, method=method, seed=seed).recipe.with_epochs(options.epochs),
-            certified_inputs=0, validate_every=options.epochs, train_on="train", **json.loads(text),
-        )  # fmt: skip
+        changes: dict[str, Any] = json.loads(text)
+        fixed: dict[str, Any] = {"certified_inputs": 0, "validate_every": options.epochs, "train_on": "train"}
+        if taken := sorted(changes.keys() & fixed.keys()):
+            parser.error(f"--variant {variant}: {', '.join(taken)} cannot be varied; leave it out.")
+        recipe = Job(contest=contest, method=method, seed=seed).recipe.with_epochs(options.epochs)
+        return dataclasses.replace(recipe, **fixed, **changes)
 
     def setting(recipe: Recipe) -> dict[str, Any]:
         distils = {"teacher_epochs": options.teacher_epochs} if recipe.distil > 0 else {}
