@@ -29,12 +29,12 @@ from citrus_tool import data, onnx_io
 from citrus_tool.attacks.margin import float32_at_most
 from citrus_tool.bounds.fold import Fold, beside
 from citrus_tool.bounds.rounding import exact_products
-from citrus_tool.certify import joint
-from citrus_tool.certify.conflicts import Combination
-from citrus_tool.certify.master import named
-from citrus_tool.certify.run import Chunk, Prepared, Run
-from citrus_tool.certify.settings import CertifySettings
-from citrus_tool.certify.settle import Arena, Loop, executions
+from citrus_tool.certification import joint
+from citrus_tool.certification.conflicts import Combination
+from citrus_tool.certification.joint_loop import Arena, Loop, executions
+from citrus_tool.certification.milp import named
+from citrus_tool.certification.run import Chunk, Prepared, Run
+from citrus_tool.certification.settings import CertifySettings
 from citrus_tool.progress import Silent
 from citrus_tool.threat import Threat, parse_eps
 

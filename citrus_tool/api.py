@@ -31,20 +31,18 @@ from torch import Tensor, nn
 
 from citrus_tool import workflow
 from citrus_tool.bounds.crown import Intermediate
-from citrus_tool.certify.certificate import Certificate
-from citrus_tool.certify.master import SolverName
-from citrus_tool.certify.screen import BoundsName
-from citrus_tool.certify.settings import CertifySettings, Protocol, Scope
+from citrus_tool.certification.certificate import Certificate
+from citrus_tool.certification.individual import BoundsName
+from citrus_tool.certification.milp import SolverName
+from citrus_tool.certification.settings import CertifySettings, Protocol, Scope
 from citrus_tool.data import Dataset, Split, Splits
 from citrus_tool.errors import UsageError
 from citrus_tool.files import require_writable_folder, write_bytes
-from citrus_tool.harden.recipes import Recipe
-from citrus_tool.harden.trainer import OnEpoch
 from citrus_tool.network import Network
 from citrus_tool.onnx_io import OnnxModel, OnnxRunner
 from citrus_tool.onnx_io.module import to_onnx
+from citrus_tool.onnx_io.onnx_file import Source, content, parse
 from citrus_tool.onnx_io.reader import assemble
-from citrus_tool.onnx_io.source import Source, content, parse
 from citrus_tool.progress import Progress
 from citrus_tool.queries import Spec
 from citrus_tool.queries import read as read_query
@@ -53,6 +51,8 @@ from citrus_tool.queries.verify import Answer, require_names
 from citrus_tool.queries.verify import verify as decide
 from citrus_tool.tables import Table, Tabular
 from citrus_tool.threat import Threat
+from citrus_tool.training.recipes import Recipe
+from citrus_tool.training.trainer import OnEpoch
 from citrus_tool.workflow import AttackReport, DataChoice, DataSource, Evaluation, Figures, HardenReport
 
 Array = NDArray[Any] | Tensor
@@ -613,8 +613,8 @@ def report(
         InputFileError: `out` cannot be written, or a file holds no result.
         CheckFailedError: a replay contradicts a certificate.
     """
-    from citrus_tool.report import parse, read, write_report
-    from citrus_tool.report.data import Origin
+    from citrus_tool.reports import parse, read, write_report
+    from citrus_tool.reports.data import Origin
 
     own = [*models, *(result.model for result in results if isinstance(result, Hardened))]
     normalised = {model.sha256: Origin(mean=model.mean, std=model.std) for model in own}

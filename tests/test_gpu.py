@@ -11,17 +11,17 @@ from torch import Tensor
 
 from citrus_tool import architectures, onnx_io
 from citrus_tool.bounds.crown import crown
-from citrus_tool.certify.settings import CertifySettings
-from citrus_tool.certify.uap import certify_uap
+from citrus_tool.certification.settings import CertifySettings
+from citrus_tool.certification.uap import certify_uap
 from citrus_tool.data import load
-from citrus_tool.harden import trainer
-from citrus_tool.harden.citrus import citrus_loss
-from citrus_tool.harden.citrus_plus import citrus_plus_loss
-from citrus_tool.harden.method import Batch
-from citrus_tool.harden.methods import METHODS
-from citrus_tool.harden.recipes import Recipe
 from citrus_tool.network import Network
 from citrus_tool.threat import Threat
+from citrus_tool.training import trainer
+from citrus_tool.training.citrus import citrus_loss
+from citrus_tool.training.citrus_plus import citrus_plus_loss
+from citrus_tool.training.method import Batch
+from citrus_tool.training.methods import METHODS
+from citrus_tool.training.recipes import Recipe
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="needs a CUDA device, which PyTorch does not find"

@@ -50,12 +50,12 @@ def imports(path: Path) -> set[str]:
 @pytest.mark.parametrize("package", ["pulp", "highspy"])
 def test_only_the_master_problem_imports_a_solver(package: str) -> None:
     users = [p.relative_to(ROOT).as_posix() for p in modules() if any(i.split(".")[0] == package for i in imports(p))]
-    assert users == ["citrus_tool/certify/master.py"]
+    assert users == ["citrus_tool/certification/milp.py"]
 
 
 def test_harden_and_certify_do_not_know_each_other() -> None:
     for path in modules():
-        for one, other in (("harden", "certify"), ("certify", "harden")):
+        for one, other in (("training", "certification"), ("certification", "training")):
             if path.parent.name == one:
                 assert not any(i.startswith(f"citrus_tool.{other}") for i in imports(path)), path
 
@@ -209,7 +209,7 @@ def test_every_command_shows_an_example(name: tuple[str, ...], command: click.Co
 
 
 def test_command_line_defaults_are_the_library_s() -> None:
-    from citrus_tool.certify.settings import CertifySettings
+    from citrus_tool.certification.settings import CertifySettings
 
     library = {field.name: field.default for field in dataclasses.fields(CertifySettings)}
     for name in ("certify-uap", "harden", "evaluate"):
@@ -219,7 +219,7 @@ def test_command_line_defaults_are_the_library_s() -> None:
 
 
 def test_command_line_knows_every_method() -> None:
-    from citrus_tool.harden.methods import METHODS
+    from citrus_tool.training.methods import METHODS
 
     assert sorted(options.METHODS) == sorted(METHODS)
 

@@ -16,9 +16,9 @@ from typing import Any, Literal
 
 from citrus_tool.architectures import Normalisation
 from citrus_tool.attacks.pgd import StepSchedule
-from citrus_tool.certify.settings import CertifySettings
-from citrus_tool.harden.recipes import RECIPES, Recipe, Taps
+from citrus_tool.certification.settings import CertifySettings
 from citrus_tool.threat import parse_eps
+from citrus_tool.training.recipes import RECIPES, Recipe, Taps
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,17 +18,17 @@ from typing import Any
 import torch
 
 from citrus_tool import __version__, architectures, data, onnx_io
-from citrus_tool.bench import boxes, journal
+from citrus_tool.bench import box_sizes, journal
 from citrus_tool.bench.contests import Contest, Job, Published
 from citrus_tool.bench.journal import BoxLosses, Entry
-from citrus_tool.certify.settings import CertifySettings
-from citrus_tool.certify.uap import PROVER, certify_uap
+from citrus_tool.certification.settings import CertifySettings
+from citrus_tool.certification.uap import PROVER, certify_uap
 from citrus_tool.data import Dataset
-from citrus_tool.harden import checkpoint, trainer
-from citrus_tool.harden.feed import training_images
 from citrus_tool.onnx_io import OnnxModel, OnnxRunner
 from citrus_tool.progress import Progress
 from citrus_tool.threat import Threat, parse_eps
+from citrus_tool.training import checkpoint, trainer
+from citrus_tool.training.batches import training_images
 
 BATCH = 500
 """Inputs in one call of onnxruntime."""
@@ -80,7 +80,7 @@ class Bench:
         result = self._trained(job, train, validation)
         network = onnx_io.fold_batch_norm(result.network)
         drawn = training_images(train, validation, job.recipe)
-        own, total, largest, inputs = boxes.last_epoch(network, drawn, job.recipe, self.device, self.progress)
+        own, total, largest, inputs = box_sizes.last_epoch(network, drawn, job.recipe, self.device, self.progress)
         entry = BoxLosses(
             contest=job.contest.name, method=job.method, recipe=job.digest, seed=job.seed, own=own, total=total,
             largest=largest, inputs=inputs, command=command, **_origin(self.device),

@@ -200,7 +200,7 @@ def gathered(function: F) -> F:
 
     @functools.wraps(function)
     def command(*before: Any, **given: Any) -> Any:
-        from citrus_tool.certify.settings import CertifySettings
+        from citrus_tool.certification.settings import CertifySettings
         from citrus_tool.threat import Threat
         from citrus_tool.workflow import DataChoice, ModelChoice
 

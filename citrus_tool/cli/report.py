@@ -29,7 +29,7 @@ def report(runs: tuple[Path, ...], out: Path, models: tuple[Path, ...], data_roo
       citrus report runs/M_certify --out report.html
       citrus report runs/M_sweep runs/M_citrus --out report.html
     """
-    from citrus_tool.report import write_report
+    from citrus_tool.reports import write_report
 
     missing = write_report(runs, out, models=models, root=data_root, progress=terminal.progress(quiet))
     for reason in missing:

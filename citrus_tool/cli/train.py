@@ -12,7 +12,7 @@ from citrus_tool.cli import options, terminal
 from citrus_tool.errors import UsageError
 
 if TYPE_CHECKING:
-    from citrus_tool.certify.settings import CertifySettings
+    from citrus_tool.certification.settings import CertifySettings
     from citrus_tool.workflow import DataChoice, HardenReport, ModelChoice, SpecVerdict
 
 
@@ -107,7 +107,7 @@ def harden(
       citrus harden M.onnx --data mnist --spec prop.vnnlib --out H.onnx
     """
     terminal.require_output(json_path, report_path)
-    from citrus_tool.tracking import tracking
+    from citrus_tool.training.tracking import tracking
     from citrus_tool.workflow import choose_recipe, harden_file, read_spec
 
     target = read_spec(source, choice, specs, seconds=spec_timeout) if specs else None

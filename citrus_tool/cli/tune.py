@@ -11,7 +11,7 @@ from citrus_tool.cli import options, terminal
 from citrus_tool.errors import UsageError
 
 if TYPE_CHECKING:
-    from citrus_tool.tune import TuneReport
+    from citrus_tool.workflow.tune import TuneReport
 
 
 @click.command()
@@ -92,8 +92,8 @@ def tune(
     terminal.require_output(json_path)
     if (model is None) == (architecture is None):
         raise UsageError("tune takes one network: a file M.onnx, or --architecture NAME.")
-    from citrus_tool import tune as library
     from citrus_tool.workflow import DataChoice, ModelChoice, choose_recipe
+    from citrus_tool.workflow import tune as library
 
     options.use_threads(threads)
     defaults = {"method": method, "init": "keep" if model else "shi", "group_size": group_size, "seed": seed}

@@ -114,7 +114,7 @@ def verify(
     end = None if timeout is None else STARTED + timeout - min(SPARE, timeout / 4)
     with Answers(None if end is None else max(0.0, end - time.monotonic())) as answers:
         from citrus_tool import queries
-        from citrus_tool.queries.blind import sample
+        from citrus_tool.queries.black_box import sample
         from citrus_tool.queries.verify import Verdict, read_models
         from citrus_tool.queries.verify import verify as decide
 

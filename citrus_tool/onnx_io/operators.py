@@ -21,7 +21,8 @@ from citrus_tool.network import (
     Slice,
     Transpose,
 )
-from citrus_tool.onnx_io.lowering import (
+from citrus_tool.onnx_io.torch_layers import NotConvertedError, convert
+from citrus_tool.onnx_io.values import (
     Activation,
     Call,
     Constant,
@@ -30,7 +31,6 @@ from citrus_tool.onnx_io.lowering import (
     Value,
     float32,
 )
-from citrus_tool.onnx_io.torch_layers import NotConvertedError, convert
 
 Rule = Callable[[Lowering, Call], Value | tuple[Value, ...]]
 

@@ -20,15 +20,15 @@ from citrus_tool.bench.contests import CPU, GPU, PAPER, PAPER_MINUTES, SCALES, T
 from citrus_tool.bench.journal import BoxLosses, Entry
 from citrus_tool.bench.run import Bench, certifier_digest
 from citrus_tool.bounds.interval import margins
-from citrus_tool.certify.settings import CertifySettings
+from citrus_tool.certification.settings import CertifySettings
 from citrus_tool.data import load
 from citrus_tool.errors import InputFileError, InterruptedRunError
-from citrus_tool.harden.adversarial import attack
-from citrus_tool.harden.feed import Feed, generator_for
-from citrus_tool.harden.methods import METHODS
-from citrus_tool.harden.recipes import Recipe, named
 from citrus_tool.progress import Progress, Silent
 from citrus_tool.threat import Threat
+from citrus_tool.training.adversarial import attack
+from citrus_tool.training.batches import Feed, generator_for
+from citrus_tool.training.methods import METHODS
+from citrus_tool.training.recipes import Recipe, named
 
 DIGITS = Contest(
     name="toy", data="digits", eps="0.05", architecture="convtiny", normalisation=((0.3,), (0.4,)),

@@ -16,7 +16,7 @@ import onnx
 import pytest
 
 from citrus_tool import __version__
-from citrus_tool.certify import run as certify_stages
+from citrus_tool.certification import run as certify_stages
 from tests.cli.toys import Run, classifier
 
 CERTIFICATE = {
@@ -275,7 +275,7 @@ def test_training_on_the_validation_split_too(run: Run, network: Path) -> None:
 
 def test_an_interrupted_run_is_resumed(run: Run, network: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from citrus_tool.errors import InterruptedRunError
-    from citrus_tool.harden import trainer
+    from citrus_tool.training import trainer
 
     def stop(*_: object, **__: object) -> None:
         raise InterruptedRunError("stopped in epoch 1; continue with --resume.")
@@ -295,7 +295,7 @@ def test_sigterm_saves_the_state_as_ctrl_c_does(
     run: Run, network: Path, monkeypatch: pytest.MonkeyPatch, ignored: bool
 ) -> None:
     """Also in a process that a shell has put into the background, where SIGINT is ignored."""
-    from citrus_tool.harden import trainer
+    from citrus_tool.training import trainer
 
     arguments = ("harden", network, "--eps", 0.05, "--limit", 5, *TRAINING)
     before = signal.getsignal(signal.SIGINT)

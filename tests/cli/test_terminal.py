@@ -15,10 +15,10 @@ from click.shell_completion import BashComplete
 from click.testing import CliRunner
 
 from citrus_tool import data
-from citrus_tool.certify.settings import CertifySettings
+from citrus_tool.certification.settings import CertifySettings
 from citrus_tool.cli import citrus, options, terminal
-from citrus_tool.harden.recipes import RECIPES
 from citrus_tool.threat import Threat
+from citrus_tool.training.recipes import RECIPES
 from citrus_tool.workflow import DataChoice
 from tests.cli.toys import Run
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from exact_queries import Tiny, slack, tiny
 
 import citrus_tool.queries.verify as verify_module
 from citrus_tool.bounds.optimised import Instance, Schedule
@@ -18,6 +17,7 @@ from citrus_tool.queries import Spec, parse, prove, uap_query
 from citrus_tool.queries.formula import Columns, Formula, with_rows, with_targets
 from citrus_tool.queries.problem import Files, Replay, problems
 from citrus_tool.queries.verify import Answer, Verdict, read_models, verify
+from tests.queries.exact_queries import Tiny, slack, tiny
 
 CLEAR = 1e-3
 """Queries whose exact slack is nearer to 0 than this are left out: rounding may decide them either way."""

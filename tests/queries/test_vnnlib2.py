@@ -6,11 +6,11 @@ import itertools
 from fractions import Fraction
 
 import pytest
-from literal_queries import unsafe
 
 from citrus_tool.queries import Variable, VnnlibError, parse
 from citrus_tool.queries.spec import NetworkVariable, TensorVariable
 from citrus_tool.queries.vnnlib2 import MAX_DEPTH
+from tests.queries.literal_queries import unsafe
 
 HEAD = (
     "(vnnlib-version <2.0>)\n(declare-network f (declare-input X real [1,2]) (declare-output Y real [2]))\n"

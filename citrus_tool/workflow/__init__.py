@@ -1,0 +1,890 @@
+"""The library functions behind the commands: data and networks in, hardening and certification, figures out.
+
+Each function reads its inputs first, so that a wrong file or option fails before any work and leaves nothing
+behind; each result is a frozen dataclass with `to_json`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from citrus_tool import __version__, architectures, data, onnx_io
+from citrus_tool.attacks.dataset import attack_dataset
+from citrus_tool.attacks.pgd import pgd
+from citrus_tool.attacks.universal import attack_groups
+from citrus_tool.certification.certificate import Certificate, clean_name
+from citrus_tool.certification.individual import held, judged
+from citrus_tool.certification.settings import CertifySettings
+from citrus_tool.certification.uap import certify_uap
+from citrus_tool.checker.check import Checked, check
+from citrus_tool.data import Dataset, Split
+from citrus_tool.errors import AccuracyWarning, DataError, InputFileError, UsageError
+from citrus_tool.files import require_writable_file, require_writable_folder, toml_value, write_bytes, write_text
+from citrus_tool.network import Network
+from citrus_tool.onnx_io import Inspection, OnnxModel, OnnxRunner
+from citrus_tool.progress import Progress, Silent
+from citrus_tool.queries.target import Finding, Target, read_target
+from citrus_tool.tables import Table, Tabular, percent
+from citrus_tool.threat import Threat
+from citrus_tool.training import checkpoint, recipes, trainer
+from citrus_tool.training.batch_norm import insert_batch_norm, restore_layers
+from citrus_tool.training.recipes import Recipe
+from citrus_tool.training.trainer import OnEpoch
+from citrus_tool.workflow.normalisation import doubt
+
+BATCH = 256
+"""Inputs in one forward pass of a figure that needs no gradients."""
+NORM_SAMPLES = 5120
+"""Training inputs whose statistics a batch norm starts with that `harden` puts in; a multiple of BATCH."""
+GROWN = 512
+"""Inputs of one perturbation up to which it is grown input by input; above, it is descended on minibatches."""
+PARITY_SAMPLES = 16
+"""Real inputs on which an imported file is compared with onnxruntime."""
+
+RECIPE_OF_DATA: Mapping[str, str] = {
+    "digits": "digits",
+    "mnist": "mnist-cpu",
+    "cifar10": "cifar10-2",
+    "tinyimagenet": "tinyimagenet-1",
+}
+"""The recipe that `harden` takes for a data set when none is named; other data take mnist-cpu."""
+
+
+class DataSource(Protocol):
+    """Where images come from: a DataChoice, or data in memory (data.Splits)."""
+
+    @property
+    def name(self) -> str:
+        """What reports call it."""
+
+    def load(self, split: Split, limit: int | None = None) -> Dataset:
+        """One split of it, or its first `limit` images."""
+
+
+class ModelSource(Protocol):
+    """Where a network comes from: a ModelChoice, or one in memory (api.Model)."""
+
+    @property
+    def path(self) -> Path:
+        """What reports and errors call it; a file need not be there."""
+
+    def read(self, dataset: Dataset) -> OnnxModel:
+        """The network, checked to be a classifier for `dataset`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataChoice:
+    """Which data: a name, .npz file or folder, where named sets lie, and the seed that draws the splits."""
+
+    name: str = "digits"
+    root: Path | None = None
+    seed: int = 0
+
+    def load(self, split: Split, limit: int | None = None) -> Dataset:
+        """One split of it; raises as `data.load`."""
+        return data.load(self.name, split=split, root=self.root, seed=self.seed, limit=limit)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelChoice:
+    """Which network: an ONNX file and the normalisation in front of its input (None: it takes pixels)."""
+
+    path: Path
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    def read(self, dataset: Dataset) -> OnnxModel:
+        """The network, compared with onnxruntime on real inputs, and checked to be a classifier for `dataset`."""
+        samples = dataset.take(PARITY_SAMPLES).pixels()
+        model = onnx_io.read(self.path, mean=self.mean, std=self.std, input_shape=dataset.shape, samples=samples)
+        dataset.require_classifier(model.network.input_shape, model.network.num_classes, str(self.path))
+        return model
+
+
+def warn_of_accuracy(model: OnnxModel, dataset: Dataset, choice: DataSource) -> None:
+    """An AccuracyWarning that names the fix where the network does badly on `dataset` (normalisation.doubt).
+
+    Alternatives are tried on the validation split of `choice`, which `dataset` is a split of.
+    """
+    sentence = doubt(model, dataset, lambda: choice.load("validation"))
+    if sentence is not None:
+        warnings.warn(sentence, AccuracyWarning, stacklevel=3)
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Figures(Tabular):
+    """What a network is worth on the test split, in percent.
+
+    `standard_accuracy` is of the whole split, by the ONNX file on onnxruntime; the others are of the certificate's
+    inputs. All but the standard accuracy refer to the certificate's eps and group size.
+    """
+
+    standard_accuracy: float
+    ibp_certified_accuracy: float
+    certified_uap_accuracy: float
+    attacked_uap_accuracy: float
+
+    def to_json(self) -> dict[str, float]:
+        """The fields by name."""
+        return dataclasses.asdict(self)
+
+    def table(self) -> Table:
+        """The four accuracies."""
+        return Table(title="accuracy", columns=["accuracy", "%"], rows=figure_rows(self))
+
+
+def figure_rows(*figures: Figures) -> list[list[str]]:
+    """One row for each accuracy, one column for each of `figures`."""
+    names = {
+        "standard_accuracy": "standard",
+        "ibp_certified_accuracy": "IBP certified",
+        "certified_uap_accuracy": "certified UAP",
+        "attacked_uap_accuracy": "attacked UAP",
+    }
+    plain = [entry.to_json() for entry in figures]
+    return [[name, *(percent(entry[key]) for entry in plain)] for key, name in names.items()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpecVerdict:
+    """A property that was trained for: how many images it speaks of, its radius (pixel space), and its verdicts.
+
+    Verdicts are before and after training; unsat: it holds.
+    """
+
+    file: Path
+    images: int
+    eps: float
+    before: str
+    after: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields by name."""
+        return {**dataclasses.asdict(self), "file": str(self.file)}
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class HardenReport(Tabular):
+    """The result of `harden`: where the new file is, how training went, and the figures before and after.
+
+    `spec` has an entry for each property that was trained for.
+    """
+
+    model: Path
+    out: Path
+    recipe: Recipe
+    seconds: float
+    best_epoch: int
+    history: Sequence[Mapping[str, Any]]
+    before: Figures
+    after: Figures
+    data: str
+    group_size: int
+    inputs: int
+    spec: Sequence[SpecVerdict] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """DESIGN's fields and what is needed to repeat the run."""
+        return {
+            "model": str(self.model),
+            "out": str(self.out),
+            "method": self.recipe.method,
+            "eps": self.recipe.eps,
+            "epochs": self.recipe.epochs,
+            "seconds": self.seconds,
+            "best_epoch": self.best_epoch,
+            "data": self.data,
+            "group_size": self.group_size,
+            "inputs": self.inputs,
+            "before": self.before.to_json(),
+            "after": self.after.to_json(),
+            "spec": [entry.to_json() for entry in self.spec],
+            "recipe": self.recipe.to_json(),
+            "history": [dict(entry) for entry in self.history],
+            "version": __version__,
+        }
+
+    def table(self) -> Table:
+        """Before and after, in percent."""
+        about = f"{self.recipe.method} at eps {self.recipe.eps:g}, groups of {self.group_size}, {self.inputs} inputs"
+        rows = figure_rows(self.before, self.after)
+        return Table(title=about, columns=["accuracy in %", "before", "after"], rows=rows)
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class TrainReport(Tabular):
+    """The result of `train`: the file, how training went, and its standard accuracy on the test split (percent)."""
+
+    architecture: str
+    out: Path
+    recipe: Recipe
+    seconds: float
+    best_epoch: int
+    history: Sequence[Mapping[str, Any]]
+    standard_accuracy: float
+    data: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Every field, plain."""
+        return {
+            "architecture": self.architecture,
+            "out": str(self.out),
+            "method": self.recipe.method,
+            "eps": self.recipe.eps,
+            "epochs": self.recipe.epochs,
+            "seconds": self.seconds,
+            "best_epoch": self.best_epoch,
+            "data": self.data,
+            "standard_accuracy": self.standard_accuracy,
+            "recipe": self.recipe.to_json(),
+            "history": [dict(entry) for entry in self.history],
+            "version": __version__,
+        }
+
+    def table(self) -> Table:
+        """Standard accuracy, best epoch and time."""
+        row = [self.architecture, percent(self.standard_accuracy), str(self.best_epoch), f"{self.seconds:.1f}"]
+        columns = ["network", "standard accuracy in %", "best epoch", "seconds"]
+        return Table(title=f"{self.recipe.method} training on {self.data}", columns=columns, rows=[row])
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Evaluation(Tabular):
+    """The result of `evaluate` at `eps` (pixel space): figures, and the accuracy (percent) under one PGD perturbation
+    an input. `certificate` is what the UAP and IBP figures come from.
+    """
+
+    model: Path
+    data: str
+    split: str
+    eps: float
+    group_size: int
+    inputs: int
+    pgd_accuracy: float
+    figures: Figures
+    certificate: Certificate
+
+    def to_json(self, *, perturbations: bool = False) -> dict[str, Any]:
+        """Every field, the figures among them by name; the certificate as `Certificate.to_json` gives it."""
+        return {
+            "model": str(self.model),
+            "data": self.data,
+            "split": self.split,
+            "eps": self.eps,
+            "group_size": self.group_size,
+            "inputs": self.inputs,
+            "pgd_accuracy": self.pgd_accuracy,
+            **self.figures.to_json(),
+            "version": __version__,
+            "certificate": self.certificate.to_json(perturbations=perturbations),
+        }
+
+    def table(self) -> Table:
+        """All accuracies, in percent."""
+        rows = [*figure_rows(self.figures), ["PGD (one input each)", percent(self.pgd_accuracy)]]
+        about = f"{self.data} ({self.split}), eps {self.eps:g}, groups of {self.group_size}, {self.inputs} inputs"
+        return Table(title=about, columns=["accuracy in %", self.model.name], rows=rows)
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class AttackReport(Tabular):
+    """The result of `attack-uap`: the strongest perturbations found and what the ONNX file does under them.
+
+    `perturbations` is (g, C, H, W) in pixel space; `correct` and `attacked` count inputs that onnxruntime classifies
+    correctly (with a target class: that it does not drive there) without and with their group's perturbation; a tie
+    counts as fooled.
+    """
+
+    model: Path
+    data: str
+    split: str
+    threat: Threat
+    group_size: int
+    inputs: int
+    correct: int
+    attacked: int
+    perturbations: Tensor
+
+    def to_json(self) -> dict[str, Any]:
+        """Every field but the perturbations, and accuracies in percent."""
+        return {
+            "model": str(self.model),
+            "data": self.data,
+            "split": self.split,
+            "eps": self.threat.eps,
+            "threat": self.threat.to_json(),
+            "group_size": self.group_size,
+            "inputs": self.inputs,
+            "groups": len(self.perturbations),
+            "clean_correct": self.correct,
+            "attacked": self.attacked,
+            "attacked_uap_accuracy": 100 * self.attacked / self.inputs,
+            "version": __version__,
+        }
+
+    def table(self) -> Table:
+        """Inputs that hold without and with the perturbations."""
+        counts = {clean_name(self.threat.target): self.correct, "attacked UAP": self.attacked}
+        rows = [[name, str(count), percent(100 * count / self.inputs)] for name, count in counts.items()]
+        about = f"{self.threat.words}; {self.data} ({self.split}), groups of {self.group_size}"
+        return Table(title=about, columns=[f"of {self.inputs} inputs", "count", "%"], rows=rows)
+
+
+def resolve_device(name: Literal["auto", "cpu", "cuda"]) -> str:
+    """`auto` is `cuda` when torch sees a GPU and `cpu` otherwise; raises UsageError for a `cuda` that is not there."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("device cuda was asked for, but torch sees no GPU; use --device cpu or auto.")
+    return name
+
+
+def shipped_model(name: str) -> Path:
+    """A network of models/, in a checkout or in an installed package; raises InputFileError when it is absent."""
+    package = Path(__file__).parents[1]
+    for folder in (package / "models", package.parent / "models"):
+        if (folder / name).is_file():
+            return folder / name
+    raise InputFileError(f"{name}: the shipped network is missing; install citrus-tool again.")
+
+
+def choose_recipe(
+    dataset: str,
+    *,
+    name: str | None,
+    eps: float,
+    epochs: int | None,
+    changes: Mapping[str, Any],
+    defaults: Mapping[str, Any] | None = None,
+) -> Recipe:
+    """The recipe called `name` for the wanted method, at `eps` (pixel space), stretched to `epochs`, fields replaced.
+
+    Args:
+        name: a recipe's name, a TOML file (recipes.read), `auto` (recipes.automatic), or None for RECIPE_OF_DATA's.
+        changes: what the user asked for, by field; None asks for nothing.
+        defaults: fields that a command sets where neither `changes` nor a TOML file does.
+
+    Raises:
+        UsageError: an unknown name or senseless values.
+        InputFileError: the TOML file cannot be read.
+    """
+    changes = {field: value for field, value in changes.items() if value is not None}
+    defaults = defaults or {}
+    if name is not None and name.endswith(".toml"):
+        recipe = recipes.read(Path(name), changes.get("method"), defaults)
+        try:
+            trainer.methods_of(recipe)
+        except UsageError as error:
+            raise UsageError(f"{name}: {error}" if "method" not in changes else str(error)) from None
+    else:
+        chosen = recipes.automatic(dataset, eps) if name == "auto" else name or RECIPE_OF_DATA.get(dataset, "mnist-cpu")
+        named = recipes.named(chosen, changes.get("method", defaults.get("method")))
+        recipe = dataclasses.replace(named, **{k: v for k, v in defaults.items() if k != "method"})
+    if epochs is not None:
+        recipe = recipe.with_epochs(epochs)
+    return dataclasses.replace(recipe, eps=eps, **changes)
+
+
+def require_no_teacher(recipe: Recipe) -> None:
+    """Raises UsageError for a recipe that distils, where training begins with an untrained network."""
+    if recipe.distil > 0:
+        raise UsageError("distil needs a trained network to learn from; harden a file, or set distil = 0.")
+
+
+def inspect_file(model: ModelChoice, choice: DataChoice | None = None) -> Inspection:
+    """What is in an ONNX file, what supports each operator, and how well citrus agrees with onnxruntime on it."""
+    if choice is None:
+        return onnx_io.inspect(model.path, mean=model.mean, std=model.std)
+    dataset = choice.load("test")
+    return onnx_io.inspect(
+        model.path,
+        mean=model.mean,
+        std=model.std,
+        input_shape=dataset.shape,
+        samples=dataset.take(PARITY_SAMPLES).pixels(),
+    )
+
+
+def read_spec(source: ModelSource, choice: DataSource, paths: Sequence[Path], *, seconds: float) -> Target:
+    """The properties in `paths` as a target for `harden_file`; `seconds` is what each verdict may take.
+
+    Raises as `queries.target.read_target`.
+    """
+    return read_target(paths, source.read(choice.load("test")), seconds=seconds)
+
+
+def harden_file(
+    source: ModelSource,
+    choice: DataSource,
+    recipe: Recipe,
+    *,
+    out: Path,
+    run_dir: Path,
+    certify: CertifySettings,
+    target: Target | None = None,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    resume: bool = False,
+    keep_checkpoints: bool = True,
+    batch_norm: bool = False,
+    settings: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+    on_epoch: OnEpoch | None = None,
+) -> HardenReport:
+    """Trains the file's network by `recipe` and writes it to `out` with only its weights changed.
+
+    The epoch is chosen as `trainer.fit` does. Before and after are judged on the test split: standard accuracy on
+    all of it, the rest by `certify` at the recipe's eps. The images of `target` (read_spec) join the training data, and
+    its properties are verified before and after. `batch_norm` puts batch norm in for training, as the identity
+    at first, and folds it back into the file's weights. `run_dir` receives `settings`, the journals of both
+    certifications, the report and, unless `keep_checkpoints` is off, the checkpoints that `resume` needs. `on_epoch`
+    gets each epoch's entry of the history as it is made.
+
+    Raises:
+        CitrusError: a file, an option or the data is wrong; nothing has been written then.
+        UsageError: `out` is the file itself, or options exclude each other.
+        InterruptedRunError: stopped by the user; `resume=True` continues.
+    """
+    progress = progress or Silent()
+    where = resolve_device(device)
+    trainer.methods_of(recipe)
+    train, validation, test = (choice.load(split) for split in data.SPLITS)
+    model = source.read(test)
+    if out.exists() and source.path.exists() and out.samefile(source.path):
+        raise UsageError(f"{out} is the network that is hardened; give the result another name.")
+    _require_outputs(out, run_dir, fresh=keep_checkpoints and not resume)
+    warn_of_accuracy(model, test, choice)
+    threat = Threat(eps=recipe.eps)
+    save_settings(run_dir, settings)
+    with tempfile.TemporaryDirectory(prefix="citrus-") as folder:  # a network in memory is no file yet
+        given = Path(folder) / "before.onnx"
+        given.write_bytes(model.proto.SerializeToString())
+        failed = _verdicts(target, given, progress, "properties before")
+    if target is not None:
+        train = target.joined(train)
+
+    def figures(network: OnnxModel, journal: str) -> Figures:
+        found = certify_uap(
+            network, test, threat, certify, device=where, journal=run_dir / journal, resume=resume, progress=progress
+        )
+        return _figures(network, test, found, progress)
+
+    before = figures(model, "before.jsonl")
+    network = (
+        insert_batch_norm(model.network, torch.split(train.take(NORM_SAMPLES).pixels(), BATCH)) if batch_norm else None
+    )
+    result = trainer.fit(
+        network or model.network,
+        train,
+        validation,
+        recipe,
+        run_dir=run_dir if keep_checkpoints else None,
+        resume=resume and checkpoint.exists(run_dir),  # a run that was stopped before training has none yet
+        device=where,
+        progress=progress,
+        on_epoch=on_epoch,
+    )
+    trained = result.network
+    if batch_norm:
+        trained = restore_layers(onnx_io.fold_batch_norm(trained), model.network)
+    hardened = onnx_io.write(dataclasses.replace(model, network=trained), out, metadata=_metadata(recipe, choice))
+    after = figures(hardened, "after.jsonl")
+    repaired = _verdicts(target, out, progress, "properties after")
+    progress.finish()
+    report = HardenReport(
+        model=source.path,
+        out=out,
+        recipe=recipe,
+        seconds=result.seconds,
+        best_epoch=result.best_epoch,
+        history=result.history,
+        before=before,
+        after=after,
+        data=choice.name,
+        group_size=certify.group_size,
+        inputs=min(certify.limit or len(test), len(test)),
+        spec=[
+            SpecVerdict(file=p.path, images=len(p.labels), eps=p.eps, before=old.verdict, after=new.verdict)
+            for p, old, new in zip(target.properties if target else (), failed, repaired, strict=True)
+        ],
+    )
+    write_text(run_dir / "report.json", json.dumps(report.to_json(), indent=2, allow_nan=False) + "\n")
+    return report
+
+
+def train_file(
+    architecture: str,
+    choice: DataSource,
+    recipe: Recipe,
+    *,
+    out: Path,
+    run_dir: Path,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    resume: bool = False,
+    settings: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+    on_epoch: OnEpoch | None = None,
+) -> TrainReport:
+    """Trains a named architecture from scratch and exports it to `out`; raises as `harden_file`."""
+    progress = progress or Silent()
+    where = resolve_device(device)
+    trainer.methods_of(recipe)
+    train, validation, test = (choice.load(split) for split in data.SPLITS)
+    network = architectures.build(architecture, test.shape, test.num_classes, seed=recipe.seed)
+    require_no_teacher(recipe)
+    _require_outputs(out, run_dir, fresh=not resume)
+    save_settings(run_dir, settings)
+    result = trainer.fit(
+        network, train, validation, recipe, run_dir=run_dir, resume=resume, device=where, progress=progress,
+        on_epoch=on_epoch,
+    )  # fmt: skip
+    model = onnx_io.export(onnx_io.fold_batch_norm(result.network), out, metadata=_metadata(recipe, choice))
+    accuracy = standard_accuracy(model, test, progress, stage="test")
+    progress.finish()
+    report = TrainReport(
+        architecture=architecture,
+        out=out,
+        recipe=recipe,
+        seconds=result.seconds,
+        best_epoch=result.best_epoch,
+        history=result.history,
+        standard_accuracy=accuracy,
+        data=choice.name,
+    )
+    write_text(run_dir / "report.json", json.dumps(report.to_json(), indent=2, allow_nan=False) + "\n")
+    return report
+
+
+def certify_file(
+    source: ModelSource,
+    choice: DataSource,
+    threat: Threat,
+    certify: CertifySettings,
+    *,
+    split: Split = "test",
+    run_dir: Path | None = None,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    resume: bool = False,
+    proof: Path | None = None,
+    workers: int = 1,
+    part: tuple[int, int] | None = None,
+    join: Sequence[Path] = (),
+    settings: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> Certificate:
+    """The certificate of a file on one split; finished groups go to `run_dir`/journal.jsonl, for `resume`.
+
+    `proof` gets what `check_file` verifies; `workers` and `part` as in `certify_uap`; `join` are run folders of parts,
+    and needs a run_dir.
+    """
+    where = resolve_device(device)
+    dataset = choice.load(split)
+    model = source.read(dataset)
+    if run_dir is not None:
+        require_writable_folder(run_dir)
+    warn_of_accuracy(model, dataset, choice)
+    if run_dir is None:
+        return certify_uap(
+            model, dataset, threat, certify, device=where, proof=proof, workers=workers, part=part,
+            progress=progress or Silent(),
+        )  # fmt: skip
+    save_settings(run_dir, settings)
+    certificate = certify_uap(
+        model,
+        dataset,
+        threat,
+        certify,
+        device=where,
+        journal=run_dir / "journal.jsonl",
+        resume=resume,
+        proof=proof,
+        workers=workers,
+        part=part,
+        join=[folder / "journal.jsonl" for folder in join],
+        progress=progress or Silent(),
+    )
+    write_text(run_dir / "certificate.json", json.dumps(certificate.to_json(), indent=2, allow_nan=False) + "\n")
+    return certificate
+
+
+def check_file(
+    proof: Path, model: Path, choice: DataChoice | None, *, split: Split = "test", progress: Progress | None = None
+) -> Checked:
+    """Verifies a proof that `certify_file` wrote; with a choice of data also that its inputs are those of the split.
+
+    Raises as `check.check`; DataError where an input is beyond the data.
+    """
+    progress = progress or Silent()
+    images = None
+    if choice is not None:
+        dataset = choice.load(split)
+
+        def images(indices: Sequence[int]) -> tuple[NDArray[np.float32], list[int]]:
+            if max(indices) >= len(dataset) or min(indices) < 0:
+                raise DataError(
+                    f"data {dataset.name} ({dataset.split}) has no input {max(indices)}; choose other data."
+                )
+            index = torch.tensor(indices)
+            return dataset.pixels(index).numpy(), dataset.labels[index].tolist()
+
+    progress.start("check", None, "groups")
+    found = check(proof, model, images=images, progress=progress.advance)
+    progress.finish()
+    return found
+
+
+def evaluate_file(
+    source: ModelSource,
+    choice: DataSource,
+    threat: Threat,
+    certify: CertifySettings,
+    *,
+    split: Split = "test",
+    pgd_steps: int = 50,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Clean, PGD, shared-perturbation, IBP and certified accuracy in one go."""
+    progress = progress or Silent()
+    where = resolve_device(device)
+    dataset = choice.load(split)
+    model = source.read(dataset)
+    warn_of_accuracy(model, dataset, choice)
+    judged = dataset.take(certify.limit) if certify.limit is not None else dataset
+    certificate = certify_uap(model, dataset, threat, certify, device=where, progress=progress)
+    figures = _figures(model, dataset, certificate, progress)
+    robust = pgd_accuracy(model.network, judged, threat, pgd_steps, seed=certify.seed, device=where, progress=progress)
+    progress.finish()
+    return Evaluation(
+        model=source.path,
+        data=choice.name,
+        split=split,
+        eps=threat.eps,
+        group_size=certify.group_size,
+        inputs=len(judged),
+        pgd_accuracy=robust,
+        figures=figures,
+        certificate=certificate,
+    )
+
+
+def attack_file(
+    source: ModelSource,
+    choice: DataSource,
+    threat: Threat,
+    *,
+    group_size: int | None = 5,
+    steps: int = 50,
+    restarts: int = 6,
+    seed: int = 0,
+    split: Split = "test",
+    limit: int | None = None,
+    save: Path | None = None,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    progress: Progress | None = None,
+) -> AttackReport:
+    """The strongest shared perturbations found, replayed on onnxruntime.
+
+    Args:
+        group_size: inputs that share one perturbation, consecutive ones; None lets all inputs share one.
+        steps, restarts: as attacks.universal.attack_groups takes them, or for more than GROWN inputs in a group,
+            attacks.dataset.attack_dataset.
+        save: writes the perturbations (g, C, H, W) float32 to this .npy file.
+
+    With a target class, inputs that have it as label are left out.
+    """
+    progress = progress or Silent()
+    where = resolve_device(device)
+    whole = choice.load(split)
+    model = source.read(whole)
+    threat.require_target(model.network.num_classes)
+    if save is not None:
+        require_writable_file(save)
+    warn_of_accuracy(model, whole, choice)
+    dataset = whole.select(judged(whole, threat.target)[:limit])
+    k = group_size or len(dataset)
+    groups = -(-len(dataset) // k)
+    index = torch.arange(groups * k).clamp(max=len(dataset) - 1).reshape(groups, k)
+    present = (torch.arange(groups * k) < len(dataset)).reshape(groups, k)
+    images = dataset.pixels(index.flatten()).reshape(groups, k, *dataset.shape)
+    network = threat.network(model.network).frozen(dtype=torch.float32, device=where)
+    generator = torch.Generator().manual_seed(seed)
+    progress.start("attack", groups, "groups")
+    found = []
+    batch = max(1, BATCH // k)
+    for start in range(0, groups, batch):
+        part = slice(start, min(start + batch, groups))
+        if k > GROWN:
+            members = index[start][present[start]]
+            u, _ = attack_dataset(
+                network, dataset.pixels(members), dataset.labels[members], threat.eps,
+                steps=steps, restarts=restarts, generator=generator, target=threat.target,
+            )  # fmt: skip
+            found.append(u[None])
+        else:
+            several, _ = attack_groups(
+                network, images[part].to(where), dataset.labels[index[part]].to(where), present[part].to(where),
+                threat.eps, steps=steps, restarts=restarts, generator=generator, target=threat.target,
+            )  # fmt: skip
+            found.append(several.cpu())
+        progress.advance(part.stop - part.start)
+    perturbations = torch.cat(found)
+    runner = OnnxRunner(model)
+    images, labels = dataset.pixels(), dataset.labels.numpy()
+    shifted = threat.inputs(images, perturbations.repeat_interleave(k, dim=0)[: len(dataset)])
+    progress.finish()
+    if save is not None:
+        buffer = io.BytesIO()
+        np.save(buffer, perturbations.numpy())
+        write_bytes(save, buffer.getvalue())
+    return AttackReport(
+        model=source.path,
+        data=choice.name,
+        split=split,
+        threat=threat,
+        group_size=k,
+        inputs=len(dataset),
+        correct=int(held(runner.logits(images), labels, threat.target).sum()),
+        attacked=int(held(runner.logits(shifted), labels, threat.target).sum()),
+        perturbations=perturbations,
+    )
+
+
+def demo(
+    *,
+    run_dir: Path,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    progress: Progress | None = None,
+) -> HardenReport:
+    """Hardens the shipped digits network by the recipe `digits` and certifies it before and after.
+
+    At that recipe's eps, on the first 200 inputs of the digits test split. The checkpoints are not kept, so that the
+    demo can be run again.
+    """
+    return harden_file(
+        ModelChoice(path=shipped_model("digits_convtiny.onnx")),
+        DataChoice(name="digits"),
+        recipes.named("digits"),
+        out=run_dir / "digits_convtiny_citrus.onnx",
+        run_dir=run_dir,
+        certify=CertifySettings(limit=200),
+        device=device,
+        keep_checkpoints=False,
+        progress=progress,
+    )
+
+
+def _require_outputs(out: Path, run_dir: Path, *, fresh: bool) -> None:
+    """Both must be writable; `out` may lie in the run folder, which is made when it is first written to.
+
+    A `fresh` run does not overwrite the checkpoints of another one.
+    """
+    require_writable_folder(run_dir)
+    if fresh and checkpoint.exists(run_dir):
+        raise UsageError(f"run folder {run_dir} already holds a run; add --resume or choose another --run-dir.")
+    if out.parent.absolute() != run_dir.absolute() or run_dir.is_dir():
+        require_writable_file(out)
+
+
+def save_settings(run_dir: Path, settings: Mapping[str, Any] | None) -> None:
+    """Writes the effective options as TOML that --config reads; options that are not set are left out."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    lines = [f"{key} = {toml_value(value)}" for key, value in (settings or {}).items() if value is not None]
+    write_text(run_dir / "settings.toml", "\n".join(lines) + "\n")
+
+
+def _metadata(recipe: Recipe, choice: DataSource) -> dict[str, str]:
+    """What the written file says about its origin (metadata_props)."""
+    return {
+        "citrus_version": __version__,
+        "method": recipe.method,
+        "eps": repr(recipe.eps),
+        "tau": repr(recipe.tau_ratio * recipe.eps),
+        "group_size": str(recipe.group_size),
+        "epochs": str(recipe.epochs),
+        **({"pretrain": f"{recipe.pretrain}, {recipe.pretrain_epochs} epochs"} if recipe.pretrain else {}),
+        **({"train_on": recipe.train_on} if recipe.train_on != "train" else {}),
+        "seed": str(recipe.seed),
+        "data": choice.name,
+    }
+
+
+def _figures(model: OnnxModel, dataset: Dataset, certificate: Certificate, progress: Progress) -> Figures:
+    """Standard accuracy on all of `dataset`, the rest from the certificate."""
+    inputs = certificate.inputs
+    return Figures(
+        standard_accuracy=standard_accuracy(model, dataset, progress),
+        ibp_certified_accuracy=100 * certificate.ibp_certified / inputs,
+        certified_uap_accuracy=100 * certificate.certified / inputs,
+        attacked_uap_accuracy=100 * certificate.attacked / inputs,
+    )
+
+
+def _verdicts(target: Target | None, network: Path, progress: Progress, stage: str) -> list[Finding]:
+    if target is None:
+        return []
+    progress.start(stage, len(target.properties), "properties")
+    return target.verdicts(network, lambda found: progress.advance(1, f"{found.path.name}: {found.verdict}"))
+
+
+def _correct(logits: np.ndarray[Any, np.dtype[Any]], labels: np.ndarray[Any, np.dtype[Any]]) -> Any:
+    """Flags (n,): the true class's logit is above every other one; a tie is not correct."""
+    rows = np.arange(len(labels))
+    true = logits[rows, labels]
+    others = logits.copy()
+    others[rows, labels] = -np.inf
+    return true > others.max(axis=1)
+
+
+def standard_accuracy(
+    model: OnnxModel, dataset: Dataset, progress: Progress, *, stage: str = "standard accuracy"
+) -> float:
+    """Percent of `dataset` that the file on onnxruntime classifies correctly; a tie is not correct."""
+    runner = OnnxRunner(model)
+    progress.start(stage, len(dataset), "inputs")
+    correct = 0
+    for start in range(0, len(dataset), BATCH):
+        part = slice(start, min(start + BATCH, len(dataset)))
+        correct += int(_correct(runner.logits(dataset.pixels(part)), dataset.labels[part].numpy()).sum())
+        progress.advance(part.stop - part.start)
+    return 100 * correct / len(dataset)
+
+
+def pgd_accuracy(
+    network: Network,
+    dataset: Dataset,
+    threat: Threat,
+    steps: int,
+    *,
+    seed: int = 0,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> float:
+    """Percent of all inputs that stay correct, clean and under their own PGD perturbation of that many steps."""
+    progress = progress or Silent()
+    frozen = network.frozen(dtype=torch.float32, device=device)
+    generator = torch.Generator(device=device).manual_seed(seed)
+    progress.start("pgd", len(dataset), "inputs")
+    correct = 0
+    for start in range(0, len(dataset), BATCH):
+        part = slice(start, min(start + BATCH, len(dataset)))
+        x, labels = dataset.pixels(part).to(device), dataset.labels[part].to(device)
+        v = pgd(frozen, x, labels, radius=threat.eps, steps=steps, generator=generator)
+        with torch.no_grad():
+            clean, moved = frozen(x).cpu().numpy(), frozen(x + v).cpu().numpy()
+        truth = dataset.labels[part].numpy()
+        correct += int((_correct(clean, truth) & _correct(moved, truth)).sum())
+        progress.advance(part.stop - part.start)
+    return 100 * correct / len(dataset)
