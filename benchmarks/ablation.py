@@ -47,10 +47,14 @@ INPUTS = 500
 FIGURES = ("standard", "pgd", "certified", "attacked", "ibp")
 """The table's columns; lines from before it was measured have no "pgd"."""
 DIGITS = Contest(
-    name="digits", data="digits", eps="0.08", architecture="convtiny", normalisation=((0.3,), (0.4,)),
+    name="digits",
+    data="digits",
+    eps="0.08",
+    architecture="convtiny",
+    normalisation=((0.3,), (0.4,)),
     recipe=dataclasses.replace(named("digits").with_epochs(50), eps=0.08, warmup_epochs=1, init="shi", pgd_steps=5),
     changes={"citrus-plus": {"alpha": 0.3, "worst": 1}},
-)  # fmt: skip
+)
 """A contest of seconds, with nothing tuned for it."""
 CONTESTS = (*CPU, *CPU_LONG, DIGITS)
 VARIANTS = (

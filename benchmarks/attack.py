@@ -57,10 +57,16 @@ def run(row: Row, options: argparse.Namespace, *, sets: int) -> tuple[float, flo
     labels = data.labels[kept].reshape(-1, k)
     start = time.process_time()
     _, fooled = attack_groups(
-        model.network.frozen(dtype=torch.float32), images, labels, torch.ones_like(labels, dtype=torch.bool),
-        parse_eps(row.eps), steps=options.steps, restarts=options.restarts,
-        generator=torch.Generator().manual_seed(options.seed), sets=sets,
-    )  # fmt: skip
+        model.network.frozen(dtype=torch.float32),
+        images,
+        labels,
+        torch.ones_like(labels, dtype=torch.bool),
+        parse_eps(row.eps),
+        steps=options.steps,
+        restarts=options.restarts,
+        generator=torch.Generator().manual_seed(options.seed),
+        sets=sets,
+    )
     return 100 * (1 - int(fooled.sum()) / labels.numel()), (time.process_time() - start) / len(labels)
 
 

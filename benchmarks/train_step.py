@@ -111,10 +111,19 @@ def main() -> None:
     torch.manual_seed(0)
     shape, images = SHAPES[options.data]
     recipe = Recipe(
-        eps=EPS, tau_ratio=TAU / EPS, epochs=1, warmup_epochs=0, ramp_epochs=0, group_size=GROUP, l1=1e-5,
-        groups_per_batch=options.groups, pgd_steps=options.pgd_steps, pgd_bfloat16=options.bfloat16, worst=1,
+        eps=EPS,
+        tau_ratio=TAU / EPS,
+        epochs=1,
+        warmup_epochs=0,
+        ramp_epochs=0,
+        group_size=GROUP,
+        l1=1e-5,
+        groups_per_batch=options.groups,
+        pgd_steps=options.pgd_steps,
+        pgd_bfloat16=options.bfloat16,
+        worst=1,
         taps=Taps(steps=options.pgd_steps),
-    )  # fmt: skip
+    )
     names = list(METHODS) if options.methods == "all" else options.methods.split(",")
     steps = {name: stepper_of(name, recipe, options, shape) for name in names}
     rates = median_rates(steps, recipe.batch_size, options.steps, options.device)

@@ -687,6 +687,10 @@ def _recipe(
         return workflow.choose_recipe(data, name=recipe, eps=eps, epochs=epochs, changes=changes, defaults=defaults)
     changed = recipe.with_epochs(epochs) if epochs is not None else recipe
     return replace(
-        changed, eps=eps, seed=seed, method=method or changed.method, init=init or changed.init,
+        changed,
+        eps=eps,
+        seed=seed,
+        method=method or changed.method,
+        init=init or changed.init,
         train_on=train_on or changed.train_on,
-    )  # fmt: skip
+    )

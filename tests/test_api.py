@@ -341,10 +341,12 @@ def test_a_report_of_results_in_memory(model: citrus.Model, digits: tuple[Any, A
 def test_objects_show_themselves_as_tables(model: citrus.Model, digits: tuple[Any, Any]) -> None:
     certificate = model.certify(digits, eps=0.02, limit=10, attack_steps=2)
     counts = {
-        "clean correct": certificate.clean_correct, "IBP certified": certificate.ibp_certified,
-        "individually certified": certificate.individually_certified, "certified UAP": certificate.certified,
+        "clean correct": certificate.clean_correct,
+        "IBP certified": certificate.ibp_certified,
+        "individually certified": certificate.individually_certified,
+        "certified UAP": certificate.certified,
         "attacked UAP": certificate.attacked,
-    }  # fmt: skip
+    }
     shown = repr(certificate).splitlines()
     assert shown[0] == "x + u, |u| <= 0.02; arrays (test), groups of 5"
     for line, (name, count) in zip(shown[2:], counts.items(), strict=True):

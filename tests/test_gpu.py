@@ -29,9 +29,18 @@ pytestmark = pytest.mark.skipif(
 
 MODEL = Path(__file__).resolve().parents[1] / "models" / "digits_convtiny_citrus.onnx"
 RECIPE = Recipe(
-    eps=0.05, tau_ratio=0.5, epochs=2, warmup_epochs=0, ramp_epochs=1, groups_per_batch=10, pgd_steps=2, init="shi",
-    certified_inputs=20, worst=1, pool=2,
-)  # fmt: skip
+    eps=0.05,
+    tau_ratio=0.5,
+    epochs=2,
+    warmup_epochs=0,
+    ramp_epochs=1,
+    groups_per_batch=10,
+    pgd_steps=2,
+    init="shi",
+    certified_inputs=20,
+    worst=1,
+    pool=2,
+)
 
 
 def _batch(device: str, dtype: torch.dtype) -> tuple[Batch, Tensor]:

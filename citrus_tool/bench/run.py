@@ -65,9 +65,17 @@ class Bench:
         about = {"method": job.method, "contest": contest.name, "recipe": job.digest, "seed": str(job.seed)}
         model = onnx_io.export(onnx_io.fold_batch_norm(result.network), folder / "model.onnx", metadata=about)
         entry = self._judged(
-            model, contest, test, folder, method=job.method, recipe=job.digest, seed=job.seed, command=command,
-            best_epoch=result.best_epoch, train_seconds=result.seconds,
-        )  # fmt: skip
+            model,
+            contest,
+            test,
+            folder,
+            method=job.method,
+            recipe=job.digest,
+            seed=job.seed,
+            command=command,
+            best_epoch=result.best_epoch,
+            train_seconds=result.seconds,
+        )
         journal.append(self.journal, entry)
         return True
 
@@ -82,9 +90,17 @@ class Bench:
         drawn = training_images(train, validation, job.recipe)
         own, total, largest, inputs = box_sizes.last_epoch(network, drawn, job.recipe, self.device, self.progress)
         entry = BoxLosses(
-            contest=job.contest.name, method=job.method, recipe=job.digest, seed=job.seed, own=own, total=total,
-            largest=largest, inputs=inputs, command=command, **_origin(self.device),
-        )  # fmt: skip
+            contest=job.contest.name,
+            method=job.method,
+            recipe=job.digest,
+            seed=job.seed,
+            own=own,
+            total=total,
+            largest=largest,
+            inputs=inputs,
+            command=command,
+            **_origin(self.device),
+        )
         journal.append(self.journal, entry)
         return True
 
@@ -95,9 +111,15 @@ class Bench:
             contest.architecture, train.shape, train.num_classes, seed=job.seed, normalisation=contest.normalisation
         )
         return trainer.fit(
-            network, train, validation, job.recipe, run_dir=folder, resume=checkpoint.exists(folder),
-            device=self.device, progress=self.progress,
-        )  # fmt: skip
+            network,
+            train,
+            validation,
+            job.recipe,
+            run_dir=folder,
+            resume=checkpoint.exists(folder),
+            device=self.device,
+            progress=self.progress,
+        )
 
     def run_published(self, contest: Contest, published: Published, models: Path, command: str) -> bool:
         """Judges a file of the folder `models` unless the journal has it; raises InputFileError when it is absent."""
@@ -108,24 +130,48 @@ class Bench:
         model = onnx_io.read(models / published.file, input_shape=test.shape, samples=test.take(16).pixels())
         folder = self.runs / f"{contest.name}_{Path(published.file).stem}"
         entry = self._judged(
-            model, contest, test, folder, method=published.label, recipe=published.file, seed=0, command=command,
-            best_epoch=0, train_seconds=0.0,
-        )  # fmt: skip
+            model,
+            contest,
+            test,
+            folder,
+            method=published.label,
+            recipe=published.file,
+            seed=0,
+            command=command,
+            best_epoch=0,
+            train_seconds=0.0,
+        )
         journal.append(self.journal, entry)
         return True
 
     def _judged(
-        self, model: OnnxModel, contest: Contest, test: Dataset, folder: Path, *, method: str, recipe: str, seed: int,
-        command: str, best_epoch: int, train_seconds: float,
-    ) -> Entry:  # fmt: skip
+        self,
+        model: OnnxModel,
+        contest: Contest,
+        test: Dataset,
+        folder: Path,
+        *,
+        method: str,
+        recipe: str,
+        seed: int,
+        command: str,
+        best_epoch: int,
+        train_seconds: float,
+    ) -> Entry:
         started = time.monotonic()
         folder.mkdir(parents=True, exist_ok=True)
         digest = certifier_digest(self.certifier)
         log = folder / f"certificate_{digest}.jsonl"
         certificate = certify_uap(
-            model, test, Threat(eps=parse_eps(contest.eps)), self.certifier, device=self.device, journal=log,
-            resume=log.exists(), progress=self.progress,
-        ).to_json()  # fmt: skip
+            model,
+            test,
+            Threat(eps=parse_eps(contest.eps)),
+            self.certifier,
+            device=self.device,
+            journal=log,
+            resume=log.exists(),
+            progress=self.progress,
+        ).to_json()
         inputs = certificate["inputs"]
         return Entry(
             contest=contest.name,

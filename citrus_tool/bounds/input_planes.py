@@ -93,8 +93,11 @@ class _Planes:
         hull = Hull(
             slope=(matrix.clone(), transpose.clone()),
             offset=system.upper_offset[:count].clone(),
-            share=blank, claimed_slope=blank, claimed_offset=blank, claimed_size=blank,
-        )  # fmt: skip
+            share=blank,
+            claimed_slope=blank,
+            claimed_offset=blank,
+            claimed_size=blank,
+        )
         return _Planes(
             row=row,
             column=column,

@@ -230,9 +230,16 @@ class _Board:
         images, classes = x[left][:, None].float(), labels[left][:, None]
         with torch.enable_grad():
             u, fooled = attack_groups(
-                network, images, classes, present, eps,
-                steps=budget.attack_steps, restarts=budget.attack_restarts, generator=generator, target=target,
-            )  # fmt: skip
+                network,
+                images,
+                classes,
+                present,
+                eps,
+                steps=budget.attack_steps,
+                restarts=budget.attack_restarts,
+                generator=generator,
+                target=target,
+            )
         for position, number in enumerate(left.tolist()):
             if int(fooled[position]):
                 self.verdict[number] = Verdict.WITNESS

@@ -96,12 +96,19 @@ class GroupResult:
         """The group less its `count` open inputs: what is left, `indices`, is lost or proven one by one."""
         clean = self.clean_correct - count
         return replace(
-            self, index=index, indices=indices, clean_correct=clean, individually_certified=clean, certified=clean,
-            attacked=clean, status=Status.EXACT, detail="every correct input is proven by itself",
-            evidence=None if self.evidence is None else self.evidence.without_perturbation(
-                [self.indices.index(one) for one in indices]
-            ),
-        )  # fmt: skip
+            self,
+            index=index,
+            indices=indices,
+            clean_correct=clean,
+            individually_certified=clean,
+            certified=clean,
+            attacked=clean,
+            status=Status.EXACT,
+            detail="every correct input is proven by itself",
+            evidence=None
+            if self.evidence is None
+            else self.evidence.without_perturbation([self.indices.index(one) for one in indices]),
+        )
 
     def to_json(self, *, perturbation: bool = False) -> dict[str, Any]:
         """The group's entry in the certificate; on demand with its perturbation, as the journal has it."""

@@ -324,8 +324,15 @@ def _attack(loop: Loop, sets: Sequence[Sequence[int]]) -> None:
     owners = torch.tensor(sets, device=arena.x.device)
     with torch.enable_grad():
         u, _ = attack_groups(
-            arena.network, arena.x[owners], arena.truth[owners], torch.ones_like(owners, dtype=torch.bool), arena.eps,
-            steps=PAIR_STEPS, restarts=PAIR_RESTARTS, generator=loop.generator, target=arena.target,
-        )  # fmt: skip
+            arena.network,
+            arena.x[owners],
+            arena.truth[owners],
+            torch.ones_like(owners, dtype=torch.bool),
+            arena.eps,
+            steps=PAIR_STEPS,
+            restarts=PAIR_RESTARTS,
+            generator=loop.generator,
+            target=arena.target,
+        )
     for part in torch.split(u, JUDGED):
         arena.judge(part)

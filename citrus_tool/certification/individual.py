@@ -231,10 +231,17 @@ def screen(
         if bounds != "crown" and len(left):
             start = time.monotonic()
             branched = branch_and_bound(
-                network, images[left.to(device)], truth[left.to(device)], eps,
-                known=found, guard=guard[left], generator=generator or torch.Generator(), target=target, record=record,
+                network,
+                images[left.to(device)],
+                truth[left.to(device)],
+                eps,
+                known=found,
+                guard=guard[left],
+                generator=generator or torch.Generator(),
+                target=target,
+                record=record,
                 budget=replace(budget, seconds=None if budget.seconds is None else budget.seconds * len(left)),
-            )  # fmt: skip
+            )
             found = branched.margins
             proofs.update(zip(batch[left].tolist(), branched.proofs, strict=True))
             seconds["branch"] += time.monotonic() - start

@@ -171,9 +171,12 @@ def joined(fronts: Sequence[Front], products: Products) -> Duals:
         first += neurons
     share = products.share.T.clamp(min=LEAST_SHARE)
     return Duals(
-        alpha=torch.cat(alpha), split=torch.cat(split), side=torch.cat(side), beta=torch.cat(beta),
+        alpha=torch.cat(alpha),
+        split=torch.cat(split),
+        side=torch.cat(side),
+        beta=torch.cat(beta),
         share=(share / share.sum(0)).to(alpha[0].dtype),
-    )  # fmt: skip
+    )
 
 
 def trimmed(duals: Duals) -> Duals:

@@ -92,8 +92,10 @@ def merged(conflicts: Conflicts, blocks: Sequence[Block], linked: Set[tuple[int,
 
 def exclusive(conflicts: Conflicts) -> set[tuple[int, int]]:
     """Pairs (i, j), i < j, of open inputs that are never fooled together, whatever their labels."""
-    free = [[(m, label) for label in labels if frozenset([(m, label)]) not in conflicts.refuted]
-            for m, labels in enumerate(conflicts.labels)]  # fmt: skip
+    free = [
+        [(m, label) for label in labels if frozenset([(m, label)]) not in conflicts.refuted]
+        for m, labels in enumerate(conflicts.labels)
+    ]
     return {
         (i, j)
         for i, j in combinations(range(len(free)), 2)

@@ -162,10 +162,18 @@ class _Checker:
             totals == (inputs, certified), "the totals", f"{totals} are not those of the groups {inputs, certified}"
         )
         return Checked(
-            inputs=inputs, certified=certified, groups=len(self.head["groups"]), combinations=combinations,
-            leaves=leaves, model_sha256=self.run_["model_sha256"], eps=self.eps, clip=self.run_["clip"],
-            target=self.run_["target"], data=self.head["data"], split=self.head["split"],
-        )  # fmt: skip
+            inputs=inputs,
+            certified=certified,
+            groups=len(self.head["groups"]),
+            combinations=combinations,
+            leaves=leaves,
+            model_sha256=self.run_["model_sha256"],
+            eps=self.eps,
+            clip=self.run_["clip"],
+            target=self.run_["target"],
+            data=self.head["data"],
+            split=self.head["split"],
+        )
 
     @property
     def _together(self) -> int:
@@ -228,8 +236,11 @@ class _Group:
         held, claim = sum(labels is not None for labels in left), facts["fooled"]
         require(type(claim) is int and 0 <= claim <= held, self.where, f"claims that {claim} of {held} can be fooled")
         options = [[(place, label) for label in sorted(labels or ())] for place, labels in enumerate(left)]
-        require(not choosable(options, refuted, claim + 1), self.where,
-                f"its combinations allow that more than the claimed {claim} inputs are fooled together")  # fmt: skip
+        require(
+            not choosable(options, refuted, claim + 1),
+            self.where,
+            f"its combinations allow that more than the claimed {claim} inputs are fooled together",
+        )
         require(facts["certified"] == held - claim, self.where, "its certified count does not follow")
         return held - int(claim)
 
@@ -301,8 +312,11 @@ class _Group:
         name = f"view{view}/hull"
         if name in self.arrays:
             share, own = self.arrays[name], np.searchsorted(stages[0].entry, final[0])
-            require(share.dtype == np.uint8 and share.shape == (len(own), execution.x.size), self.where,
-                    f"{name} does not fit")  # fmt: skip
+            require(
+                share.dtype == np.uint8 and share.shape == (len(own), execution.x.size),
+                self.where,
+                f"{name} does not fit",
+            )
             lines = replace(lines, above=execution.planes_above(own, share / GRID))
         return _View(execution=execution, lines=lines, listed=listed)
 
@@ -361,9 +375,14 @@ class _Group:
         return _Front(atom=atom, view=given["view"], part=open_, a=a[closed:], offset=offset[closed:])
 
     def _products(
-        self, number: int, fronts: Sequence[_Front], atoms: Sequence[Atom], members: Sequence[tuple[int, int]],
-        paths: Sequence[Splits], where: str,
-    ) -> bool:  # fmt: skip
+        self,
+        number: int,
+        fronts: Sequence[_Front],
+        atoms: Sequence[Atom],
+        members: Sequence[tuple[int, int]],
+        paths: Sequence[Splits],
+        where: str,
+    ) -> bool:
         """Whether products that are closed, and leaves, cover all products of the fronts' open parts.
 
         A u at which all atoms happen lies in an open part of every front. A product is closed by a sum of its planes
@@ -381,8 +400,10 @@ class _Group:
             require(right and bool((mix >= 0).all() and np.isfinite(mix).all()), where, "has products that do not fit")
             for first in range(0, len(part), LEAVES):
                 some = slice(first, first + LEAVES)
-                planes = [(f.a[i] * m[:, None], f.offset[i] * m)
-                          for f, i, m in zip(fronts, part[some].T, mix[some].T, strict=False)]  # fmt: skip
+                planes = [
+                    (f.a[i] * m[:, None], f.offset[i] * m)
+                    for f, i, m in zip(fronts, part[some].T, mix[some].T, strict=False)
+                ]
                 require(bool((lowest(*_sum(planes)) > 0).all()), where, "has a closed product that is not above 0")
             closed = {tuple(row) for row in part.tolist()}
             left = [(*head, last) for head in left for last in range(sizes[-1]) if (*head, last) not in closed]
@@ -411,16 +432,24 @@ class _Group:
         shapes = alpha.shape == (count, neurons) and share.shape == (count, len(atoms)) and bool((depth >= 0).all())
         require(shapes and {len(split), len(side), len(beta)} == {total}, where, "its arrays do not fit")
         feasible = bool((beta >= 0).all() and (share >= 0).all())
-        require(feasible and bool(np.isfinite(beta).all() and np.isfinite(share).all()), where,
-                "a multiplier or share is no number >= 0")  # fmt: skip
+        require(
+            feasible and bool(np.isfinite(beta).all() and np.isfinite(share).all()),
+            where,
+            "a multiplier or share is no number >= 0",
+        )
         require(bool((np.abs(side) == 1).all() and ((split >= 0) & (split < neurons)).all()), where, "a split is none")
         steps = list(zip(split.tolist(), side.tolist(), strict=True))
         paths = [tuple(steps[end - d : end]) for d, end in zip(depth.tolist(), np.cumsum(depth).tolist(), strict=True)]
         return _Leaves(
-            owner=np.full(count, number), label=np.tile([label for _, label in atoms], (count, 1)),
-            row=np.repeat(np.arange(count), depth), alpha=alpha, share=share.astype(np.float64),
-            split=split.astype(np.int64), side=side.astype(np.float64), beta=beta.astype(np.float64),
-        ), paths  # fmt: skip
+            owner=np.full(count, number),
+            label=np.tile([label for _, label in atoms], (count, 1)),
+            row=np.repeat(np.arange(count), depth),
+            alpha=alpha,
+            share=share.astype(np.float64),
+            split=split.astype(np.int64),
+            side=side.astype(np.float64),
+            beta=beta.astype(np.float64),
+        ), paths
 
     def _planes(self, members: Sequence[tuple[int, int]], leaves: _Leaves) -> tuple[Floats, Floats]:
         """(a, o) with sum of share (margin - guard) >= a v + o on the leaves."""
@@ -432,8 +461,12 @@ class _Group:
             last = first + len(view.listed)
             low = self._slopes(view.lines, view.execution, view.listed, leaves.alpha[:, first:last], len(leaves.owner))
             own = (leaves.split >= first) & (leaves.split < last)
-            signs = Signs(row=leaves.row[own], neuron=view.listed[leaves.split[own] - first],
-                          side=leaves.side[own], beta=leaves.beta[own])  # fmt: skip
+            signs = Signs(
+                row=leaves.row[own],
+                neuron=view.listed[leaves.split[own] - first],
+                side=leaves.side[own],
+                beta=leaves.beta[own],
+            )
             some = rows.pick(leaves.label[:, place]).times(leaves.share[:, place])
             a, offset, w, nu = view.execution.plane_apart(some, view.lines, low, signs, shared.apart[place])
             planes.append((a, offset))
@@ -493,10 +526,15 @@ class _Leaves:
     def pick(self, first: int, last: int) -> _Leaves:
         here = slice(*np.searchsorted(self.row, (first, last)))
         return _Leaves(
-            owner=self.owner[first:last], label=self.label[first:last], alpha=self.alpha[first:last],
-            share=self.share[first:last], row=self.row[here] - first, split=self.split[here], side=self.side[here],
+            owner=self.owner[first:last],
+            label=self.label[first:last],
+            alpha=self.alpha[first:last],
+            share=self.share[first:last],
+            row=self.row[here] - first,
+            split=self.split[here],
+            side=self.side[here],
             beta=self.beta[here],
-        )  # fmt: skip
+        )
 
 
 def covers(paths: Sequence[Splits]) -> bool:

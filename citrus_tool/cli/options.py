@@ -105,8 +105,16 @@ class NameOrPath(click.ParamType[str]):
 
 DATA = ("digits", "mnist", "cifar10", "tinyimagenet")
 RECIPES = (
-    "auto", "digits", "mnist-cpu", "mnist-0.1", "mnist-0.3", "cifar10-2", "cifar10-8", "tinyimagenet-1", "standard",
-)  # fmt: skip
+    "auto",
+    "digits",
+    "mnist-cpu",
+    "mnist-0.1",
+    "mnist-0.3",
+    "cifar10-2",
+    "cifar10-8",
+    "tinyimagenet-1",
+    "standard",
+)
 
 
 NOT_SETTINGS = ("config", "json", "csv", "latex", "report", "quiet", "resume", "join")
@@ -183,9 +191,20 @@ def _read_config(ctx: click.Context, param: click.Parameter, value: Path | None)
 
 
 _CERTIFY = (
-    "group_size", "protocol", "scope", "bounds", "intermediate", "branch_nodes", "branch_seconds", "solver",
-    "time_limit", "attack_steps", "attack_restarts", "seed", "limit",
-)  # fmt: skip
+    "group_size",
+    "protocol",
+    "scope",
+    "bounds",
+    "intermediate",
+    "branch_nodes",
+    "branch_seconds",
+    "solver",
+    "time_limit",
+    "attack_steps",
+    "attack_restarts",
+    "seed",
+    "limit",
+)
 
 
 def gathered(function: F) -> F:
@@ -263,17 +282,33 @@ def workers_option(about: str) -> Callable[[F], F]:
 
 
 data_options = stacked(
-    click.option("--data", "data_name", type=NameOrPath(DATA), default="digits", show_default=True,
-                 metavar="NAME|FILE.npz|FOLDER",
-                 help="digits, mnist, cifar10, tinyimagenet, an .npz file (x, y) or a folder of class folders."),
+    click.option(
+        "--data",
+        "data_name",
+        type=NameOrPath(DATA),
+        default="digits",
+        show_default=True,
+        metavar="NAME|FILE.npz|FOLDER",
+        help="digits, mnist, cifar10, tinyimagenet, an .npz file (x, y) or a folder of class folders.",
+    ),
     data_root_option(),
-)  # fmt: skip
+)
 
-device_option = click.option("--device", type=Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
-                             help="auto takes a GPU when there is one.")  # fmt: skip
+device_option = click.option(
+    "--device",
+    type=Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="auto takes a GPU when there is one.",
+)
 
-split_option = click.option("--split", type=Choice(["train", "validation", "test"]), default="test",
-                            show_default=True, help="Which part of the data is judged.")  # fmt: skip
+split_option = click.option(
+    "--split",
+    type=Choice(["train", "validation", "test"]),
+    default="test",
+    show_default=True,
+    help="Which part of the data is judged.",
+)
 
 
 def use_threads(count: int | None) -> None:
@@ -286,8 +321,13 @@ def use_threads(count: int | None) -> None:
 
 def limit_option(default: int | None) -> Callable[[F], F]:
     """--limit with this command's default; None judges all inputs."""
-    return click.option("--limit", type=click.IntRange(min=1), default=default, show_default=default or "all",
-                        help="How many inputs are judged, in order.")  # fmt: skip
+    return click.option(
+        "--limit",
+        type=click.IntRange(min=1),
+        default=default,
+        show_default=default or "all",
+        help="How many inputs are judged, in order.",
+    )
 
 
 normalisation_options = stacked(
@@ -295,39 +335,77 @@ normalisation_options = stacked(
     click.option("--std", type=Numbers(), help="Standard deviation of that normalisation."),
 )
 
-eps_option = click.option("--eps", type=Eps(), required=True,
-                          help="Radius of the perturbation in pixel space [0, 1], e.g. 0.1 or 2/255.")  # fmt: skip
+eps_option = click.option(
+    "--eps", type=Eps(), required=True, help="Radius of the perturbation in pixel space [0, 1], e.g. 0.1 or 2/255."
+)
 
-eps_list_option = click.option("--eps", type=EpsList(), required=True, metavar="EPS[,EPS...]",
-                               help="Radius of the perturbation in pixel space [0, 1], e.g. 0.1 or 2/255; or several"
-                                    " with commas between them.")  # fmt: skip
+eps_list_option = click.option(
+    "--eps",
+    type=EpsList(),
+    required=True,
+    metavar="EPS[,EPS...]",
+    help="Radius of the perturbation in pixel space [0, 1], e.g. 0.1 or 2/255; or several with commas between them.",
+)
 
 threat_options = stacked(
     click.option("--clip", is_flag=True, help="The network sees clip(x + u, 0, 1) instead of x + u."),
-    click.option("--target", type=click.IntRange(min=0), metavar="CLASS",
-                 help="Count inputs that u drives to this class, instead of to any wrong one."),
-)  # fmt: skip
+    click.option(
+        "--target",
+        type=click.IntRange(min=0),
+        metavar="CLASS",
+        help="Count inputs that u drives to this class, instead of to any wrong one.",
+    ),
+)
 
 run_options = stacked(device_option, threads_option(), seed_option("Draws splits, batches and starting points."))
 
-group_size_option = click.option("--group-size", type=click.IntRange(min=1), default=5, show_default=True,
-                                 help="How many inputs share one perturbation.")  # fmt: skip
+group_size_option = click.option(
+    "--group-size",
+    type=click.IntRange(min=1),
+    default=5,
+    show_default=True,
+    help="How many inputs share one perturbation.",
+)
 
 certify_options = stacked(
-    click.option("--bounds", type=Choice(["ibp", "crown", "alpha", "full"]), default="crown", show_default=True,
-                 help="The strongest bounds in use; full is alpha-CROWN and branch and bound."),
-    click.option("--solver", type=Choice(["cbc", "highs", "both"]), default="cbc", show_default=True,
-                 help="MILP solver; both runs two, and stops with an error where they disagree."),
-    click.option("--time-limit", type=click.FloatRange(min=0, min_open=True), default=60.0, show_default=True,
-                 help="Seconds for one group's MILP or cross-execution loop."),
-)  # fmt: skip
+    click.option(
+        "--bounds",
+        type=Choice(["ibp", "crown", "alpha", "full"]),
+        default="crown",
+        show_default=True,
+        help="The strongest bounds in use; full is alpha-CROWN and branch and bound.",
+    ),
+    click.option(
+        "--solver",
+        type=Choice(["cbc", "highs", "both"]),
+        default="cbc",
+        show_default=True,
+        help="MILP solver; both runs two, and stops with an error where they disagree.",
+    ),
+    click.option(
+        "--time-limit",
+        type=click.FloatRange(min=0, min_open=True),
+        default=60.0,
+        show_default=True,
+        help="Seconds for one group's MILP or cross-execution loop.",
+    ),
+)
 
-protocol_option = click.option("--protocol", type=Choice(["all", "correct"]), default="all", show_default=True,
-                               help="Judge all inputs, or only those that are classified correctly without a"
-                                    " perturbation.")  # fmt: skip
+protocol_option = click.option(
+    "--protocol",
+    type=Choice(["all", "correct"]),
+    default="all",
+    show_default=True,
+    help="Judge all inputs, or only those that are classified correctly without a perturbation.",
+)
 
-scope_option = click.option("--scope", type=Choice(["groups", "dataset"]), default="groups", show_default=True,
-                            help="One perturbation for each group of inputs, or one for all of them.")  # fmt: skip
+scope_option = click.option(
+    "--scope",
+    type=Choice(["groups", "dataset"]),
+    default="groups",
+    show_default=True,
+    help="One perturbation for each group of inputs, or one for all of them.",
+)
 
 group_workers_option = workers_option(
     "Processes that groups are spread over; with --threads 1, as many as there are cores is fastest."
@@ -335,25 +413,51 @@ group_workers_option = workers_option(
 
 part_options = stacked(
     click.option("--part", type=Part(), metavar="I/N", help="Only the I-th of N parts of the groups, for a cluster."),
-    click.option("--join", type=PATH, multiple=True, metavar="RUN",
-                 help="Take over the groups of a part's run folder; repeatable. What is missing is done here."),
-)  # fmt: skip
+    click.option(
+        "--join",
+        type=PATH,
+        multiple=True,
+        metavar="RUN",
+        help="Take over the groups of a part's run folder; repeatable. What is missing is done here.",
+    ),
+)
 
 branch_options = stacked(
-    click.option("--intermediate", type=Choice(["intersect", "crown"]), default="intersect", show_default=True,
-                 help="Bounds inside the network: CROWN's, or their intersection with IBP's."),
-    click.option("--branch-nodes", type=click.IntRange(min=1), default=4000, show_default=True,
-                 help="With --bounds full: parts of the box that branch and bound may look at for one input."),
-    click.option("--branch-seconds", type=click.FloatRange(min=0, min_open=True), default=60.0, show_default=True,
-                 help="With --bounds alpha or full: seconds for one input that CROWN leaves open, on average."),
-)  # fmt: skip
+    click.option(
+        "--intermediate",
+        type=Choice(["intersect", "crown"]),
+        default="intersect",
+        show_default=True,
+        help="Bounds inside the network: CROWN's, or their intersection with IBP's.",
+    ),
+    click.option(
+        "--branch-nodes",
+        type=click.IntRange(min=1),
+        default=4000,
+        show_default=True,
+        help="With --bounds full: parts of the box that branch and bound may look at for one input.",
+    ),
+    click.option(
+        "--branch-seconds",
+        type=click.FloatRange(min=0, min_open=True),
+        default=60.0,
+        show_default=True,
+        help="With --bounds alpha or full: seconds for one input that CROWN leaves open, on average.",
+    ),
+)
 
 attack_options = stacked(
-    click.option("--attack-steps", type=click.IntRange(min=0), default=50, show_default=True,
-                 help="Gradient steps of the attack for each restart."),
-    click.option("--attack-restarts", type=click.IntRange(min=0), default=6, show_default=True,
-                 help="Restarts of the attack."),
-)  # fmt: skip
+    click.option(
+        "--attack-steps",
+        type=click.IntRange(min=0),
+        default=50,
+        show_default=True,
+        help="Gradient steps of the attack for each restart.",
+    ),
+    click.option(
+        "--attack-restarts", type=click.IntRange(min=0), default=6, show_default=True, help="Restarts of the attack."
+    ),
+)
 
 certification_options = stacked(
     data_options,
@@ -373,37 +477,60 @@ certification_options = stacked(
 """What data, which threat, how it is certified."""
 
 METHODS = (
-    "citrus", "citrus-plus", "citrus-si", "kcp", "standard", "pgd", "uat", "cw-uat", "ibp", "crown-ibp", "sabr", "taps",
-    "staps", "mtl-ibp", "cc-ibp", "exp-ibp",
-)  # fmt: skip
+    "citrus",
+    "citrus-plus",
+    "citrus-si",
+    "kcp",
+    "standard",
+    "pgd",
+    "uat",
+    "cw-uat",
+    "ibp",
+    "crown-ibp",
+    "sabr",
+    "taps",
+    "staps",
+    "mtl-ibp",
+    "cc-ibp",
+    "exp-ibp",
+)
 
 
 def method_option(default: str) -> Callable[[F], F]:
     """--method with this command's default."""
-    return click.option("--method", type=Choice(METHODS), default=default, show_default=True,
-                        help="Training method.")  # fmt: skip
+    return click.option("--method", type=Choice(METHODS), default=default, show_default=True, help="Training method.")
 
 
 recipe_options = stacked(
-    click.option("--recipe", type=NameOrPath(RECIPES), metavar="NAME|auto|FILE.toml",
-                 help="Training recipe; auto: the published one for data and eps [default: the one for the data set]."),
+    click.option(
+        "--recipe",
+        type=NameOrPath(RECIPES),
+        metavar="NAME|auto|FILE.toml",
+        help="Training recipe; auto: the published one for data and eps [default: the one for the data set].",
+    ),
     click.option("--epochs", type=click.IntRange(min=1), help="Stretches the recipe to this many epochs."),
     click.option("--lr", type=float, help="Learning rate [default: the recipe's]."),
     click.option("--l1", type=float, help="Factor of the weights' L1 norm [default: the recipe's]."),
     click.option("--groups-per-batch", type=int, help="Groups in one optimiser step [default: the recipe's]."),
-)  # fmt: skip
+)
 
-train_on_option = click.option("--train-on", type=Choice(["train", "all"]), default="train", show_default=True,
-                               help="all: the validation split too; then the last epoch is kept.")  # fmt: skip
+train_on_option = click.option(
+    "--train-on",
+    type=Choice(["train", "all"]),
+    default="train",
+    show_default=True,
+    help="all: the validation split too; then the last epoch is kept.",
+)
 
 
 def run_dir_options(default: str) -> Callable[[F], F]:
     """--run-dir (`default` is shown in the help) and --resume."""
     return stacked(
-        click.option("--run-dir", type=PATH, metavar="DIR",
-                     help=f"Checkpoints, settings and reports [default: {default}]."),
+        click.option(
+            "--run-dir", type=PATH, metavar="DIR", help=f"Checkpoints, settings and reports [default: {default}]."
+        ),
         click.option("--resume", is_flag=True, help="Continue the interrupted run in --run-dir."),
-    )  # fmt: skip
+    )
 
 
 table_options = stacked(
@@ -411,16 +538,35 @@ table_options = stacked(
     click.option("--latex", "latex_path", type=PATH, metavar="FILE", help="Write the table as LaTeX (booktabs)."),
 )
 
-tracker_option = click.option("--tracker", type=click.Choice(["tensorboard", "mlflow"]),
-                              help="Also send the training curves there; needs the extra `track`.")  # fmt: skip
+tracker_option = click.option(
+    "--tracker",
+    type=click.Choice(["tensorboard", "mlflow"]),
+    help="Also send the training curves there; needs the extra `track`.",
+)
 
-report_option = click.option("--report", "report_path", type=PATH, metavar="FILE.html",
-                             help="Also write an HTML report, one file, for any browser.")  # fmt: skip
+report_option = click.option(
+    "--report",
+    "report_path",
+    type=PATH,
+    metavar="FILE.html",
+    help="Also write an HTML report, one file, for any browser.",
+)
 
 output_options = stacked(
-    click.option("--json", "json_path", type=click.Path(path_type=Path, allow_dash=True), metavar="FILE",
-                 help="Write the result as JSON; - prints it instead of the table."),
+    click.option(
+        "--json",
+        "json_path",
+        type=click.Path(path_type=Path, allow_dash=True),
+        metavar="FILE",
+        help="Write the result as JSON; - prints it instead of the table.",
+    ),
     quiet_option("No progress and no warnings on stderr."),
-    click.option("--config", type=PATH, metavar="FILE.toml", is_eager=True, callback=_read_config,
-                 help="Read options from a TOML file; flags win."),
-)  # fmt: skip
+    click.option(
+        "--config",
+        type=PATH,
+        metavar="FILE.toml",
+        is_eager=True,
+        callback=_read_config,
+        help="Read options from a TOML file; flags win.",
+    ),
+)

@@ -118,9 +118,13 @@ def harden(
     defaults = {"method": method, "init": init, "group_size": certify.group_size, "seed": choice.seed}
     numbers = ("tau_ratio", "pgd_steps", "same_input", "lr", "l1", "groups_per_batch", "train_on")
     chosen = choose_recipe(
-        choice.name, name=recipe, eps=eps, epochs=epochs, changes=options.given(ctx, *defaults, *numbers),
+        choice.name,
+        name=recipe,
+        eps=eps,
+        epochs=epochs,
+        changes=options.given(ctx, *defaults, *numbers),
         defaults=defaults,
-    )  # fmt: skip
+    )
     stem = f"{source.path.stem}_{chosen.method}"
     run_dir = run_dir or Path("runs") / stem
     settings = options.effective(ctx)
@@ -216,10 +220,13 @@ def train(
     standard = method == "standard"
     name = recipe or ("standard" if standard else None)
     chosen = choose_recipe(
-        data_name, name=name, eps=eps or 0.0, epochs=epochs,
+        data_name,
+        name=name,
+        eps=eps or 0.0,
+        epochs=epochs,
         changes=options.given(ctx, "method", "lr", "l1", "groups_per_batch", "train_on", "seed"),
         defaults={"method": method, "init": "keep" if standard else "shi", "seed": seed},
-    )  # fmt: skip
+    )
     if chosen.method != "standard" and eps is None:
         raise UsageError(f"method {chosen.method} needs a radius to train for; add --eps, e.g. --eps 0.1.")
     run_dir = run_dir or Path("runs") / f"{Path(data_name).stem}_{architecture}_{chosen.method}"

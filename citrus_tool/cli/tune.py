@@ -22,8 +22,12 @@ if TYPE_CHECKING:
 @options.eps_option
 @options.method_option("citrus")
 @options.recipe_options
-@click.option("--search", multiple=True, metavar="FIELD=LOW:HIGH[:log]|A,B", help="Search only this field and other "
-              "--search ones [default: the numbers that the method is sensitive to].")  # fmt: skip
+@click.option(
+    "--search",
+    multiple=True,
+    metavar="FIELD=LOW:HIGH[:log]|A,B",
+    help="Search only this field and other --search ones [default: the numbers that the method is sensitive to].",
+)
 @click.option(
     "--trials", type=click.IntRange(min=1), default=20, show_default=True, help="Recipes to try, resumed ones included."
 )
@@ -36,8 +40,13 @@ if TYPE_CHECKING:
     help="What proves the certified accuracy that is maximised.",
 )
 @options.group_size_option
-@click.option("--weight", type=click.FloatRange(0, 1), default=0.5, show_default=True,
-              help="Share of certified accuracy in the score that chooses one recipe of the front.")  # fmt: skip
+@click.option(
+    "--weight",
+    type=click.FloatRange(0, 1),
+    default=0.5,
+    show_default=True,
+    help="Share of certified accuracy in the score that chooses one recipe of the front.",
+)
 @click.option("--prune/--no-prune", default=True, show_default=True, help="Give poor trials up early.")
 @click.option("--storage", type=options.PATH, metavar="FILE", help="The study [default: RUN_DIR/study.db].")
 @click.option("--plot", type=options.PATH, metavar="FILE.svg", help="Draw the front, as SVG or PNG; needs matplotlib.")
@@ -98,9 +107,13 @@ def tune(
     options.use_threads(threads)
     defaults = {"method": method, "init": "keep" if model else "shi", "group_size": group_size, "seed": seed}
     chosen = choose_recipe(
-        data_name, name=recipe, eps=eps, epochs=epochs, defaults=defaults,
+        data_name,
+        name=recipe,
+        eps=eps,
+        epochs=epochs,
+        defaults=defaults,
         changes=options.given(ctx, "method", "group_size", "seed", "lr", "l1", "groups_per_batch"),
-    )  # fmt: skip
+    )
     name = model.stem if model else architecture
     report = library.tune_file(
         ModelChoice(path=model, mean=mean, std=std) if model else architecture or "",

@@ -149,9 +149,15 @@ class Dataset(Tabular):
         """
         x, y = _array(images), _array(labels)
         return _of_arrays(
-            x, y, layout=layout, num_classes=num_classes, class_names=tuple(class_names), where=f"data {name}",
-            name=name, split=split,
-        )  # fmt: skip
+            x,
+            y,
+            layout=layout,
+            num_classes=num_classes,
+            class_names=tuple(class_names),
+            where=f"data {name}",
+            name=name,
+            split=split,
+        )
 
     def table(self) -> Table:
         """Sizes, shape and classes."""
@@ -555,9 +561,16 @@ def _array(values: Array | Tensor | Sequence[int]) -> Array:
 
 
 def _of_arrays(
-    x: Array, y: Array, *, layout: str | None, num_classes: int | None, class_names: tuple[str, ...], where: str,
-    name: str, split: str,
-) -> Dataset:  # fmt: skip
+    x: Array,
+    y: Array,
+    *,
+    layout: str | None,
+    num_classes: int | None,
+    class_names: tuple[str, ...],
+    where: str,
+    name: str,
+    split: str,
+) -> Dataset:
     """A data set of images x (NCHW; NHWC where that is the only reading) and labels y; `where` starts every error."""
     if x.ndim != 4:
         raise DataError(f"{where}: x has shape {x.shape}; 4 axes (N, C, H, W) are needed.")

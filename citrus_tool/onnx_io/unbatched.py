@@ -31,11 +31,36 @@ from citrus_tool.onnx_io.runner import OnnxRunner, require_parity
 
 AFFINE: Final = frozenset(
     {
-        "Add", "AveragePool", "BatchNormalization", "Cast", "Concat", "Conv", "Div", "Expand", "Flatten", "Gather",
-        "Gemm", "GlobalAveragePool", "Identity", "MatMul", "Mul", "Neg", "Pad", "ReduceMean", "ReduceSum", "Reshape",
-        "Slice", "Split", "Squeeze", "Sub", "Sum", "Tile", "Transpose", "Unsqueeze",
+        "Add",
+        "AveragePool",
+        "BatchNormalization",
+        "Cast",
+        "Concat",
+        "Conv",
+        "Div",
+        "Expand",
+        "Flatten",
+        "Gather",
+        "Gemm",
+        "GlobalAveragePool",
+        "Identity",
+        "MatMul",
+        "Mul",
+        "Neg",
+        "Pad",
+        "ReduceMean",
+        "ReduceSum",
+        "Reshape",
+        "Slice",
+        "Split",
+        "Squeeze",
+        "Sub",
+        "Sum",
+        "Tile",
+        "Transpose",
+        "Unsqueeze",
     }
-)  # fmt: skip
+)
 """Operators that are affine in one operand; those of TOGETHER in all of them."""
 TOGETHER: Final = frozenset({"Add", "Concat", "Sub", "Sum"})
 FLOATS: Final = (TensorProto.FLOAT, TensorProto.DOUBLE)

@@ -108,10 +108,16 @@ def curves(
             axes.axvline(mark[0], color=PAINT["muted"], linewidth=1, linestyle=":")
             low_down = percent  # accuracies run along the top
             axes.annotate(
-                mark[1], (mark[0], 0 if low_down else 1), xycoords=("data", "axes fraction"),
-                xytext=(-4, 4 if low_down else -2), textcoords="offset points",
-                ha="right", va="bottom" if low_down else "top", color=PAINT["muted"], fontsize=9,
-            )  # fmt: skip
+                mark[1],
+                (mark[0], 0 if low_down else 1),
+                xycoords=("data", "axes fraction"),
+                xytext=(-4, 4 if low_down else -2),
+                textcoords="offset points",
+                ha="right",
+                va="bottom" if low_down else "top",
+                color=PAINT["muted"],
+                fontsize=9,
+            )
         axes.set_xlabel(x)
         axes.set_ylabel(y)
         if whole:

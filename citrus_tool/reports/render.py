@@ -316,15 +316,20 @@ def training(run: Trained, key: str) -> Mapping[str, Any]:
             f"{key}-losses",
             "Parts of the training loss by epoch; the numbers stand in the table below",
             [line(name, name.replace("_", " "), place) for place, name in enumerate(parts)],
-            x="epoch", y="mean over the epoch", mark=best, whole=True,
+            x="epoch",
+            y="mean over the epoch",
+            mark=best,
+            whole=True,
         ),
         "ramp": figures.curves(
             f"{key}-ramp",
             "eps and tau at the end of each epoch; the numbers stand in the table below",
             [line("eps", "eps", 0), line("tau", "tau", 1)],
-            x="epoch", y="radius in pixel space", whole=True,
+            x="epoch",
+            y="radius in pixel space",
+            whole=True,
         ),
-    }  # fmt: skip
+    }
     accuracies = {"validation_standard_accuracy": "standard", "validation_certified_accuracy": "certified"}
     measured = {name: words for name, words in accuracies.items() if any(v is not None for v in column(name))}
     if measured:
@@ -338,8 +343,12 @@ def training(run: Trained, key: str) -> Mapping[str, Any]:
                 )
                 for name, words in measured.items()
             ],
-            x="epoch", y="validation accuracy in %", mark=best, percent=True, whole=True,
-        )  # fmt: skip
+            x="epoch",
+            y="validation accuracy in %",
+            mark=best,
+            percent=True,
+            whole=True,
+        )
     return {"parts": parts, **found}
 
 
@@ -359,8 +368,11 @@ def sweep(certificates: Sequence[Certified], key: str) -> Any:
             figures.Series(name="certified", x=eps, y=share("certified"), paint="certified", marker="o"),
             figures.Series(name="IBP", x=eps, y=share("ibp_certified"), paint="muted", dash=":", marker="^"),
         ],
-        x="eps (pixel space)", y="UAP accuracy in %", shade=(1, 0), percent=True,
-    )  # fmt: skip
+        x="eps (pixel space)",
+        y="UAP accuracy in %",
+        shade=(1, 0),
+        percent=True,
+    )
 
 
 def question(run: Certified) -> tuple[object, ...]:
@@ -387,8 +399,10 @@ def cactus(run: Benchmarked, key: str) -> Any:
                 marker="o",
             )
         ],
-        x="instances decided", y="seconds each", whole=True,
-    )  # fmt: skip
+        x="instances decided",
+        y="seconds each",
+        whole=True,
+    )
 
 
 def page(title: str, sections: Sequence[Mapping[str, Any]]) -> str:

@@ -72,16 +72,24 @@ def _section(key: str, run: Run, seen: Callable[[str, Certified], render.Certifi
         several = [seen(f"{key}e{number}", one) for number, one in enumerate(run.certificates)]
         prefixes = [f"{number}." for number in range(len(several))]
         return {
-            "kind": "swept", "key": key, "run": run, "views": several, "prefixes": prefixes,
+            "kind": "swept",
+            "key": key,
+            "run": run,
+            "views": several,
+            "prefixes": prefixes,
             "curve": render.sweep(run.certificates, f"{key}-eps"),
-        }  # fmt: skip
+        }
     if isinstance(run, Trained):
         parts = {"before": run.before, "after": run.after}
         views = {name: seen(f"{key}{name}", one) for name, one in parts.items() if one is not None}
         return {
-            "kind": "trained", "key": key, "run": run, "views": views, "charts": render.training(run, key),
+            "kind": "trained",
+            "key": key,
+            "run": run,
+            "views": views,
+            "charts": render.training(run, key),
             "citations": citations.of_method(run.method, run.recipe),
-        }  # fmt: skip
+        }
     if isinstance(run, Evaluated):
         one = None if run.certified is None else seen(f"{key}c", run.certified)
         return {"kind": "evaluated", "key": key, "run": run, "view": one}
@@ -89,9 +97,12 @@ def _section(key: str, run: Run, seen: Callable[[str, Certified], render.Certifi
         return {"kind": "attacked", "key": key, "run": run}
     words = ("sat", "unsat", "unknown", "timeout", "error")
     return {
-        "kind": "benchmarked", "key": key, "run": run, "curve": render.cactus(run, f"{key}-cactus"),
+        "kind": "benchmarked",
+        "key": key,
+        "run": run,
+        "curve": render.cactus(run, f"{key}-cactus"),
         "verdicts": {word: sum(one.verdict == word for one in run.instances) for word in words},
-    }  # fmt: skip
+    }
 
 
 def _curves(runs: Sequence[Run]) -> list[Mapping[str, Any]]:

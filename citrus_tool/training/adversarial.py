@@ -28,6 +28,12 @@ def adversarial(
 def attack(network: Network, batch: Batch, radius: float, recipe: Recipe, generator: torch.Generator) -> Tensor:
     """The recipe's PGD perturbations (n, C, H, W) of the batch, each in B(0, radius); radius in pixel space."""
     return pgd(
-        network, batch.x, batch.labels, radius=radius, steps=recipe.pgd_steps, step_size=recipe.pgd_step_size,
-        generator=generator, dtype=recipe.pgd_dtype,
-    )  # fmt: skip
+        network,
+        batch.x,
+        batch.labels,
+        radius=radius,
+        steps=recipe.pgd_steps,
+        step_size=recipe.pgd_step_size,
+        generator=generator,
+        dtype=recipe.pgd_dtype,
+    )

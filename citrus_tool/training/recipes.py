@@ -225,9 +225,14 @@ class Recipe:
         milestones = sorted({round(m * factor) for m in self.milestones} - {0, epochs})
         pretrain = min(round(self.pretrain_epochs * factor), epochs - 1)
         return dataclasses.replace(
-            self, epochs=epochs, warmup_epochs=warmup, ramp_epochs=ramp, milestones=tuple(milestones),
-            pretrain=self.pretrain if pretrain else "", pretrain_epochs=pretrain,
-        )  # fmt: skip
+            self,
+            epochs=epochs,
+            warmup_epochs=warmup,
+            ramp_epochs=ramp,
+            milestones=tuple(milestones),
+            pretrain=self.pretrain if pretrain else "",
+            pretrain_epochs=pretrain,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain numbers, strings and lists, by field name."""
@@ -260,9 +265,17 @@ class NamedRecipe:
 
 _SCRATCH = Recipe(eps=0.1, tau_ratio=0.4, epochs=70, milestones=(50, 60), l1=1e-5, init="shi")
 _CIFAR = dataclasses.replace(
-    _SCRATCH, eps=2 / 255, tau_ratio=0.1, epochs=160, ramp_epochs=80, milestones=(120, 140), l1=1e-6, flip=True,
-    crop_padding=2, validate_every=10,
-)  # fmt: skip
+    _SCRATCH,
+    eps=2 / 255,
+    tau_ratio=0.1,
+    epochs=160,
+    ramp_epochs=80,
+    milestones=(120, 140),
+    l1=1e-6,
+    flip=True,
+    crop_padding=2,
+    validate_every=10,
+)
 _PAPER = (
     "CITRUS, appendix C (group size 5, 20 PGD steps, SABR's tau); schedule of Mueller et al. 2022 (SABR), appendix C;"
     " ReLU shrinking ibid.; alpha and attack radius of De Palma et al. 2023 (expressive losses), appendix"
@@ -282,8 +295,18 @@ _ADVERSARIAL: dict[str, Mapping[str, Any]] = {"pgd": _PLAIN | _SABR, "uat": _PLA
 RECIPES: Mapping[str, NamedRecipe] = {
     "digits": NamedRecipe(
         recipe=Recipe(
-            eps=0.11, tau_ratio=0.85, epochs=100, warmup_epochs=0, ramp_epochs=33, milestones=(75, 92), lr=8e-3,
-            groups_per_batch=24, l1=1e-5, pgd_steps=3, certified_inputs=200, validate_every=5,
+            eps=0.11,
+            tau_ratio=0.85,
+            epochs=100,
+            warmup_epochs=0,
+            ramp_epochs=33,
+            milestones=(75, 92),
+            lr=8e-3,
+            groups_per_batch=24,
+            l1=1e-5,
+            pgd_steps=3,
+            certified_inputs=200,
+            validate_every=5,
         ),
         source="this project: scikit-learn's digits on two CPU cores, from the network's own weights",
         notes="chosen on the validation split for convtiny at eps .11",
@@ -291,14 +314,25 @@ RECIPES: Mapping[str, NamedRecipe] = {
     ),
     "mnist-cpu": NamedRecipe(
         recipe=Recipe(
-            eps=0.1, tau_ratio=0.5, epochs=42, warmup_epochs=1, ramp_epochs=9, milestones=(26, 36), lr=1.5e-3,
-            groups_per_batch=25, l1=1e-5, pgd_steps=5,
+            eps=0.1,
+            tau_ratio=0.5,
+            epochs=42,
+            warmup_epochs=1,
+            ramp_epochs=9,
+            milestones=(26, 36),
+            lr=1.5e-3,
+            groups_per_batch=25,
+            l1=1e-5,
+            pgd_steps=5,
         ),
         source="this project: mnist-0.1 cut to half an hour of two CPU cores, with larger steps and boxes and a shorter"
         " attack; best with --init shi",
     ),
     "mnist-0.1": NamedRecipe(
-        recipe=_SCRATCH, source=_PAPER, notes="tau/eps searched in .2 to .6; also eps .2", data="mnist",
+        recipe=_SCRATCH,
+        source=_PAPER,
+        notes="tau/eps searched in .2 to .6; also eps .2",
+        data="mnist",
         methods={"sabr": _SABR, **_expressive(0.02), **_ADVERSARIAL},
     ),
     "mnist-0.3": NamedRecipe(
@@ -309,16 +343,18 @@ RECIPES: Mapping[str, NamedRecipe] = {
         methods={"sabr": _SABR, **_expressive(0.3), **_ADVERSARIAL},
     ),
     "cifar10-2": NamedRecipe(
-        recipe=_CIFAR, source=_PAPER, data="cifar10",
+        recipe=_CIFAR,
+        source=_PAPER,
+        data="cifar10",
         notes="tau/eps searched in .01 to .1, ReLU shrinking in .4 to .8; also eps 3/255; attack radius 2.1 eps",
         methods={
-            "sabr": {**_SABR, "relu_shrink": 0.8}, **_expressive(0.01, attack_ratio=2.1), **_ADVERSARIAL,
+            "sabr": {**_SABR, "relu_shrink": 0.8},
+            **_expressive(0.01, attack_ratio=2.1),
+            **_ADVERSARIAL,
         },
     ),
     "cifar10-8": NamedRecipe(
-        recipe=dataclasses.replace(
-            _CIFAR, eps=8 / 255, tau_ratio=0.7, epochs=180, milestones=(140, 160), l1=0.0
-        ),
+        recipe=dataclasses.replace(_CIFAR, eps=8 / 255, tau_ratio=0.7, epochs=180, milestones=(140, 160), l1=0.0),
         source=_PAPER,
         notes="tau/eps searched in .5 to .9; up to 240 epochs with a ramp of 120",
         data="cifar10",
@@ -333,12 +369,21 @@ RECIPES: Mapping[str, NamedRecipe] = {
     ),
     "standard": NamedRecipe(
         recipe=Recipe(
-            method="standard", eps=0.0, tau_ratio=1.0, epochs=40, warmup_epochs=0, ramp_epochs=0, milestones=(28, 36),
-            groups_per_batch=10, lr=1e-3, shi_lambda=0.0, certified_inputs=0,
+            method="standard",
+            eps=0.0,
+            tau_ratio=1.0,
+            epochs=40,
+            warmup_epochs=0,
+            ramp_epochs=0,
+            milestones=(28, 36),
+            groups_per_batch=10,
+            lr=1e-3,
+            shi_lambda=0.0,
+            certified_inputs=0,
         ),
         source="this project: plain training of a small network from scratch or from a file",
     ),
-}  # fmt: skip
+}
 """Recipes by name."""
 
 

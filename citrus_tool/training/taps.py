@@ -72,9 +72,14 @@ def cut_node(network: Network, classifier_layers: int) -> str:
 
 
 def latent_attack(
-    network: Network, cut: str, lower: Tensor, upper: Tensor, labels: Tensor, settings: Taps,
+    network: Network,
+    cut: str,
+    lower: Tensor,
+    upper: Tensor,
+    labels: Tensor,
+    settings: Taps,
     generator: torch.Generator,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Points (n, c, *latent) of the latent boxes [lower, upper] (n, *latent), the one at [i, c] attacking input i's
     margin f_y - f_c.
     """

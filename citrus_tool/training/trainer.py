@@ -119,10 +119,17 @@ def fit(
     if run_dir is None and resume:
         raise UsageError("resume needs the run folder of the run to continue; give --run-dir.")
     run = _Run(
-        network=network, train=train, validation=validation, recipe=recipe, methods=methods_of(recipe),
-        device=_device(device), run_dir=run_dir, progress=progress or Silent(), on_epoch=on_epoch,
+        network=network,
+        train=train,
+        validation=validation,
+        recipe=recipe,
+        methods=methods_of(recipe),
+        device=_device(device),
+        run_dir=run_dir,
+        progress=progress or Silent(),
+        on_epoch=on_epoch,
         enough=enough or (lambda entry: False),
-    )  # fmt: skip
+    )
     if run_dir is not None:
         files.require_writable_folder(run_dir)
         if resume:
@@ -174,17 +181,28 @@ class _Run:
     """One run's working state. `finish` takes it to its end from wherever it stands."""
 
     def __init__(
-        self, *, network: Network, train: Dataset, validation: Dataset, recipe: Recipe, methods: tuple[Method, Method],
-        device: torch.device, run_dir: Path | None, progress: Progress, on_epoch: OnEpoch | None,
+        self,
+        *,
+        network: Network,
+        train: Dataset,
+        validation: Dataset,
+        recipe: Recipe,
+        methods: tuple[Method, Method],
+        device: torch.device,
+        run_dir: Path | None,
+        progress: Progress,
+        on_epoch: OnEpoch | None,
         enough: Callable[[Mapping[str, Any]], bool],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.recipe, self.device, self.run_dir, self.progress = recipe, device, run_dir, progress
         self.on_epoch, self.validation, self.enough = on_epoch, validation, enough
         self.feed = Feed.of(training_images(train, validation, recipe), recipe, device)
         self.origin = {
-            "recipe": recipe.to_json(), "train data": train.sha256(), "validation data": validation.sha256(),
+            "recipe": recipe.to_json(),
+            "train data": train.sha256(),
+            "validation data": validation.sha256(),
             "network": fingerprint(network),
-        }  # fmt: skip
+        }
         self.network = copy.deepcopy(network).to(device=device, dtype=torch.float32).eval()
         if recipe.init == "shi":
             cpu = copy.deepcopy(network).to(dtype=torch.float32)

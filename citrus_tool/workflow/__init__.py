@@ -547,9 +547,16 @@ def train_file(
     _require_outputs(out, run_dir, fresh=not resume)
     save_settings(run_dir, settings)
     result = trainer.fit(
-        network, train, validation, recipe, run_dir=run_dir, resume=resume, device=where, progress=progress,
+        network,
+        train,
+        validation,
+        recipe,
+        run_dir=run_dir,
+        resume=resume,
+        device=where,
+        progress=progress,
         on_epoch=on_epoch,
-    )  # fmt: skip
+    )
     model = onnx_io.export(onnx_io.fold_batch_norm(result.network), out, metadata=_metadata(recipe, choice))
     accuracy = standard_accuracy(model, test, progress, stage="test")
     progress.finish()
@@ -597,9 +604,16 @@ def certify_file(
     warn_of_accuracy(model, dataset, choice)
     if run_dir is None:
         return certify_uap(
-            model, dataset, threat, certify, device=where, proof=proof, workers=workers, part=part,
+            model,
+            dataset,
+            threat,
+            certify,
+            device=where,
+            proof=proof,
+            workers=workers,
+            part=part,
             progress=progress or Silent(),
-        )  # fmt: skip
+        )
     save_settings(run_dir, settings)
     certificate = certify_uap(
         model,
@@ -729,15 +743,28 @@ def attack_file(
         if k > GROWN:
             members = index[start][present[start]]
             u, _ = attack_dataset(
-                network, dataset.pixels(members), dataset.labels[members], threat.eps,
-                steps=steps, restarts=restarts, generator=generator, target=threat.target,
-            )  # fmt: skip
+                network,
+                dataset.pixels(members),
+                dataset.labels[members],
+                threat.eps,
+                steps=steps,
+                restarts=restarts,
+                generator=generator,
+                target=threat.target,
+            )
             found.append(u[None])
         else:
             several, _ = attack_groups(
-                network, images[part].to(where), dataset.labels[index[part]].to(where), present[part].to(where),
-                threat.eps, steps=steps, restarts=restarts, generator=generator, target=threat.target,
-            )  # fmt: skip
+                network,
+                images[part].to(where),
+                dataset.labels[index[part]].to(where),
+                present[part].to(where),
+                threat.eps,
+                steps=steps,
+                restarts=restarts,
+                generator=generator,
+                target=threat.target,
+            )
             found.append(several.cpu())
         progress.advance(part.stop - part.start)
     perturbations = torch.cat(found)

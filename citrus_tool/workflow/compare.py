@@ -193,9 +193,18 @@ def compare_files(
         try:
             accuracy = _accuracy(source, dataset, staged)
             sweep = sweep_file(
-                source, choice, threats, certify, run_dir=run_dir / name, split=split, device=device, resume=resume,
-                workers=workers, settings=settings, progress=staged,
-            )  # fmt: skip
+                source,
+                choice,
+                threats,
+                certify,
+                run_dir=run_dir / name,
+                split=split,
+                device=device,
+                resume=resume,
+                workers=workers,
+                settings=settings,
+                progress=staged,
+            )
         except SoundnessError:
             raise
         except (InputFileError, UnsupportedNetworkError, CheckFailedError) as error:

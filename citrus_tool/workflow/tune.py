@@ -326,10 +326,18 @@ def tune_file(
     _require_recipes(recipe, space)
     files.require_writable_folder(run_dir)
     search = _Search(
-        network=network, train=train, validation=validation, recipe=recipe, settings=settings, space=space,
-        run_dir=run_dir, storage=storage or run_dir / "study.db", device=where, save=save,
+        network=network,
+        train=train,
+        validation=validation,
+        recipe=recipe,
+        settings=settings,
+        space=space,
+        run_dir=run_dir,
+        storage=storage or run_dir / "study.db",
+        device=where,
+        save=save,
         progress=progress or Silent(),
-    )  # fmt: skip
+    )
     search.open(resume)
     save_settings(run_dir, effective)
     trials = search.run()
@@ -410,16 +418,20 @@ class _Search:
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         study = optuna.create_study(
-            storage=f"sqlite:///{self.storage.absolute()}", study_name=_STUDY, directions=["maximize", "maximize"],
+            storage=f"sqlite:///{self.storage.absolute()}",
+            study_name=_STUDY,
+            directions=["maximize", "maximize"],
             load_if_exists=True,
-        )  # fmt: skip
+        )
         settings = {k: v for k, v in dataclasses.asdict(self.settings).items() if k not in ("trials", "weight")}
         origin = {
             **{f"recipe field {name}": value for name, value in self.recipe.to_json().items()},
             **{f"space of {name}": value for name, value in _plain(self.space).items()},
-            **settings, "train data": self.train.sha256(), "validation data": self.validation.sha256(),
+            **settings,
+            "train data": self.train.sha256(),
+            "validation data": self.validation.sha256(),
             "network": trainer.fingerprint(self.network),
-        }  # fmt: skip
+        }
         before = study.user_attrs.get("origin")
         if before is None:
             study.set_user_attr("origin", origin)
@@ -484,9 +496,16 @@ class _Search:
         if (folder / "result.json").is_file():
             return self._read(trial)
         found = Trial(
-            number=trial.number, state="failed", parameters=parameters, standard=None, certified=None, best_epoch=0,
-            epochs=0, seconds=0.0, validations=(),
-        )  # fmt: skip
+            number=trial.number,
+            state="failed",
+            parameters=parameters,
+            standard=None,
+            certified=None,
+            best_epoch=0,
+            epochs=0,
+            seconds=0.0,
+            validations=(),
+        )
         recipe = _made(self.recipe, parameters)
         try:
             if isinstance(recipe, Recipe):
@@ -517,31 +536,47 @@ class _Search:
 
         stage = f"trial {begun.number + 1}/{self.settings.trials}: "
         result = trainer.fit(
-            self.network, self.train, self.validation, recipe, run_dir=folder, resume=checkpoint.exists(folder),
-            device=self.device, progress=Staged(self.progress, stage), enough=enough,
-        )  # fmt: skip
+            self.network,
+            self.train,
+            self.validation,
+            recipe,
+            run_dir=folder,
+            resume=checkpoint.exists(folder),
+            device=self.device,
+            progress=Staged(self.progress, stage),
+            enough=enough,
+        )
         judged = [e for e in result.history if e["phase"] == "full" and e["validation_standard_accuracy"] is not None]
         begun = dataclasses.replace(
-            begun, state="pruned", best_epoch=result.best_epoch, epochs=len(result.history), seconds=result.seconds,
+            begun,
+            state="pruned",
+            best_epoch=result.best_epoch,
+            epochs=len(result.history),
+            seconds=result.seconds,
             validations=tuple(_validation(entry, recipe) for entry in judged),
-        )  # fmt: skip
+        )
         if len(result.history) < recipe.epochs:
             return begun
         metadata = {"method": recipe.method, "eps": f"{recipe.eps:g}", "trial": str(begun.number)}
         model = self.save(result.network, folder / "model.onnx", metadata)
         settings = CertifySettings(
-            group_size=self.settings.group_size, bounds=self.settings.bounds, limit=self.settings.inputs,
-            attack_steps=0, attack_restarts=0,
-        )  # fmt: skip
+            group_size=self.settings.group_size,
+            bounds=self.settings.bounds,
+            limit=self.settings.inputs,
+            attack_steps=0,
+            attack_restarts=0,
+        )
         threat = Threat(eps=recipe.eps)
         certificate = certify_uap(
             model, self.validation, threat, settings, device=self.device, progress=Staged(self.progress, stage)
         ).to_json()
         best = result.history[result.best_epoch - 1]
         return dataclasses.replace(
-            begun, state="complete", standard=best["validation_standard_accuracy"],
+            begun,
+            state="complete",
+            standard=best["validation_standard_accuracy"],
             certified=100 * certificate["certified"] / certificate["inputs"],
-        )  # fmt: skip
+        )
 
 
 def _with(base: Recipe, parameters: Mapping[str, Any]) -> Recipe:
@@ -597,9 +632,16 @@ def _report(
         files.write_text(folder / f"trial_{number}.toml", recipes.to_toml(recipe))
     files.write_text(run_dir / BEST, recipes.to_toml(chosen[best]))
     return TuneReport(
-        base=base, settings=settings, space=space, data=data, trials=trials, front=numbers, best=best,
-        recipe=chosen[best], file=run_dir / BEST,
-    )  # fmt: skip
+        base=base,
+        settings=settings,
+        space=space,
+        data=data,
+        trials=trials,
+        front=numbers,
+        best=best,
+        recipe=chosen[best],
+        file=run_dir / BEST,
+    )
 
 
 def draw(report: TuneReport, path: Path) -> None:

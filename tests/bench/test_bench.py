@@ -31,15 +31,27 @@ from citrus_tool.training.methods import METHODS
 from citrus_tool.training.recipes import Recipe, named
 
 DIGITS = Contest(
-    name="toy", data="digits", eps="0.05", architecture="convtiny", normalisation=((0.3,), (0.4,)),
+    name="toy",
+    data="digits",
+    eps="0.05",
+    architecture="convtiny",
+    normalisation=((0.3,), (0.4,)),
     recipe=Recipe(
-        eps=0.05, tau_ratio=0.5, epochs=2, warmup_epochs=0, ramp_epochs=1, groups_per_batch=50, pgd_steps=1, lr=5e-3,
-        init="shi", certified_inputs=10,
+        eps=0.05,
+        tau_ratio=0.5,
+        epochs=2,
+        warmup_epochs=0,
+        ramp_epochs=1,
+        groups_per_batch=50,
+        pgd_steps=1,
+        lr=5e-3,
+        init="shi",
+        certified_inputs=10,
     ),
     changes={"sabr": {"tau_ratio": 0.4}},
     seeds={"citrus": 2},
     published=(Published(label="shipped", file="digits_convtiny_citrus.onnx"),),
-)  # fmt: skip
+)
 QUICK = CertifySettings(bounds="crown", limit=20, attack_steps=2, attack_restarts=1)
 MODELS = Path(__file__).resolve().parents[2] / "models"
 
@@ -51,17 +63,37 @@ def _one_thread() -> None:
 
 def _bench(folder: Path, progress: Progress | None = None) -> Bench:
     return Bench(
-        journal=folder / "journal.jsonl", runs=folder / "runs", data_root=None, device="cpu",
-        progress=progress or Silent(), certifier=QUICK,
-    )  # fmt: skip
+        journal=folder / "journal.jsonl",
+        runs=folder / "runs",
+        data_root=None,
+        device="cpu",
+        progress=progress or Silent(),
+        certifier=QUICK,
+    )
 
 
 def _entry(**changes: object) -> Entry:
     base = Entry(
-        contest="toy", method="citrus", recipe="r", seed=0, certifier="c", standard=90.0, certified=50.0, attacked=60.0,
-        individually=49.0, ibp=40.0, inputs=20, best_epoch=1, train_seconds=60.0, certify_seconds=1.0, model="m",
-        command="citrus bench", commit="", machine="", versions={},
-    )  # fmt: skip
+        contest="toy",
+        method="citrus",
+        recipe="r",
+        seed=0,
+        certifier="c",
+        standard=90.0,
+        certified=50.0,
+        attacked=60.0,
+        individually=49.0,
+        ibp=40.0,
+        inputs=20,
+        best_epoch=1,
+        train_seconds=60.0,
+        certify_seconds=1.0,
+        model="m",
+        command="citrus bench",
+        commit="",
+        machine="",
+        versions={},
+    )
     return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
 
 
@@ -314,9 +346,19 @@ def test_box_losses_are_those_of_the_last_epoch(tmp_path: Path) -> None:
 def _losses(**changes: Any) -> BoxLosses:
     contest = next(contest for contest in CPU if contest.name == "cifar10-8")
     base = BoxLosses(
-        contest="cifar10-8", method="citrus", recipe=Job(contest=contest, method="citrus", seed=0).digest, seed=0,
-        own=3.0, total=4.0, largest=1.5, inputs=100, command="", commit="", machine="", versions={},
-    )  # fmt: skip
+        contest="cifar10-8",
+        method="citrus",
+        recipe=Job(contest=contest, method="citrus", seed=0).digest,
+        seed=0,
+        own=3.0,
+        total=4.0,
+        largest=1.5,
+        inputs=100,
+        command="",
+        commit="",
+        machine="",
+        versions={},
+    )
     return dataclasses.replace(base, **changes)
 
 
@@ -370,11 +412,14 @@ def test_plots_show_what_was_run(tmp_path: Path) -> None:
     certifier = certifier_digest(contests.CERTIFIER)
     entries = [
         _entry(
-            contest=contest.name, recipe=Job(contest=contest, method="citrus", seed=0).digest, certifier=certifier,
-            standard=50.0 + n, certified=30.0 - n,
+            contest=contest.name,
+            recipe=Job(contest=contest, method="citrus", seed=0).digest,
+            certifier=certifier,
+            standard=50.0 + n,
+            certified=30.0 - n,
         )
         for n, contest in enumerate(contests.FIG5)
-    ]  # fmt: skip
+    ]
     assert plots.draw(tmp_path / "none", [_entry()], []) == {}
     assert not (tmp_path / "none").exists()
     written = plots.draw(tmp_path / "images", entries, [_losses()])
@@ -415,10 +460,20 @@ def test_rows_have_mean_and_spread_and_tell_what_was_not_run(toy_table: Callable
     shipped = toy_table(method="shipped", recipe="digits_convtiny_citrus.onnx", train_seconds=0.0, contest="long")
     assert page.rows("toy", "cpu", DIGITS, [*entries, shipped]) == [
         ["sabr", "", "", "not run", "", "", "", "", "", "0"],
-        ["citrus", "12.34", "5.60", "91.00 ± 1.41", "50.00 ± 0.00", "60.00 ± 0.00", "49.00 ± 0.00", "40.00 ± 0.00",
-         "1 min", "2"],
+        [
+            "citrus",
+            "12.34",
+            "5.60",
+            "91.00 ± 1.41",
+            "50.00 ± 0.00",
+            "60.00 ± 0.00",
+            "49.00 ± 0.00",
+            "40.00 ± 0.00",
+            "1 min",
+            "2",
+        ],
         ["shipped", "", "", "90.00", "50.00", "60.00", "49.00", "40.00", "", "1"],
-    ]  # fmt: skip
+    ]
 
 
 def test_a_contest_without_runs_is_not_on_the_page(toy_table: Callable[..., Entry]) -> None:

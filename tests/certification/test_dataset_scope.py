@@ -213,9 +213,17 @@ def test_more_certified_than_attacked_stops_the_run(tmp_path: Path) -> None:
 
 def test_a_group_less_its_open_inputs() -> None:
     whole = GroupResult(
-        index=3, indices=(4, 5, 6, 7), clean_correct=3, ibp_certified=1, individually_certified=1, certified=2,
-        attacked=2, status=Status.EXACT, detail="", stages={"IBP": 1.0},
-    )  # fmt: skip
+        index=3,
+        indices=(4, 5, 6, 7),
+        clean_correct=3,
+        ibp_certified=1,
+        individually_certified=1,
+        certified=2,
+        attacked=2,
+        status=Status.EXACT,
+        detail="",
+        stages={"IBP": 1.0},
+    )
     less = whole.without(2, (4, 7), index=0)
     assert (less.clean_correct, less.certified, less.attacked, less.individually_certified) == (1, 1, 1, 1)
     assert less.indices == (4, 7)

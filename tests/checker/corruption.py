@@ -228,9 +228,14 @@ def main() -> int:
     accepted = 0
     with tempfile.TemporaryDirectory() as folder:
         found = corruptions(
-            options.proof, options.model, pictures(data), Path(folder),
-            count=options.count, classes=data.num_classes, seed=options.seed,
-        )  # fmt: skip
+            options.proof,
+            options.model,
+            pictures(data),
+            Path(folder),
+            count=options.count,
+            classes=data.num_classes,
+            seed=options.seed,
+        )
         for number, (place, what, why) in enumerate(found):
             kinds[what] += 1
             accepted += why is None

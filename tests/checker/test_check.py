@@ -282,12 +282,28 @@ def every_operator(rng: np.random.Generator) -> tuple[list[onnx.NodeProto], dict
         return rng.standard_normal(shape).astype(np.float32)
 
     constants = {
-        "w1": some(4, 1, 3, 2), "b1": some(4), "w2": some(2, 4, 2, 2), "scale": some(1, 4, 1, 1) ** 2 + 1,
-        "g": some(4), "bb": some(4), "m": some(4), "v": some(4) ** 2, "three": np.float32(3), "shift": some(1, 2, 1, 1),
-        "axes": np.array([0, 2, 3, 1]), "pads": np.array([0, 0, 1, 0, 0, 0, 0, 2]), "minus": np.array([1, -1]),
-        "start": np.array([0]), "stop": np.array([20]), "axis": np.array([1]), "w3": some(20, 6), "w4": some(5, 6),
-        "b4": some(5), "zero": np.array(0), "one": np.array([-1]),
-    }  # fmt: skip
+        "w1": some(4, 1, 3, 2),
+        "b1": some(4),
+        "w2": some(2, 4, 2, 2),
+        "scale": some(1, 4, 1, 1) ** 2 + 1,
+        "g": some(4),
+        "bb": some(4),
+        "m": some(4),
+        "v": some(4) ** 2,
+        "three": np.float32(3),
+        "shift": some(1, 2, 1, 1),
+        "axes": np.array([0, 2, 3, 1]),
+        "pads": np.array([0, 0, 1, 0, 0, 0, 0, 2]),
+        "minus": np.array([1, -1]),
+        "start": np.array([0]),
+        "stop": np.array([20]),
+        "axis": np.array([1]),
+        "w3": some(20, 6),
+        "w4": some(5, 6),
+        "b4": some(5),
+        "zero": np.array(0),
+        "one": np.array([-1]),
+    }
     nodes = [
         node("Pad", ["x", "pads"], ["p"]),
         node("Conv", ["p", "w1", "b1"], ["c"], strides=[2, 1], pads=[1, 0, 0, 1], dilations=[1, 2]),
@@ -360,9 +376,13 @@ def test_the_reader_agrees_with_onnxruntime_on_published_networks(name: str, sha
 )
 def test_operators_that_are_not_read(operator: onnx.NodeProto, words: str, tmp_path: Path) -> None:
     constants = {
-        "c": np.ones((1, 1, 2, 2), dtype=np.float32), "p": np.array([0, 0, 0, 0, 0, 0, 0, -1]), "t": np.array(True),
-        "q": np.array([0, 1, 2, 3, 0, 1, 2, 3]), "a": np.array([0, 1, 2, 3]), "r": np.array(0.5, dtype=np.float32),
-    }  # fmt: skip
+        "c": np.ones((1, 1, 2, 2), dtype=np.float32),
+        "p": np.array([0, 0, 0, 0, 0, 0, 0, -1]),
+        "t": np.array(True),
+        "q": np.array([0, 1, 2, 3, 0, 1, 2, 3]),
+        "a": np.array([0, 1, 2, 3]),
+        "r": np.array(0.5, dtype=np.float32),
+    }
     path = graph_file([operator], constants, tmp_path, [1, 2, 2])
     with pytest.raises(UnsupportedNetworkError, match=words):
         read_graph(path, (1, 2, 2), mean=(0.0,), std=(1.0,), layout="nchw", clip=False)

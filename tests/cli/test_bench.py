@@ -80,8 +80,11 @@ def test_training_times(run: Run) -> None:
     out = run("bench", "table4", "--list").out
     assert out.startswith("minutes of training")
     assert [line.split()[:2] for line in out.splitlines()[2:]] == [
-        ["mnist-0.1", "527"], ["mnist-0.3", "492"], ["cifar10-2", "1004"], ["cifar10-8", "1185"],
-    ]  # fmt: skip
+        ["mnist-0.1", "527"],
+        ["mnist-0.3", "492"],
+        ["cifar10-2", "1004"],
+        ["cifar10-8", "1185"],
+    ]
 
 
 def test_plots_of_a_table(run: Run) -> None:
@@ -99,9 +102,19 @@ def test_plots_of_a_table(run: Run) -> None:
 def test_results_draws_what_was_run(run: Run) -> None:
     contest = next(contest for contest in SCALES["cpu"].contests if contest.name == "cifar10-8")
     losses = BoxLosses(
-        contest="cifar10-8", method="citrus", recipe=Job(contest=contest, method="citrus", seed=0).digest, seed=0,
-        own=3.0, total=4.0, largest=1.5, inputs=100, command="", commit="", machine="", versions={},
-    )  # fmt: skip
+        contest="cifar10-8",
+        method="citrus",
+        recipe=Job(contest=contest, method="citrus", seed=0).digest,
+        seed=0,
+        own=3.0,
+        total=4.0,
+        largest=1.5,
+        inputs=100,
+        command="",
+        commit="",
+        machine="",
+        versions={},
+    )
     append(Path("journal.jsonl"), losses)
     assert run("bench", "results", "--journal", "journal.jsonl", "--out", "r.md", "--no-plots").code == 0
     assert not Path("images").exists()

@@ -20,10 +20,27 @@ from citrus_tool.certification import run as certify_stages
 from tests.cli.toys import Run, classifier
 
 CERTIFICATE = {
-    "model", "sha256", "data", "split", "eps", "group_size", "protocol", "inputs", "clean_correct", "ibp_certified",
-    "individually_certified", "certified", "attacked", "certified_uap_accuracy", "attacked_uap_accuracy",
-    "standard_accuracy", "seconds", "version", "settings", "groups",
-}  # fmt: skip
+    "model",
+    "sha256",
+    "data",
+    "split",
+    "eps",
+    "group_size",
+    "protocol",
+    "inputs",
+    "clean_correct",
+    "ibp_certified",
+    "individually_certified",
+    "certified",
+    "attacked",
+    "certified_uap_accuracy",
+    "attacked_uap_accuracy",
+    "standard_accuracy",
+    "seconds",
+    "version",
+    "settings",
+    "groups",
+}
 FIGURES = {"standard_accuracy", "ibp_certified_accuracy", "certified_uap_accuracy", "attacked_uap_accuracy"}
 TRAINING = ("--epochs", 2, "--groups-per-batch", 40, "--quiet")
 
@@ -230,10 +247,15 @@ def test_harden(run: Run, tmp_path: Path) -> None:
     written = onnx.load(report["out"])
     assert [node.op_type for node in written.graph.node] == ["Flatten", "Gemm", "Relu", "Gemm"]
     assert {entry.key: entry.value for entry in written.metadata_props} == {
-        "citrus_version": __version__, "method": "citrus", "eps": "0.05",
-        "tau": repr(report["recipe"]["tau_ratio"] * 0.05), "group_size": "5", "epochs": "2",
-        "seed": "3", "data": "digits",
-    }  # fmt: skip
+        "citrus_version": __version__,
+        "method": "citrus",
+        "eps": "0.05",
+        "tau": repr(report["recipe"]["tau_ratio"] * 0.05),
+        "group_size": "5",
+        "epochs": "2",
+        "seed": "3",
+        "data": "digits",
+    }
     again = run(*arguments)
     assert again.code == 2
     assert "already holds a run; add --resume" in again.err

@@ -12,9 +12,24 @@ from citrus_tool.training import recipes, trainer
 from tests.cli.toys import Run
 
 TINY = (
-    "--eps", "0.03", "--recipe", "r.toml", "--search", "lr=1e-3:1e-2:log", "--trials", "2", "--limit", "10", "--bounds",
-    "ibp", "--threads", "1", "--device", "cpu", "--quiet",
-)  # fmt: skip
+    "--eps",
+    "0.03",
+    "--recipe",
+    "r.toml",
+    "--search",
+    "lr=1e-3:1e-2:log",
+    "--trials",
+    "2",
+    "--limit",
+    "10",
+    "--bounds",
+    "ibp",
+    "--threads",
+    "1",
+    "--device",
+    "cpu",
+    "--quiet",
+)
 
 
 @pytest.fixture

@@ -117,8 +117,10 @@ def test_vnncomp_runs_resumes_and_scores(run: Run, network: Path, label: int, tm
     assert result["score"] == 20
     records = [json.loads(line) for line in (tmp_path / "r/results.jsonl").read_text().splitlines()]
     assert {r["vnnlib"]: r["witness"] for r in records} == {
-        "safe.vnnlib": None, "unsafe.vnnlib": True, "missing.vnnlib": None
-    }  # fmt: skip
+        "safe.vnnlib": None,
+        "unsafe.vnnlib": True,
+        "missing.vnnlib": None,
+    }
     assert "add --resume" in run("vnncomp", table, "--run-dir", "r").err
     start = time.monotonic()
     answers.write_text(f"{relative},safe.vnnlib,sat\n")

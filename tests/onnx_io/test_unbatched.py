@@ -47,24 +47,35 @@ GRAPHS: dict[str, tuple[list[Node], list[int], list[int], dict[str, object]]] = 
     "joined with a constant": ([node("Concat", "x c", "y", axis=0)], [2], [5], {"c": THIRDS[0]}),
     "split and joined again": (
         [node("Split", "x n", "a b", axis=0), node("Sub", "b a", "d"), node("Concat", "d a", "y", axis=0)],
-        [4], [4], {"n": np.array([2, 2])},
+        [4],
+        [4],
+        {"n": np.array([2, 2])},
     ),
     "axes move": (
         [node("Transpose", "x", "t", perm=[1, 0]), node("Reshape", "t s", "r"), node("ReduceMean", "r", "y", axes=[0])],
-        [2, 3], [1, 2], {"s": np.array([3, 2])},
+        [2, 3],
+        [1, 2],
+        {"s": np.array([3, 2])},
     ),
     "selection": (
         [node("Gather", "x i", "g", axis=1), node("Expand", "g s", "e"), node("Mul", "e c", "y")],
-        [2, 3], [2, 2], {"i": np.array([2]), "s": np.array([2, 2]), "c": THIRDS[:, :2]},
+        [2, 3],
+        [2, 2],
+        {"i": np.array([2]), "s": np.array([2, 2]), "c": THIRDS[:, :2]},
     ),
     "one axis": ([node("Conv", "x w", "y")], [1, 1, 5], [1, 1, 3], {"w": THIRDS[:1, None]}),
     "shape": (
-        [node("Shape", "x", "s"), node("ConstantOfShape", "s", "c", value=numpy_helper.from_array(np.ones(1, F))),
-         node("Add", "x c", "y")],
-        [2, 3], [2, 3], {},
+        [
+            node("Shape", "x", "s"),
+            node("ConstantOfShape", "s", "c", value=numpy_helper.from_array(np.ones(1, F))),
+            node("Add", "x c", "y"),
+        ],
+        [2, 3],
+        [2, 3],
+        {},
     ),
     "residual": ([node("Relu", "x", "h"), node("Add", "x h", "y")], [3], [3], {}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", GRAPHS)
@@ -83,8 +94,13 @@ def test_a_graph_is_what_onnxruntime_computes(name: str, tmp_path: Path) -> None
 
 
 def test_constants_keep_every_bit(tmp_path: Path) -> None:
-    path = save(tmp_path / "n.onnx", [node("Add", "x c", "h"), node("Mul", "h d", "y")], [3], [3],
-                {"c": np.array([0.1, 1e-7, 3e4], F), "d": THIRDS[0]})  # fmt: skip
+    path = save(
+        tmp_path / "n.onnx",
+        [node("Add", "x c", "h"), node("Mul", "h d", "y")],
+        [3],
+        [3],
+        {"c": np.array([0.1, 1e-7, 3e4], F), "d": THIRDS[0]},
+    )
     add, mul = (n.layer for n in read_whole(path).network.nodes)
     assert torch.equal(add.weight, torch.eye(3))
     assert add.bias.tolist() == np.array([0.1, 1e-7, 3e4], F).tolist()

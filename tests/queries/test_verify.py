@@ -138,9 +138,12 @@ def test_a_failing_row_leaves_its_conjunctions() -> None:
     columns = Columns(outputs={"Y": 0}, inputs={INPUT: 0}, output_size=1, input_size=1)
     empty = Formula.of((), [], columns)
     formula = Formula(
-        outputs=torch.ones(3, 1), inputs=torch.zeros(3, 1), bound=torch.zeros(3), error=torch.zeros(3, 2),
+        outputs=torch.ones(3, 1),
+        inputs=torch.zeros(3, 1),
+        bound=torch.zeros(3),
+        error=torch.zeros(3, 2),
         clauses=(((0,), (1, 2)),),
-    )  # fmt: skip
+    )
     assert not empty.refuted
     assert formula.without([0]).clauses == (((1, 2),),)
     assert not formula.without([1]).refuted

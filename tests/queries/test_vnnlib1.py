@@ -144,7 +144,7 @@ def test_any_order_comments_layout_and_gzip(tmp_path: Path) -> None:
         ("(declare-const X_2 Real)", 6, 1, "X_2 is not bounded from both sides"),
         ("(assert (or (<= Y_0 0) (and " + "(or (<= Y_0 1) (<= Y_0 2)) " * 30 + ")))", 6, 1, "1073741825 conjunctions"),
     ],
-)  # fmt: skip
+)
 def test_errors_name_the_place_and_guess(text: str, line: int, column: int, says: str) -> None:
     with pytest.raises(VnnlibError) as caught:
         parse(HEAD + BOX + text, name="query.vnnlib")

@@ -120,21 +120,46 @@ def benchmark(tmp_path: Path) -> Path:
     folder.mkdir()
     rows = [("sat", 1.25, True, ""), ("unsat", 0.5, None, ""), ("timeout", 30.0, None, ""), ("error", 0.1, None, "no")]
     lines = [
-        {"onnx": "M.onnx", "vnnlib": f"{verdict}.vnnlib", "timeout": 30.0, "verdict": verdict, "seconds": seconds,
-         "witness": witness, "note": note}
+        {
+            "onnx": "M.onnx",
+            "vnnlib": f"{verdict}.vnnlib",
+            "timeout": 30.0,
+            "verdict": verdict,
+            "seconds": seconds,
+            "witness": witness,
+            "note": note,
+        }
         for verdict, seconds, witness, note in rows
-    ]  # fmt: skip
+    ]
     (folder / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
 
 EVALUATION = {
-    "model": "M.onnx", "data": "digits", "split": "test", "eps": 2 / 255, "group_size": 5, "inputs": 100,
-    "pgd_accuracy": 71.0, "standard_accuracy": 97.5, "ibp_certified_accuracy": 1.0, "certified_uap_accuracy": 50.0,
-    "attacked_uap_accuracy": 80.0, "version": "0.1.0",
-}  # fmt: skip
+    "model": "M.onnx",
+    "data": "digits",
+    "split": "test",
+    "eps": 2 / 255,
+    "group_size": 5,
+    "inputs": 100,
+    "pgd_accuracy": 71.0,
+    "standard_accuracy": 97.5,
+    "ibp_certified_accuracy": 1.0,
+    "certified_uap_accuracy": 50.0,
+    "attacked_uap_accuracy": 80.0,
+    "version": "0.1.0",
+}
 ATTACK = {
-    "model": "M.onnx", "data": "digits", "split": "test", "eps": 0.1,
-    "threat": {"eps": 0.1, "clip": True, "target": 3}, "group_size": 5, "inputs": 90, "groups": 18,
-    "clean_correct": 88, "attacked": 41, "attacked_uap_accuracy": 100 * 41 / 90, "version": "0.1.0",
-}  # fmt: skip
+    "model": "M.onnx",
+    "data": "digits",
+    "split": "test",
+    "eps": 0.1,
+    "threat": {"eps": 0.1, "clip": True, "target": 3},
+    "group_size": 5,
+    "inputs": 90,
+    "groups": 18,
+    "clean_correct": 88,
+    "attacked": 41,
+    "attacked_uap_accuracy": 100 * 41 / 90,
+    "version": "0.1.0",
+}

@@ -47,8 +47,10 @@ def test_a_certificate_alone_has_verdicts_but_no_perturbations(gold: Path, tmp_p
     run = read(tmp_path / "c.json")
     assert isinstance(run, Certified)
     assert {v for g in run.certificate.groups if g.evidence for v in g.evidence.verdicts} == {
-        Verdict.PROVEN, Verdict.FOOLED, Verdict.OPEN,
-    }  # fmt: skip
+        Verdict.PROVEN,
+        Verdict.FOOLED,
+        Verdict.OPEN,
+    }
     assert all(g.evidence is not None and g.evidence.perturbation is None for g in run.certificate.groups)
 
 

@@ -70,9 +70,16 @@ def exp(network: Network, x: Tensor, label: int, v: Tensor, eps: float, alpha: f
 
 
 def plus(
-    network: Network, x: Tensor, labels: Tensor, v: Tensor, eps: float, tau: float, alpha: float, worst: int,
+    network: Network,
+    x: Tensor,
+    labels: Tensor,
+    v: Tensor,
+    eps: float,
+    tau: float,
+    alpha: float,
+    worst: int,
     further: list[Tensor] | None = None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """citrus-plus on one group, summed over its inputs; `further` holds each input's perturbation from the pool."""
     total = x.new_zeros(())
     for i in range(len(x)):

@@ -25,10 +25,16 @@ RECIPE = Recipe(eps=EPS, tau_ratio=0.4, epochs=3, warmup_epochs=0, ramp_epochs=0
 def _chain() -> Network:
     normalise = Affine(torch.tensor([3.0, -2.0]).reshape(2, 1, 1), torch.tensor([-0.4, 0.3]).reshape(2, 1, 1))
     layers = [
-        normalise, nn.Conv2d(2, 4, 3, stride=2, padding=1), nn.ReLU(),
-        nn.Conv2d(4, 3, 3, stride=2, padding=1), nn.ReLU(), Reshape((12,)),
-        nn.Linear(12, 7), nn.ReLU(), nn.Linear(7, 4),
-    ]  # fmt: skip
+        normalise,
+        nn.Conv2d(2, 4, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(4, 3, 3, stride=2, padding=1),
+        nn.ReLU(),
+        Reshape((12,)),
+        nn.Linear(12, 7),
+        nn.ReLU(),
+        nn.Linear(7, 4),
+    ]
     return chain(layers, (2, 7, 7))
 
 

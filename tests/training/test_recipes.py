@@ -164,10 +164,14 @@ def test_published_recipes_are_those_of_the_table() -> None:
 @pytest.mark.parametrize(
     ("data", "eps", "name"),
     [
-        ("mnist", 0.1, "mnist-0.1"), ("mnist", 0.25, "mnist-0.3"), ("cifar10", 2 / 255, "cifar10-2"),
-        ("cifar10", 8 / 255, "cifar10-8"), ("tinyimagenet", 1 / 255, "tinyimagenet-1"), ("digits", 0.1, "digits"),
+        ("mnist", 0.1, "mnist-0.1"),
+        ("mnist", 0.25, "mnist-0.3"),
+        ("cifar10", 2 / 255, "cifar10-2"),
+        ("cifar10", 8 / 255, "cifar10-8"),
+        ("tinyimagenet", 1 / 255, "tinyimagenet-1"),
+        ("digits", 0.1, "digits"),
     ],
-)  # fmt: skip
+)
 def test_automatic_choice(data: str, eps: float, name: str) -> None:
     assert automatic(data, eps) == name
 
@@ -232,9 +236,15 @@ def test_published_recipes_carry_the_papers_numbers() -> None:
 def test_a_recipe_survives_its_file(tmp_path: Path, name: str, method: str) -> None:
     path = tmp_path / "r.toml"
     recipe = dataclasses.replace(
-        named(name, method), alpha=0.123456789, flip=True, tau_from=1.0, uat=Uat(step=0.1),
-        taps=Taps(steps=2, step_size=dataclasses.replace(SABR_STEPS, milestones=(0.25,))), init="shi", seed=3,
-    )  # fmt: skip
+        named(name, method),
+        alpha=0.123456789,
+        flip=True,
+        tau_from=1.0,
+        uat=Uat(step=0.1),
+        taps=Taps(steps=2, step_size=dataclasses.replace(SABR_STEPS, milestones=(0.25,))),
+        init="shi",
+        seed=3,
+    )
     for base in ("mnist-cpu", "digits", "cifar10-8"):
         path.write_text(to_toml(recipe, base))
         assert read(path) == recipe

@@ -72,9 +72,14 @@ def _literal(lower: list[Tensor], upper: list[Tensor], r0: float, tol: float) ->
 def _network() -> Network:
     torch.manual_seed(2)
     layers = [
-        Affine(torch.tensor(3.0), torch.tensor(-0.4)), nn.Conv2d(1, 4, 3, stride=2), nn.ReLU(), Reshape((36,)),
-        nn.Linear(36, 8), nn.ReLU(), nn.Linear(8, 3),
-    ]  # fmt: skip
+        Affine(torch.tensor(3.0), torch.tensor(-0.4)),
+        nn.Conv2d(1, 4, 3, stride=2),
+        nn.ReLU(),
+        Reshape((36,)),
+        nn.Linear(36, 8),
+        nn.ReLU(),
+        nn.Linear(8, 3),
+    ]
     network = chain(layers, (1, 7, 7)).double()
     with torch.no_grad():
         network.nodes[1].layer.bias.sub_(0.3)  # type: ignore[operator, union-attr]

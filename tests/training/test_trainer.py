@@ -23,9 +23,21 @@ from citrus_tool.training.recipes import Recipe
 from citrus_tool.training.trainer import accuracy, certified_accuracy, fit
 
 RECIPE = Recipe(
-    eps=0.05, tau_ratio=0.5, epochs=3, warmup_epochs=1, ramp_epochs=1, milestones=(2,), lr=1e-3, l1=1e-5,
-    group_size=3, groups_per_batch=4, pgd_steps=2, certified_inputs=10, flip=True, crop_padding=1,
-)  # fmt: skip
+    eps=0.05,
+    tau_ratio=0.5,
+    epochs=3,
+    warmup_epochs=1,
+    ramp_epochs=1,
+    milestones=(2,),
+    lr=1e-3,
+    l1=1e-5,
+    group_size=3,
+    groups_per_batch=4,
+    pgd_steps=2,
+    certified_inputs=10,
+    flip=True,
+    crop_padding=1,
+)
 
 
 def _data(n: int, seed: int = 0, split: str = "train") -> Dataset:
@@ -298,9 +310,17 @@ def test_progress_tells_rate_and_time_left() -> None:
 def test_an_epoch_of_the_standard_method_is_pytorchs_own_step() -> None:
     """One batch, no regulariser: the weights move as torch.optim.Adam moves them on the plain loss."""
     recipe = Recipe(
-        method="standard", eps=0.0, tau_ratio=1.0, epochs=1, warmup_epochs=0, ramp_epochs=0, group_size=2,
-        groups_per_batch=100, shi_lambda=0.0, clip_norm=1e9,
-    )  # fmt: skip
+        method="standard",
+        eps=0.0,
+        tau_ratio=1.0,
+        epochs=1,
+        warmup_epochs=0,
+        ramp_epochs=0,
+        group_size=2,
+        groups_per_batch=100,
+        shi_lambda=0.0,
+        clip_norm=1e9,
+    )
     torch.manual_seed(0)
     network = chain([Reshape((36,)), nn.Linear(36, 5), nn.ReLU(), nn.Linear(5, 2)], (1, 6, 6))
     data = TRAIN.take(46)
@@ -316,9 +336,19 @@ def test_digits_become_provable_in_seconds() -> None:
     """A tiny run on real images: certified accuracy rises far above the standard network's, standard accuracy stays."""
     train, validation = load("digits", split="train"), load("digits", split="validation")
     recipe = Recipe(
-        eps=0.05, tau_ratio=0.4, epochs=24, warmup_epochs=1, ramp_epochs=10, milestones=(18,), lr=4e-3,
-        groups_per_batch=10, pgd_steps=3, init="shi", certified_inputs=100, validate_every=6,
-    )  # fmt: skip
+        eps=0.05,
+        tau_ratio=0.4,
+        epochs=24,
+        warmup_epochs=1,
+        ramp_epochs=10,
+        milestones=(18,),
+        lr=4e-3,
+        groups_per_batch=10,
+        pgd_steps=3,
+        init="shi",
+        certified_inputs=100,
+        validate_every=6,
+    )
     result = fit(architectures.build("mlp", (1, 8, 8), 10), train, validation, recipe)
     best = result.history[result.best_epoch - 1]
     assert best["validation_standard_accuracy"] >= 88

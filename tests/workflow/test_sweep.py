@@ -39,10 +39,19 @@ def group(index: int, certified: int, attacked: int, *, clean: int = K, individu
 
 def certificate(eps: float, *groups: GroupResult) -> Certificate:
     return Certificate(
-        model="m.onnx", sha256="", data="toy", split="test", data_sha256="", threat=Threat(eps=eps),
-        settings={"group_size": K, "protocol": "all", "scope": "groups"}, examined=K, examined_correct=K, groups=groups,
-        stages={}, version="0",
-    )  # fmt: skip
+        model="m.onnx",
+        sha256="",
+        data="toy",
+        split="test",
+        data_sha256="",
+        threat=Threat(eps=eps),
+        settings={"group_size": K, "protocol": "all", "scope": "groups"},
+        examined=K,
+        examined_correct=K,
+        groups=groups,
+        stages={},
+        version="0",
+    )
 
 
 @st.composite

@@ -25,9 +25,18 @@ from citrus_tool.workflow import DataChoice, ModelChoice, choose_recipe, tune
 from citrus_tool.workflow.tune import Range, Trial, TuneReport, TuneSettings, Values, front, hopeless, tune_file
 
 RECIPE = Recipe(
-    eps=0.03, tau_ratio=0.5, epochs=3, warmup_epochs=0, ramp_epochs=1, lr=5e-3, groups_per_batch=50, pgd_steps=1,
-    init="shi", certified_inputs=10, l1=1e-6,
-)  # fmt: skip
+    eps=0.03,
+    tau_ratio=0.5,
+    epochs=3,
+    warmup_epochs=0,
+    ramp_epochs=1,
+    lr=5e-3,
+    groups_per_batch=50,
+    pgd_steps=1,
+    init="shi",
+    certified_inputs=10,
+    l1=1e-6,
+)
 SETTINGS = TuneSettings(trials=3, inputs=20, bounds="ibp")
 SPACE = {"lr": Range(low=1e-3, high=1e-2, log=True), "worst": Values(values=(0, 1))}
 
@@ -57,9 +66,14 @@ class _Stops(Progress):
 
 def _tune(folder: Path, **changes: Any) -> TuneReport:
     values = {
-        "source": "mlp", "recipe": RECIPE, "settings": SETTINGS, "space": SPACE, "run_dir": folder, "device": "cpu",
+        "source": "mlp",
+        "recipe": RECIPE,
+        "settings": SETTINGS,
+        "space": SPACE,
+        "run_dir": folder,
+        "device": "cpu",
         **changes,
-    }  # fmt: skip
+    }
     return tune_file(
         values.pop("source"), DataChoice(name="digits"), values.pop("recipe"), values.pop("settings"), **values
     )
@@ -133,9 +147,16 @@ def test_the_default_space_of_every_method_makes_recipes(name: str, method: str)
 
 def _trial(number: int, standard: float, certified: float, *validations: tuple[float, float, float]) -> Trial:
     return Trial(
-        number=number, state="complete", parameters={}, standard=standard, certified=certified, best_epoch=1, epochs=1,
-        seconds=0.0, validations=validations,
-    )  # fmt: skip
+        number=number,
+        state="complete",
+        parameters={},
+        standard=standard,
+        certified=certified,
+        best_epoch=1,
+        epochs=1,
+        seconds=0.0,
+        validations=validations,
+    )
 
 
 def test_front_is_what_nothing_beats() -> None:
