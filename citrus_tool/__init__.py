@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from citrus_tool.api import load as load
     from citrus_tool.api import report as report
     from citrus_tool.api import verify as verify
-    from citrus_tool.certification.certificate import Certificate as Certificate
     from citrus_tool.certification.settings import CertifySettings as CertifySettings
     from citrus_tool.certification.uap import certify_uap as certify_uap
     from citrus_tool.data import Dataset as Dataset
@@ -45,26 +44,27 @@ if TYPE_CHECKING:
     from citrus_tool.queries.verify import Answer as Answer
     from citrus_tool.queries.verify import Verdict as Verdict
     from citrus_tool.reports.write import write_report as write_report
+    from citrus_tool.results.attack import AttackReport as AttackReport
+    from citrus_tool.results.certificate import Certificate as Certificate
+    from citrus_tool.results.evaluation import Evaluation as Evaluation
+    from citrus_tool.results.evaluation import Figures as Figures
+    from citrus_tool.results.harden import HardenReport as HardenReport
     from citrus_tool.threat import Threat as Threat
     from citrus_tool.training.recipes import Recipe as Recipe
     from citrus_tool.training.trainer import TrainResult as TrainResult
     from citrus_tool.training.trainer import fit as fit
-    from citrus_tool.workflow import AttackReport as AttackReport
-    from citrus_tool.workflow import Evaluation as Evaluation
-    from citrus_tool.workflow import Figures as Figures
-    from citrus_tool.workflow import HardenReport as HardenReport
     from citrus_tool.workflow import train_file as train_file
 
 _HOME = {
     "Answer": "citrus_tool.queries.verify",
-    "AttackReport": "citrus_tool.workflow",
-    "Certificate": "citrus_tool.certification.certificate",
+    "AttackReport": "citrus_tool.results.attack",
+    "Certificate": "citrus_tool.results.certificate",
     "CertifySettings": "citrus_tool.certification.settings",
     "CitrusError": "citrus_tool.errors",
     "Dataset": "citrus_tool.data",
-    "Evaluation": "citrus_tool.workflow",
-    "Figures": "citrus_tool.workflow",
-    "HardenReport": "citrus_tool.workflow",
+    "Evaluation": "citrus_tool.results.evaluation",
+    "Figures": "citrus_tool.results.evaluation",
+    "HardenReport": "citrus_tool.results.harden",
     "Hardened": "citrus_tool.api",
     "Model": "citrus_tool.api",
     "Network": "citrus_tool.network",

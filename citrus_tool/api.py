@@ -31,7 +31,6 @@ from torch import Tensor, nn
 
 from citrus_tool import workflow
 from citrus_tool.bounds.crown import Intermediate
-from citrus_tool.certification.certificate import Certificate
 from citrus_tool.certification.individual import BoundsName
 from citrus_tool.certification.milp import SolverName
 from citrus_tool.certification.settings import CertifySettings, Protocol, Scope
@@ -49,11 +48,15 @@ from citrus_tool.queries import read as read_query
 from citrus_tool.queries.export import Exported, export_group
 from citrus_tool.queries.verify import Answer, require_names
 from citrus_tool.queries.verify import verify as decide
+from citrus_tool.results.attack import AttackReport
+from citrus_tool.results.certificate import Certificate
+from citrus_tool.results.evaluation import Evaluation, Figures
+from citrus_tool.results.harden import HardenReport
 from citrus_tool.tables import Table, Tabular
 from citrus_tool.threat import Threat
 from citrus_tool.training.recipes import Recipe
 from citrus_tool.training.trainer import OnEpoch
-from citrus_tool.workflow import AttackReport, DataChoice, DataSource, Evaluation, Figures, HardenReport
+from citrus_tool.workflow import DataChoice, DataSource
 
 Array = NDArray[Any] | Tensor
 Device = Literal["auto", "cpu", "cuda"]

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from citrus_tool.bench.contests import SCALES, Contest, Job, certifier
-from citrus_tool.bench.journal import BoxLosses, Entry
 from citrus_tool.bench.run import certifier_digest
+from citrus_tool.results.measurements import BoxLosses, Entry
 
 NEAR_ZERO = 5.0
 """Percent: what counts as near zero in the paper's Table 2 (its largest figure is 1.51)."""

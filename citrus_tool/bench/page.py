@@ -18,8 +18,8 @@ from citrus_tool.bench.contests import (
     certifier,
     jobs,
 )
-from citrus_tool.bench.journal import BoxLosses, Entry
 from citrus_tool.bench.run import certifier_digest
+from citrus_tool.results.measurements import BoxLosses, Entry
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,14 +18,15 @@ from typing import Any
 import torch
 
 from citrus_tool import __version__, architectures, data, onnx_io
-from citrus_tool.bench import box_sizes, journal
+from citrus_tool.bench import box_sizes
 from citrus_tool.bench.contests import Contest, Job, Published
-from citrus_tool.bench.journal import BoxLosses, Entry
 from citrus_tool.certification.settings import CertifySettings
 from citrus_tool.certification.uap import PROVER, certify_uap
 from citrus_tool.data import Dataset
 from citrus_tool.onnx_io import OnnxModel, OnnxRunner
 from citrus_tool.progress import Progress
+from citrus_tool.results import measurements
+from citrus_tool.results.measurements import BoxLosses, Entry
 from citrus_tool.threat import Threat, parse_eps
 from citrus_tool.training import checkpoint, trainer
 from citrus_tool.training.batches import training_images
@@ -57,7 +58,7 @@ class Bench:
         """Does the job unless the journal has it; whether there was something to do. Raises as `trainer.fit`."""
         digest = certifier_digest(self.certifier)
         key = (job.contest.name, job.method, job.digest, job.seed, digest)
-        if any(entry.key == key for entry in journal.read(self.journal)):
+        if any(entry.key == key for entry in measurements.read(self.journal)):
             return False
         contest, folder = job.contest, self.runs / job.name
         train, validation, test = (data.load(contest.data, split=s, root=self.data_root) for s in data.SPLITS)
@@ -76,13 +77,13 @@ class Bench:
             best_epoch=result.best_epoch,
             train_seconds=result.seconds,
         )
-        journal.append(self.journal, entry)
+        measurements.append(self.journal, entry)
         return True
 
     def measure_boxes(self, job: Job, command: str) -> bool:
         """Measures the job's boxes (boxes.py), training it first if need be, unless the journal has them."""
         wanted = (job.contest.name, job.method, job.digest, job.seed)
-        if any((e.contest, e.method, e.recipe, e.seed) == wanted for e in journal.read_boxes(self.journal)):
+        if any((e.contest, e.method, e.recipe, e.seed) == wanted for e in measurements.read_boxes(self.journal)):
             return False
         train, validation = (data.load(job.contest.data, split=s, root=self.data_root) for s in data.SPLITS[:2])
         result = self._trained(job, train, validation)
@@ -101,7 +102,7 @@ class Bench:
             command=command,
             **_origin(self.device),
         )
-        journal.append(self.journal, entry)
+        measurements.append(self.journal, entry)
         return True
 
     def _trained(self, job: Job, train: Dataset, validation: Dataset) -> trainer.TrainResult:
@@ -124,7 +125,7 @@ class Bench:
     def run_published(self, contest: Contest, published: Published, models: Path, command: str) -> bool:
         """Judges a file of the folder `models` unless the journal has it; raises InputFileError when it is absent."""
         wanted = (published.label, published.file, certifier_digest(self.certifier))
-        if any((e.method, e.recipe, e.certifier) == wanted for e in journal.read(self.journal)):
+        if any((e.method, e.recipe, e.certifier) == wanted for e in measurements.read(self.journal)):
             return False
         test = data.load(contest.data, split="test", root=self.data_root)
         model = onnx_io.read(models / published.file, input_shape=test.shape, samples=test.take(16).pixels())
@@ -141,7 +142,7 @@ class Bench:
             best_epoch=0,
             train_seconds=0.0,
         )
-        journal.append(self.journal, entry)
+        measurements.append(self.journal, entry)
         return True
 
     def _judged(

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from citrus_tool.certification.certificate import GroupResult, Status
 from citrus_tool.certification.conflicts import Atom
 from citrus_tool.certification.dataset_scope import Remainder
-from citrus_tool.certification.evidence import Evidence, Verdict
 from citrus_tool.certification.individual import Screened
 from citrus_tool.certification.joint_loop import Grounds
 from citrus_tool.certification.proof import Refutation
+from citrus_tool.results.certificate import GroupResult, Status
+from citrus_tool.results.evidence import Evidence, Verdict
 
 
 @contextmanager

@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Final
 
-from citrus_tool.certification.certificate import GroupResult, Status
-from citrus_tool.certification.evidence import Evidence
 from citrus_tool.errors import InputFileError, UsageError
 from citrus_tool.files import require_writable_file
+from citrus_tool.results.certificate import GroupResult, Status
+from citrus_tool.results.evidence import Evidence
 
 FORMAT: Final = 1
 

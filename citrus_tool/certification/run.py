@@ -16,7 +16,6 @@ from torch import Tensor
 from citrus_tool.attacks.universal import attack_groups
 from citrus_tool.bounds.fold import foldable
 from citrus_tool.certification.branch import Budget
-from citrus_tool.certification.certificate import GroupResult, Status
 from citrus_tool.certification.conflicts import Atom, Conflicts
 from citrus_tool.certification.dataset_scope import Across, Remainder, Rest, across, attacked
 from citrus_tool.certification.group import OpenGroup, refutation_of, remainder_of, timed
@@ -32,6 +31,7 @@ from citrus_tool.errors import DataError, SoundnessError, UsageError
 from citrus_tool.network import Network
 from citrus_tool.onnx_io import OnnxModel, OnnxRunner
 from citrus_tool.progress import Progress
+from citrus_tool.results.certificate import GroupResult, Status
 from citrus_tool.threat import Threat
 
 CHUNK_INPUTS: Final = 500

@@ -24,7 +24,6 @@ import torch
 from torch import Tensor
 
 from citrus_tool import __version__
-from citrus_tool.certification.certificate import Certificate, GroupResult
 from citrus_tool.certification.dataset_scope import Remainder
 from citrus_tool.certification.journal import Journal, open_journal
 from citrus_tool.certification.milp import Solver, named
@@ -36,6 +35,7 @@ from citrus_tool.engines.processes import More, spread
 from citrus_tool.errors import InputFileError, InterruptedRunError, UsageError
 from citrus_tool.onnx_io import OnnxModel, OnnxRunner, require_parity
 from citrus_tool.progress import Progress, Silent
+from citrus_tool.results.certificate import Certificate, GroupResult
 from citrus_tool.threat import Threat
 
 PROVER: Final = 2

@@ -101,9 +101,9 @@ def _table(name: str, about: str) -> click.Command:
     ) -> None:
         from citrus_tool import plots
         from citrus_tool.bench import contests, page
-        from citrus_tool.bench.journal import read, read_boxes
         from citrus_tool.bench.plots import PLOTS
         from citrus_tool.bench.run import Bench
+        from citrus_tool.results.measurements import read, read_boxes
         from citrus_tool.workflow import resolve_device
 
         if plot is not None:
@@ -209,10 +209,10 @@ def results(journal: Path, out: Path, with_plots: bool) -> None:
     Example:
       citrus bench results --out docs/results.md
     """
-    from citrus_tool.bench.journal import read, read_boxes
     from citrus_tool.bench.page import page
     from citrus_tool.bench.plots import draw
     from citrus_tool.files import require_writable_file, write_text
+    from citrus_tool.results.measurements import read, read_boxes
 
     require_writable_file(out)
     entries, losses = read(journal), read_boxes(journal)

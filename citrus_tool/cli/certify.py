@@ -13,8 +13,8 @@ from citrus_tool.errors import UsageError
 from citrus_tool.files import write_text
 
 if TYPE_CHECKING:
-    from citrus_tool.certification.certificate import Certificate
     from citrus_tool.certification.settings import CertifySettings
+    from citrus_tool.results.certificate import Certificate
     from citrus_tool.threat import Threat
     from citrus_tool.workflow import DataChoice, ModelChoice
 
@@ -24,8 +24,8 @@ Device = Literal["auto", "cpu", "cuda"]
 
 def sweep_table(certificates: Sequence[Certificate], target: int | None) -> tuple[list[str], list[list[str]]]:
     """Headings and one row for each certificate: eps, the counts in percent, seconds."""
-    from citrus_tool.certification.certificate import clean_name
-    from citrus_tool.workflow.sweep import COLUMNS, percents, spelled
+    from citrus_tool.results.certificate import clean_name
+    from citrus_tool.results.sweep import COLUMNS, percents, spelled
 
     headings = ["eps", *COLUMNS.values(), "seconds"]
     headings[1] = clean_name(target)
@@ -42,8 +42,8 @@ def write_tables(
     table: tuple[list[str], list[list[str]]],
 ) -> None:
     """Writes the files of --csv (counts and percentages) and --latex (`table`)."""
+    from citrus_tool.results.sweep import csv_rows, judged
     from citrus_tool.tables import to_csv, to_latex
-    from citrus_tool.workflow.sweep import csv_rows, judged
 
     if csv_path is not None:
         write_text(csv_path, to_csv(*csv_rows(certificates)))
@@ -102,8 +102,9 @@ def certify_uap(
         raise UsageError("--certificate holds the proof of one eps; give one --eps, or leave it out.")
     if len(threats) > 1 and (part is not None or join):
         raise UsageError("--part and --join go with one eps; make a run for each.")
+    from citrus_tool.results.sweep import judged
     from citrus_tool.workflow import certify_file
-    from citrus_tool.workflow.sweep import judged, sweep_file
+    from citrus_tool.workflow.sweep import sweep_file
 
     target = threats[0].target
     effective = options.effective(ctx)

@@ -58,10 +58,10 @@ def compare(
     terminal.require_output(json_path, csv_path, latex_path)
     if len(models) < 2:
         raise UsageError("give at least two networks to compare; citrus certify-uap judges one.")
+    from citrus_tool.results.sweep import judged
     from citrus_tool.tables import to_csv, to_latex
     from citrus_tool.workflow import ModelChoice
     from citrus_tool.workflow.compare import compare_files
-    from citrus_tool.workflow.sweep import judged
 
     found = compare_files(
         [ModelChoice(path=model, mean=mean, std=std) for model in models],

@@ -13,7 +13,8 @@ from citrus_tool.errors import UsageError
 
 if TYPE_CHECKING:
     from citrus_tool.certification.settings import CertifySettings
-    from citrus_tool.workflow import DataChoice, HardenReport, ModelChoice, SpecVerdict
+    from citrus_tool.results.harden import HardenReport, SpecVerdict
+    from citrus_tool.workflow import DataChoice, ModelChoice
 
 
 @click.command()

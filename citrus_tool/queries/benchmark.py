@@ -21,14 +21,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 from citrus_tool.errors import CitrusError, InputFileError, UsageError
 from citrus_tool.files import write_text
 from citrus_tool.progress import Progress
-
-Word = Literal["sat", "unsat", "unknown", "timeout", "error"]
-"""What VNN-COMP calls a verdict."""
+from citrus_tool.results.instance import Record, Word
 
 POINTS = 10
 """For a right sat or unsat."""
@@ -52,23 +50,6 @@ class Instance:
     def key(self) -> tuple[str, str]:
         """What tells it from the others of its file."""
         return self.onnx, self.vnnlib
-
-
-@dataclass(frozen=True, kw_only=True)
-class Record:
-    """What became of an instance; `timeout` in seconds.
-
-    `witness`: whether the replay confirmed it, None for other verdicts than sat; `note`: the last thing the verifier
-    said, or why the witness does not hold.
-    """
-
-    onnx: str
-    vnnlib: str
-    timeout: float
-    verdict: Word
-    seconds: float
-    witness: bool | None
-    note: str
 
 
 def network_pairs(field: str) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from citrus_tool.certification.certificate import Certificate
+from citrus_tool.results.certificate import Certificate
 
 CITATIONS: Final[Mapping[str, str]] = {
     "citrus": "Xu and Singh. Cross-Input Certified Training for Universal Perturbations. ECCV 2024.",

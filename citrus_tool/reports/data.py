@@ -17,9 +17,9 @@ from typing import Any, Final, final
 import numpy as np
 from numpy.typing import NDArray
 
-from citrus_tool.certification.certificate import Certificate, GroupResult, Status
-from citrus_tool.certification.evidence import Evidence, Verdict, unpack
 from citrus_tool.errors import CitrusError, InputFileError
+from citrus_tool.results.certificate import Certificate, GroupResult, Status
+from citrus_tool.results.evidence import Evidence, Verdict, unpack
 from citrus_tool.threat import Threat
 
 FIGURES: Final[Mapping[str, str]] = {

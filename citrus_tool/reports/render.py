@@ -18,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from citrus_tool import __version__
-from citrus_tool.certification.certificate import GroupResult, Status
-from citrus_tool.certification.evidence import Verdict
 from citrus_tool.reports import citations, figures, pictures
 from citrus_tool.reports.data import FIGURES, Benchmarked, Certified, Trained
 from citrus_tool.reports.replay import Replay, Seen
+from citrus_tool.results.certificate import GroupResult, Status
+from citrus_tool.results.evidence import Verdict
 
 TEMPLATES: Final = Path(__file__).parent / "templates"
 PICTURE_BYTES: Final = 4 * 2**20

@@ -16,13 +16,13 @@ import torch
 from numpy.typing import NDArray
 
 from citrus_tool import data, onnx_io
-from citrus_tool.certification.certificate import GroupResult
-from citrus_tool.certification.evidence import Verdict
 from citrus_tool.certification.individual import held
 from citrus_tool.data import SPLITS, Dataset, Split
 from citrus_tool.errors import CheckFailedError, CitrusError, InputFileError
 from citrus_tool.onnx_io import Inspection, OnnxRunner
 from citrus_tool.reports.data import Certified
+from citrus_tool.results.certificate import GroupResult
+from citrus_tool.results.evidence import Verdict
 
 BATCH: Final = 256
 """Inputs in one pass of onnxruntime."""

@@ -19,13 +19,11 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from citrus_tool import __version__, architectures, data, onnx_io
 from citrus_tool.attacks.dataset import attack_dataset
 from citrus_tool.attacks.pgd import pgd
 from citrus_tool.attacks.universal import attack_groups
-from citrus_tool.certification.certificate import Certificate, clean_name
 from citrus_tool.certification.individual import held, judged
 from citrus_tool.certification.settings import CertifySettings
 from citrus_tool.certification.uap import certify_uap
@@ -37,7 +35,11 @@ from citrus_tool.network import Network
 from citrus_tool.onnx_io import Inspection, OnnxModel, OnnxRunner
 from citrus_tool.progress import Progress, Silent
 from citrus_tool.queries.target import Finding, Target, read_target
-from citrus_tool.tables import Table, Tabular, percent
+from citrus_tool.results.attack import AttackReport
+from citrus_tool.results.certificate import Certificate
+from citrus_tool.results.evaluation import Evaluation, Figures
+from citrus_tool.results.harden import HardenReport, SpecVerdict
+from citrus_tool.results.train import TrainReport
 from citrus_tool.threat import Threat
 from citrus_tool.training import checkpoint, recipes, trainer
 from citrus_tool.training.batch_norm import insert_batch_norm, restore_layers
@@ -122,225 +124,6 @@ def warn_of_accuracy(model: OnnxModel, dataset: Dataset, choice: DataSource) -> 
     sentence = doubt(model, dataset, lambda: choice.load("validation"))
     if sentence is not None:
         warnings.warn(sentence, AccuracyWarning, stacklevel=3)
-
-
-@dataclass(frozen=True, kw_only=True, repr=False)
-class Figures(Tabular):
-    """What a network is worth on the test split, in percent.
-
-    `standard_accuracy` is of the whole split, by the ONNX file on onnxruntime; the others are of the certificate's
-    inputs. All but the standard accuracy refer to the certificate's eps and group size.
-    """
-
-    standard_accuracy: float
-    ibp_certified_accuracy: float
-    certified_uap_accuracy: float
-    attacked_uap_accuracy: float
-
-    def to_json(self) -> dict[str, float]:
-        """The fields by name."""
-        return dataclasses.asdict(self)
-
-    def table(self) -> Table:
-        """The four accuracies."""
-        return Table(title="accuracy", columns=["accuracy", "%"], rows=figure_rows(self))
-
-
-def figure_rows(*figures: Figures) -> list[list[str]]:
-    """One row for each accuracy, one column for each of `figures`."""
-    names = {
-        "standard_accuracy": "standard",
-        "ibp_certified_accuracy": "IBP certified",
-        "certified_uap_accuracy": "certified UAP",
-        "attacked_uap_accuracy": "attacked UAP",
-    }
-    plain = [entry.to_json() for entry in figures]
-    return [[name, *(percent(entry[key]) for entry in plain)] for key, name in names.items()]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SpecVerdict:
-    """A property that was trained for: how many images it speaks of, its radius (pixel space), and its verdicts.
-
-    Verdicts are before and after training; unsat: it holds.
-    """
-
-    file: Path
-    images: int
-    eps: float
-    before: str
-    after: str
-
-    def to_json(self) -> dict[str, Any]:
-        """The fields by name."""
-        return {**dataclasses.asdict(self), "file": str(self.file)}
-
-
-@dataclass(frozen=True, kw_only=True, repr=False)
-class HardenReport(Tabular):
-    """The result of `harden`: where the new file is, how training went, and the figures before and after.
-
-    `spec` has an entry for each property that was trained for.
-    """
-
-    model: Path
-    out: Path
-    recipe: Recipe
-    seconds: float
-    best_epoch: int
-    history: Sequence[Mapping[str, Any]]
-    before: Figures
-    after: Figures
-    data: str
-    group_size: int
-    inputs: int
-    spec: Sequence[SpecVerdict] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """DESIGN's fields and what is needed to repeat the run."""
-        return {
-            "model": str(self.model),
-            "out": str(self.out),
-            "method": self.recipe.method,
-            "eps": self.recipe.eps,
-            "epochs": self.recipe.epochs,
-            "seconds": self.seconds,
-            "best_epoch": self.best_epoch,
-            "data": self.data,
-            "group_size": self.group_size,
-            "inputs": self.inputs,
-            "before": self.before.to_json(),
-            "after": self.after.to_json(),
-            "spec": [entry.to_json() for entry in self.spec],
-            "recipe": self.recipe.to_json(),
-            "history": [dict(entry) for entry in self.history],
-            "version": __version__,
-        }
-
-    def table(self) -> Table:
-        """Before and after, in percent."""
-        about = f"{self.recipe.method} at eps {self.recipe.eps:g}, groups of {self.group_size}, {self.inputs} inputs"
-        rows = figure_rows(self.before, self.after)
-        return Table(title=about, columns=["accuracy in %", "before", "after"], rows=rows)
-
-
-@dataclass(frozen=True, kw_only=True, repr=False)
-class TrainReport(Tabular):
-    """The result of `train`: the file, how training went, and its standard accuracy on the test split (percent)."""
-
-    architecture: str
-    out: Path
-    recipe: Recipe
-    seconds: float
-    best_epoch: int
-    history: Sequence[Mapping[str, Any]]
-    standard_accuracy: float
-    data: str
-
-    def to_json(self) -> dict[str, Any]:
-        """Every field, plain."""
-        return {
-            "architecture": self.architecture,
-            "out": str(self.out),
-            "method": self.recipe.method,
-            "eps": self.recipe.eps,
-            "epochs": self.recipe.epochs,
-            "seconds": self.seconds,
-            "best_epoch": self.best_epoch,
-            "data": self.data,
-            "standard_accuracy": self.standard_accuracy,
-            "recipe": self.recipe.to_json(),
-            "history": [dict(entry) for entry in self.history],
-            "version": __version__,
-        }
-
-    def table(self) -> Table:
-        """Standard accuracy, best epoch and time."""
-        row = [self.architecture, percent(self.standard_accuracy), str(self.best_epoch), f"{self.seconds:.1f}"]
-        columns = ["network", "standard accuracy in %", "best epoch", "seconds"]
-        return Table(title=f"{self.recipe.method} training on {self.data}", columns=columns, rows=[row])
-
-
-@dataclass(frozen=True, kw_only=True, repr=False)
-class Evaluation(Tabular):
-    """The result of `evaluate` at `eps` (pixel space): figures, and the accuracy (percent) under one PGD perturbation
-    an input. `certificate` is what the UAP and IBP figures come from.
-    """
-
-    model: Path
-    data: str
-    split: str
-    eps: float
-    group_size: int
-    inputs: int
-    pgd_accuracy: float
-    figures: Figures
-    certificate: Certificate
-
-    def to_json(self, *, perturbations: bool = False) -> dict[str, Any]:
-        """Every field, the figures among them by name; the certificate as `Certificate.to_json` gives it."""
-        return {
-            "model": str(self.model),
-            "data": self.data,
-            "split": self.split,
-            "eps": self.eps,
-            "group_size": self.group_size,
-            "inputs": self.inputs,
-            "pgd_accuracy": self.pgd_accuracy,
-            **self.figures.to_json(),
-            "version": __version__,
-            "certificate": self.certificate.to_json(perturbations=perturbations),
-        }
-
-    def table(self) -> Table:
-        """All accuracies, in percent."""
-        rows = [*figure_rows(self.figures), ["PGD (one input each)", percent(self.pgd_accuracy)]]
-        about = f"{self.data} ({self.split}), eps {self.eps:g}, groups of {self.group_size}, {self.inputs} inputs"
-        return Table(title=about, columns=["accuracy in %", self.model.name], rows=rows)
-
-
-@dataclass(frozen=True, kw_only=True, repr=False)
-class AttackReport(Tabular):
-    """The result of `attack-uap`: the strongest perturbations found and what the ONNX file does under them.
-
-    `perturbations` is (g, C, H, W) in pixel space; `correct` and `attacked` count inputs that onnxruntime classifies
-    correctly (with a target class: that it does not drive there) without and with their group's perturbation; a tie
-    counts as fooled.
-    """
-
-    model: Path
-    data: str
-    split: str
-    threat: Threat
-    group_size: int
-    inputs: int
-    correct: int
-    attacked: int
-    perturbations: Tensor
-
-    def to_json(self) -> dict[str, Any]:
-        """Every field but the perturbations, and accuracies in percent."""
-        return {
-            "model": str(self.model),
-            "data": self.data,
-            "split": self.split,
-            "eps": self.threat.eps,
-            "threat": self.threat.to_json(),
-            "group_size": self.group_size,
-            "inputs": self.inputs,
-            "groups": len(self.perturbations),
-            "clean_correct": self.correct,
-            "attacked": self.attacked,
-            "attacked_uap_accuracy": 100 * self.attacked / self.inputs,
-            "version": __version__,
-        }
-
-    def table(self) -> Table:
-        """Inputs that hold without and with the perturbations."""
-        counts = {clean_name(self.threat.target): self.correct, "attacked UAP": self.attacked}
-        rows = [[name, str(count), percent(100 * count / self.inputs)] for name, count in counts.items()]
-        about = f"{self.threat.words}; {self.data} ({self.split}), groups of {self.group_size}"
-        return Table(title=about, columns=[f"of {self.inputs} inputs", "count", "%"], rows=rows)
 
 
 def resolve_device(name: Literal["auto", "cpu", "cuda"]) -> str:

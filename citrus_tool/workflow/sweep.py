@@ -10,46 +10,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from citrus_tool.certification.certificate import Certificate, GroupResult, Status
-from citrus_tool.certification.evidence import Evidence, Verdict
 from citrus_tool.certification.journal import unfinished
 from citrus_tool.certification.settings import CertifySettings
 from citrus_tool.data import Split
 from citrus_tool.errors import SoundnessError, UsageError
 from citrus_tool.files import write_text
 from citrus_tool.progress import Progress, Silent, Staged
-from citrus_tool.tables import Cell
+from citrus_tool.results.certificate import Certificate, GroupResult, Status
+from citrus_tool.results.evidence import Evidence, Verdict
+from citrus_tool.results.sweep import Sweep, spelled
 from citrus_tool.threat import Threat
 from citrus_tool.workflow import DataChoice, ModelChoice, certify_file
 
 PROVEN: Final = (Verdict.IBP, Verdict.PROVEN)
 SETTLED: Final = (Verdict.LOST, *PROVEN)
 VOID: Final = "the certificates are void, please report the network and the settings."
-
-COLUMNS: Mapping[str, str] = {
-    "clean_correct": "clean",
-    "ibp_certified": "IBP",
-    "individually_certified": "individually",
-    "certified": "certified UAP",
-    "attacked": "attacked UAP",
-}
-"""The counts of a certificate that tables show, with their headings."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sweep:
-    """Certificates of one network on the same groups, by ascending eps, each bracket narrowed by the others."""
-
-    certificates: tuple[Certificate, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """{"sweep": [a certificate for each eps]}."""
-        return {"sweep": [certificate.to_json() for certificate in self.certificates]}
 
 
 def sweep_file(
@@ -113,12 +93,6 @@ def sweep_file(
 def folder(eps: float) -> str:
     """The name of an eps' run folder: eps_0.1, eps_2_255."""
     return f"eps_{spelled(eps).replace('/', '_')}"
-
-
-def spelled(eps: float) -> str:
-    """`eps` as people write it, and so that it reads back equal: 2/255 where it is that, 0.1 otherwise."""
-    whole = round(eps * 255)
-    return f"{whole}/255" if whole and eps == whole / 255 and len(repr(eps)) > 6 else f"{eps!r}"
 
 
 def carried(certificates: Sequence[Certificate]) -> tuple[Certificate, ...]:
@@ -221,34 +195,3 @@ def _evidence(eps: Sequence[float], groups: Sequence[GroupResult], place: int, w
             )
         verdicts.append(verdict)
     return replace(own, verdicts=tuple(verdicts), perturbation=found.perturbation)
-
-
-def percents(certificate: Certificate) -> dict[str, float]:
-    """The counts of COLUMNS in percent of the certificate's inputs, by field."""
-    counts = (
-        certificate.clean_correct,
-        certificate.ibp_certified,
-        certificate.individually_certified,
-        certificate.certified,
-        certificate.attacked,
-    )
-    return {name: 100 * count / certificate.inputs for name, count in zip(COLUMNS, counts, strict=True)}
-
-
-def judged(certificate: Certificate) -> str:
-    """What the percentages of a table are of: "200 inputs (digits, test) in groups of 5"."""
-    shared = f"in groups of {certificate.settings['group_size']}"
-    if certificate.together is not None:
-        shared = "under one perturbation for all"
-    return f"{certificate.inputs} inputs ({certificate.data}, {certificate.split}) {shared}"
-
-
-def csv_rows(certificates: Sequence[Certificate]) -> tuple[list[str], list[list[Cell]]]:
-    """Header and one row for each certificate: eps, counts, percentages with the suffix _percent, seconds."""
-    columns = ["model", "data", "split", "eps", "group_size", "protocol", "inputs", *COLUMNS]
-    columns += [f"{name}_percent" for name in COLUMNS] + ["seconds"]
-    rows: list[list[Cell]] = []
-    for certificate in certificates:
-        entry = certificate.to_json() | {f"{k}_percent": v for k, v in percents(certificate).items()}
-        rows.append([entry[name] for name in columns])
-    return columns, rows

@@ -33,6 +33,7 @@ from citrus_tool.errors import CheckFailedError, InputFileError, InterruptedRunE
 from citrus_tool.network import Network
 from citrus_tool.onnx_io import OnnxModel
 from citrus_tool.progress import Progress, Silent, Staged
+from citrus_tool.results.trial import Scalar, Trial
 from citrus_tool.threat import Threat
 from citrus_tool.training import checkpoint, recipes, trainer
 from citrus_tool.training.recipes import Recipe
@@ -42,8 +43,6 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.study import Study
     from optuna.trial import FrozenTrial
-
-Scalar = bool | int | float | str
 
 RANDOM_TRIALS = 8
 """Trials before the sampler reads the results of earlier ones."""
@@ -174,38 +173,6 @@ class TuneSettings:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
         if not 0.0 <= self.weight <= 1.0:
             raise UsageError(f"weight is {self.weight}; it must lie in [0, 1].")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trial:
-    """One recipe that was tried.
-
-    Attributes:
-        state: `complete`, `pruned` (given up) or `failed`; reason: why it failed.
-        parameters: what it set of the recipe, by field.
-        standard, certified: percent of the validation split and, under one perturbation a group, of its first inputs;
-            None unless it is complete.
-        best_epoch, epochs: the epoch that was judged and how many were trained.
-        validations: (share of the epochs, standard accuracy, certified accuracy of single inputs) of every validated
-            epoch at full eps.
-    """
-
-    number: int
-    state: Literal["complete", "pruned", "failed"]
-    parameters: Mapping[str, Scalar]
-    standard: float | None
-    certified: float | None
-    best_epoch: int
-    epochs: int
-    seconds: float
-    validations: Sequence[tuple[float, float, float]]
-    reason: str = ""
-
-    def figures(self) -> tuple[float, float]:
-        """Standard and certified accuracy of a complete trial."""
-        if self.standard is None or self.certified is None:
-            raise ValueError(f"trial {self.number} is {self.state}")
-        return self.standard, self.certified
 
 
 @dataclass(frozen=True, kw_only=True)

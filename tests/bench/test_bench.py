@@ -14,16 +14,17 @@ import torch
 from torch.nn import functional as F
 
 from citrus_tool import onnx_io
-from citrus_tool.bench import contests, journal, page, plots, run
+from citrus_tool.bench import contests, page, plots, run
 from citrus_tool.bench.claims import CLAIMS, REASONS, box_rows, orderings, reasons
 from citrus_tool.bench.contests import CPU, GPU, PAPER, PAPER_MINUTES, SCALES, TABLES, Contest, Job, Published, jobs
-from citrus_tool.bench.journal import BoxLosses, Entry
 from citrus_tool.bench.run import Bench, certifier_digest
 from citrus_tool.bounds.interval import margins
 from citrus_tool.certification.settings import CertifySettings
 from citrus_tool.data import load
 from citrus_tool.errors import InputFileError, InterruptedRunError
 from citrus_tool.progress import Progress, Silent
+from citrus_tool.results import measurements
+from citrus_tool.results.measurements import BoxLosses, Entry
 from citrus_tool.threat import Threat
 from citrus_tool.training.adversarial import attack
 from citrus_tool.training.batches import Feed, generator_for
@@ -125,7 +126,7 @@ def test_all_methods_of_a_contest_have_the_same_epochs_and_attack() -> None:
 def test_the_long_contests_took_at_most_45_minutes_of_two_cores() -> None:
     """Their methods differ in epochs, and not in what they may cost: of the runs that the page shows."""
     current = {job.digest for contest in contests.CPU_LONG for job in jobs("published", contest)}
-    entries = journal.read(Path(__file__).resolve().parents[2] / "results" / "journal.jsonl")
+    entries = measurements.read(Path(__file__).resolve().parents[2] / "results" / "journal.jsonl")
     shown = [entry for entry in entries if entry.recipe in current]
     assert shown
     for entry in shown:
@@ -232,31 +233,31 @@ def test_the_papers_figures() -> None:
 
 def test_journal_gives_back_what_it_was_given(tmp_path: Path) -> None:
     path = tmp_path / "new" / "journal.jsonl"
-    assert journal.read(path) == []
+    assert measurements.read(path) == []
     entries = [_entry(), _entry(seed=1, standard=91.5)]
     for entry in entries:
-        journal.append(path, entry)
-    assert journal.read(path) == entries
+        measurements.append(path, entry)
+    assert measurements.read(path) == entries
     assert len(path.read_text().splitlines()) == 2
 
 
 def test_a_torn_last_line_is_dropped(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
-    journal.append(path, _entry())
+    measurements.append(path, _entry())
     with path.open("a") as file:
         file.write('{"contest": "to')
-    assert journal.read(path) == [_entry()]
-    journal.append(path, _entry(seed=1))
-    assert [entry.seed for entry in journal.read(path)] == [0, 1]
+    assert measurements.read(path) == [_entry()]
+    measurements.append(path, _entry(seed=1))
+    assert [entry.seed for entry in measurements.read(path)] == [0, 1]
 
 
 def test_a_bad_line_is_named(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     path.write_text(json.dumps({"contest": "toy"}) + "\n")
     with pytest.raises(InputFileError, match=r"journal\.jsonl, line 1: is no run .*; mend or remove the line"):
-        journal.read(path)
+        measurements.read(path)
     with pytest.raises(InputFileError, match="cannot be written"):
-        journal.append(tmp_path, _entry())
+        measurements.append(tmp_path, _entry())
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------
@@ -286,16 +287,16 @@ def test_a_run_stops_resumes_and_is_never_done_again(tmp_path: Path, after: int)
     parts = _bench(tmp_path / "parts", _Stop(after))
     with pytest.raises(InterruptedRunError):
         parts.run(job, "citrus bench toy")
-    assert journal.read(parts.journal) == []
+    assert measurements.read(parts.journal) == []
     assert parts.run(job, "citrus bench toy")
-    (one,), (two,) = journal.read(whole.journal), journal.read(parts.journal)
+    (one,), (two,) = measurements.read(whole.journal), measurements.read(parts.journal)
     # the file's metadata is the same too, so its digest tells whether the weights are
     elsewhere = {name: getattr(one, name) for name in ("train_seconds", "certify_seconds", "commit")}
     assert one == dataclasses.replace(two, **elsewhere)
     assert one.ibp <= one.individually <= one.certified <= one.attacked
     assert (one.inputs, one.recipe, one.seed, one.command) == (20, job.digest, 1, "citrus bench toy")
     assert not whole.run(job, "citrus bench toy")
-    assert journal.read(whole.journal) == [one]
+    assert measurements.read(whole.journal) == [one]
 
 
 def test_published_networks_are_judged_alike(tmp_path: Path) -> None:
@@ -304,7 +305,7 @@ def test_published_networks_are_judged_alike(tmp_path: Path) -> None:
     assert not bench.run_published(DIGITS, DIGITS.published[0], MODELS, "again")
     longer = dataclasses.replace(DIGITS, name="toy-long")
     assert not bench.run_published(longer, DIGITS.published[0], MODELS, "the same file")
-    (entry,) = journal.read(bench.journal)
+    (entry,) = measurements.read(bench.journal)
     assert (entry.method, entry.train_seconds) == ("shipped", 0.0)
     assert entry.standard == pytest.approx(96.66, abs=0.01)
 
@@ -317,10 +318,10 @@ def test_box_losses_are_those_of_the_last_epoch(tmp_path: Path) -> None:
     bench, job = _bench(tmp_path), Job(contest=DIGITS, method="citrus", seed=0)
     assert bench.measure_boxes(job, "citrus bench fig4")
     assert not bench.measure_boxes(job, "again")
-    (found,) = journal.read_boxes(bench.journal)
+    (found,) = measurements.read_boxes(bench.journal)
     assert (found.contest, found.method, found.recipe, found.seed) == ("toy", "citrus", job.digest, 0)
     assert bench.run(job, "citrus bench toy")  # the same folder: nothing is trained again
-    assert len(journal.read(bench.journal)) == len(journal.read_boxes(bench.journal)) == 1
+    assert len(measurements.read(bench.journal)) == len(measurements.read_boxes(bench.journal)) == 1
 
     train, recipe = load("digits", split="train"), job.recipe
     model = onnx_io.read(bench.runs / job.name / "model.onnx", input_shape=train.shape).network

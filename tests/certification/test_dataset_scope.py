@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-from citrus_tool.certification.certificate import Certificate, GroupResult, Status
 from citrus_tool.certification.conflicts import Conflicts
 from citrus_tool.certification.dataset_scope import Remainder
 from citrus_tool.certification.partition import exclusive, partition, total
@@ -22,6 +21,7 @@ from citrus_tool.checker.check import check
 from citrus_tool.data import Dataset
 from citrus_tool.errors import InputFileError, InterruptedRunError, SoundnessError
 from citrus_tool.onnx_io import OnnxModel
+from citrus_tool.results.certificate import Certificate, GroupResult, Status
 from citrus_tool.threat import Threat
 from tests.certification.oracle import fooled_at_most
 from tests.certification.test_joint_loop import largest_by_enumeration

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from citrus_tool.certification.certificate import Certificate
-from citrus_tool.certification.evidence import Verdict
 from citrus_tool.certification.settings import CertifySettings
 from citrus_tool.certification.uap import certify_uap
 from citrus_tool.errors import InterruptedRunError
 from citrus_tool.onnx_io import OnnxRunner
 from citrus_tool.progress import Progress
+from citrus_tool.results.certificate import Certificate
+from citrus_tool.results.evidence import Verdict
 from citrus_tool.threat import Threat
 from tests.certification.toys import as_onnx, data_for, tiny_chain
 

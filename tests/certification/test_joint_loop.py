@@ -17,13 +17,13 @@ from citrus_tool.bounds.linear import Planes
 from citrus_tool.bounds.optimised import Duals
 from citrus_tool.bounds.rounding import enclose
 from citrus_tool.certification import joint_loop as loop
-from citrus_tool.certification.certificate import Status
 from citrus_tool.certification.conflicts import Conflicts
 from citrus_tool.certification.joint_loop import Settlement, executions, settle
 from citrus_tool.certification.part_products import Front, multiply
 from citrus_tool.certification.settings import CertifySettings
 from citrus_tool.certification.uap import certify_uap
 from citrus_tool.network import Network
+from citrus_tool.results.certificate import Status
 from citrus_tool.threat import Threat
 from tests.certification.oracle import fooled_at_most
 from tests.certification.toys import SHAPE, as_onnx, data_for, tiny_chain, tiny_residual

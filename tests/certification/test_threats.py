@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from citrus_tool.bounds.crown import crown
 from citrus_tool.bounds.rounding import enclose
-from citrus_tool.certification.certificate import Certificate, Status
 from citrus_tool.certification.settings import CertifySettings
 from citrus_tool.certification.uap import certify_uap
 from citrus_tool.data import Dataset
 from citrus_tool.errors import DataError, UsageError
 from citrus_tool.network import Network, Reshape, chain
 from citrus_tool.onnx_io import OnnxModel
+from citrus_tool.results.certificate import Certificate, Status
 from citrus_tool.threat import Threat, clipped
 from tests.certification.oracle import fooled_at_most
 from tests.certification.toys import SHAPE, as_onnx, data_for, tiny_chain, tiny_residual

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from citrus_tool.bounds.crown import LinearMargins, crown
 from citrus_tool.certification import individual, milp, uap
 from citrus_tool.certification import run as stages
-from citrus_tool.certification.certificate import Certificate, GroupResult, Status
 from citrus_tool.certification.milp import Answer, Ending, Solver
 from citrus_tool.certification.settings import CertifySettings
 from citrus_tool.certification.uap import certify_uap
@@ -34,6 +33,7 @@ from citrus_tool.errors import (
 from citrus_tool.network import Network, Reshape, chain
 from citrus_tool.onnx_io import OnnxModel, OnnxRunner
 from citrus_tool.progress import Progress
+from citrus_tool.results.certificate import Certificate, GroupResult, Status
 from citrus_tool.threat import Threat
 from tests.certification.oracle import fooled_at_most
 from tests.certification.toys import CLASSES, SHAPE, as_onnx, data_for, tiny_chain, tiny_residual

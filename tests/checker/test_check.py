@@ -24,7 +24,6 @@ from citrus_tool.bounds.crown import relax
 from citrus_tool.bounds.optimised import ROOT, Instance
 from citrus_tool.bounds.rounding import enclose
 from citrus_tool.certification import joint_loop as loop
-from citrus_tool.certification.certificate import Certificate
 from citrus_tool.certification.search import MarginProblem, Search
 from citrus_tool.certification.settings import CertifySettings
 from citrus_tool.certification.uap import certify_uap
@@ -42,6 +41,7 @@ from citrus_tool.errors import (
 from citrus_tool.network import GraphBuilder, Network, Reshape, chain
 from citrus_tool.onnx_io import OnnxModel, read
 from citrus_tool.progress import Progress
+from citrus_tool.results.certificate import Certificate
 from citrus_tool.threat import Threat
 from tests.certification.toys import SHAPE, as_onnx, data_for, tiny_chain, tiny_residual
 from tests.checker.corruption import Content, Group, corrupt, pictures, products

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from citrus_tool.bench.contests import SCALES, Job
-from citrus_tool.bench.journal import BoxLosses, append
+from citrus_tool.results.measurements import BoxLosses, append
 from tests.cli.toys import Run
 
 

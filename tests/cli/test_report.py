@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from citrus_tool.certification.evidence import pack, unpack
 from citrus_tool.data import load
+from citrus_tool.results.evidence import pack, unpack
 from tests.cli.toys import Run
 from tests.reports.page import check_numbers, read_page
 
@@ -19,7 +19,7 @@ from tests.reports.page import check_numbers, read_page
 @pytest.fixture
 def gold(tmp_path: Path, repository: Path) -> Path:
     """A finished run folder of certify-uap, see tests/reports/conftest.py."""
-    return Path(shutil.copytree(repository / "tests" / "report" / "gold" / "certify", tmp_path / "certify"))
+    return Path(shutil.copytree(repository / "tests" / "reports" / "gold" / "certify", tmp_path / "certify"))
 
 
 def test_report_command(run: Run, gold: Path, repository: Path) -> None:

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from citrus_tool.certification.certificate import Status
-from citrus_tool.certification.evidence import Evidence, Verdict
 from citrus_tool.errors import InputFileError
 from citrus_tool.reports.citations import BOUNDS, CITATIONS, METHODS, STAGES, of_certificate, of_method
 from citrus_tool.reports.data import Attacked, Benchmarked, Certified, Evaluated, Swept, Trained, parse, read
 from citrus_tool.reports.render import STAGES as NAMES
+from citrus_tool.results.certificate import Status
+from citrus_tool.results.evidence import Evidence, Verdict
 from citrus_tool.training.methods import METHODS as TRAINING
 from tests.reports.conftest import ATTACK, EVALUATION, Edit, harden_report
 
@@ -282,7 +282,7 @@ def test_only_what_the_recipe_has_is_cited() -> None:
 
 def test_every_stage_that_takes_time_has_a_name_and_its_citations() -> None:
     """Stages are the names under which the certifier keeps seconds."""
-    folder = Path(__file__).resolve().parents[2] / "citrus_tool" / "certify"
+    folder = Path(__file__).resolve().parents[2] / "citrus_tool" / "certification"
     text = "".join(path.read_text() for path in folder.glob("*.py"))
     stages = set(re.findall(r'timed\([^"\n]*"(\w+)"', text)) | set(re.findall(r'seconds\["(\w+)"\]', text)) | {"clean"}
     assert {"ibp", "crown", "branch", "attack", "replay", "joint", "milp", "dataset"} < stages

@@ -214,7 +214,7 @@ def test_a_perturbation_that_does_less_than_it_says_is_an_error(gold: Path, repo
 
 
 def test_a_perturbation_larger_than_eps_is_an_error(gold: Path, reported: Reported) -> None:
-    from citrus_tool.certification.evidence import Evidence
+    from citrus_tool.results.evidence import Evidence
 
     path = gold / "journal.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]

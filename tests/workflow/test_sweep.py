@@ -11,13 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from citrus_tool.certification.certificate import Certificate, GroupResult, Status
-from citrus_tool.certification.evidence import Evidence, Verdict
 from citrus_tool.errors import SoundnessError
+from citrus_tool.results.certificate import Certificate, GroupResult, Status
+from citrus_tool.results.comparison import Pair
+from citrus_tool.results.evidence import Evidence, Verdict
+from citrus_tool.results.sweep import csv_rows, spelled
 from citrus_tool.tables import to_csv, to_latex
 from citrus_tool.threat import Threat, parse_eps
-from citrus_tool.workflow.compare import Pair, distinct
-from citrus_tool.workflow.sweep import carried, csv_rows, folder, spelled
+from citrus_tool.workflow.compare import distinct
+from citrus_tool.workflow.sweep import carried, folder
 
 K = 6
 

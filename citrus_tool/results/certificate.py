@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from citrus_tool.certification.evidence import Evidence, pack
 from citrus_tool.errors import SoundnessError
+from citrus_tool.results.evidence import Evidence, pack
 from citrus_tool.tables import Table, Tabular, percent
 from citrus_tool.threat import Threat
 
