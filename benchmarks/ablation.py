@@ -33,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from citrus_tool import architectures, data, onnx_io
 from citrus_tool.bench.contests import CERTIFIER, CPU, CPU_LONG, Contest, Job
 from citrus_tool.certification.uap import certify_uap
+from citrus_tool.context import RunContext
 from citrus_tool.data import Dataset
 from citrus_tool.network import Network
 from citrus_tool.threat import Threat, parse_eps
@@ -98,7 +99,7 @@ def judged(
     threat = Threat(eps=parse_eps(contest.eps))
     return {
         "standard": trainer.accuracy(result.network, validation),
-        "pgd": pgd_accuracy(result.network, validation, threat, PGD_STEPS),
+        "pgd": pgd_accuracy(result.network, validation, threat, PGD_STEPS, RunContext(device="cpu")),
         "certified": 100 * found["certified"] / judged_inputs,
         "attacked": 100 * found["attacked"] / judged_inputs,
         "ibp": 100 * found["ibp_certified"] / judged_inputs,

@@ -25,6 +25,7 @@ import torch
 
 from citrus_tool.certification.individual import BoundsName
 from citrus_tool.certification.settings import CertifySettings
+from citrus_tool.context import RunContext
 from citrus_tool.threat import Threat, parse_eps
 from citrus_tool.workflow import DataChoice, ModelChoice, certify_file, check_file
 
@@ -109,6 +110,7 @@ def checked(row: Row, number: int, options: argparse.Namespace, found: dict[str,
         folder_of(number, options) / "proof",
         options.models_root / f"{row.network}.onnx",
         DataChoice(name=row.data, root=options.data_root),
+        RunContext(),
     )
     taken = time.process_time() - began
     assert (proof.certified, proof.inputs) == (found["certified"], found["inputs"])
@@ -135,11 +137,8 @@ def certificate(row: Row, number: int, options: argparse.Namespace) -> dict[str,
                     time_limit=options.time_limit,
                     threads=torch.get_num_threads(),
                 ),
-                run_dir=folder,
-                device="auto",
+                RunContext(run_dir=folder, resume=(folder / "journal.jsonl").is_file(), workers=options.workers),
                 proof=folder / "proof" if options.check else None,
-                workers=options.workers,
-                resume=(folder / "journal.jsonl").is_file(),
             )
     found: dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
     return found

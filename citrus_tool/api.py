@@ -34,6 +34,7 @@ from citrus_tool.bounds.crown import Intermediate
 from citrus_tool.certification.individual import BoundsName
 from citrus_tool.certification.milp import SolverName
 from citrus_tool.certification.settings import CertifySettings, Protocol, Scope
+from citrus_tool.context import Device, RunContext
 from citrus_tool.data import Dataset, Split, Splits
 from citrus_tool.errors import UsageError
 from citrus_tool.files import require_writable_folder, write_bytes
@@ -42,7 +43,7 @@ from citrus_tool.onnx_io import OnnxModel, OnnxRunner
 from citrus_tool.onnx_io.module import to_onnx
 from citrus_tool.onnx_io.onnx_file import Source, content, parse
 from citrus_tool.onnx_io.reader import assemble
-from citrus_tool.progress import Progress
+from citrus_tool.progress import Progress, Silent
 from citrus_tool.queries import Spec
 from citrus_tool.queries import read as read_query
 from citrus_tool.queries.export import Exported, export_group
@@ -56,10 +57,9 @@ from citrus_tool.tables import Table, Tabular
 from citrus_tool.threat import Threat
 from citrus_tool.training.recipes import Recipe
 from citrus_tool.training.trainer import OnEpoch
-from citrus_tool.workflow import DataChoice, DataSource
+from citrus_tool.workflow import AttackSettings, DataChoice, DataSource
 
 Array = NDArray[Any] | Tensor
-Device = Literal["auto", "cpu", "cuda"]
 Data = Dataset | str | Path | tuple[Array, Array]
 """Data to judge on: a Dataset, what --data takes (`digits`, `mnist`, FILE.npz, FOLDER), or arrays (images, labels).
 
@@ -82,6 +82,16 @@ class CertifyOptions(TypedDict, total=False):
     threads: int
     attack_steps: int
     attack_restarts: int
+    seed: int
+    limit: int | None
+
+
+class AttackOptions(TypedDict, total=False):
+    """The fields of AttackSettings, which has their defaults and meaning."""
+
+    group_size: int | None
+    steps: int
+    restarts: int
     seed: int
     limit: int | None
 
@@ -121,8 +131,8 @@ class Calls(Progress):
         return None
 
 
-def _progress(function: OnProgress | None) -> Progress | None:
-    return None if function is None else Calls(function)
+def _progress(function: OnProgress | None) -> Progress:
+    return Silent() if function is None else Calls(function)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -294,15 +304,12 @@ class Model(Tabular):
                 self,
                 source,
                 chosen,
+                RunContext(device=device, run_dir=folder, resume=resume, progress=_progress(on_progress)),
                 out=target,
-                run_dir=folder,
                 certify=certify or CertifySettings(limit=1000, seed=seed),
                 target=wanted,
-                device=device,
-                resume=resume,
                 keep_checkpoints=run_dir is not None,
                 batch_norm=batch_norm,
-                progress=_progress(on_progress),
                 on_epoch=on_epoch,
             )
             written = target.read_bytes()
@@ -362,15 +369,17 @@ class Model(Tabular):
             source,
             Threat(eps=eps, clip=clip, target=target),
             CertifySettings(**settings),
+            RunContext(
+                device=device,
+                run_dir=None if run_dir is None else Path(run_dir),
+                resume=resume,
+                workers=workers,
+                progress=_progress(on_progress),
+            ),
             split=split,
-            run_dir=None if run_dir is None else Path(run_dir),
-            device=device,
-            resume=resume,
             proof=None if proof is None else Path(proof),
-            workers=workers,
             part=part,
             join=[Path(folder) for folder in join],
-            progress=_progress(on_progress),
         )
 
     def attack(
@@ -380,23 +389,18 @@ class Model(Tabular):
         eps: float,
         clip: bool = False,
         target: int | None = None,
-        group_size: int | None = 5,
-        steps: int = 50,
-        restarts: int = 6,
-        seed: int = 0,
         split: Split = "test",
-        limit: int | None = None,
         data_root: Path | None = None,
         device: Device = "auto",
         on_progress: OnProgress | None = None,
+        **options: Unpack[AttackOptions],
     ) -> AttackReport:
         """The strongest shared perturbations found, (groups, C, H, W) in pixel space, replayed on onnxruntime.
 
         Args:
             eps, clip, target: as `certify` takes them.
-            group_size: inputs that share one perturbation, consecutive ones; None: all of them share one.
-            steps, restarts: the effort (docs/attack.md).
-            limit: how many inputs are attacked; None: all.
+            options: fields of AttackSettings: `group_size` (None: all inputs share one perturbation), `steps` and
+                `restarts` (docs/attack.md), `seed`, and `limit`, how many inputs are attacked.
 
         Raises:
             UsageError: an option makes no sense.
@@ -407,14 +411,9 @@ class Model(Tabular):
             self,
             source,
             Threat(eps=eps, clip=clip, target=target),
-            group_size=group_size,
-            steps=steps,
-            restarts=restarts,
-            seed=seed,
+            AttackSettings(**options),
+            RunContext(device=device, progress=_progress(on_progress)),
             split=split,
-            limit=limit,
-            device=device,
-            progress=_progress(on_progress),
         )
 
     def evaluate(
@@ -444,10 +443,9 @@ class Model(Tabular):
             source,
             Threat(eps=eps),
             CertifySettings(**settings),
+            RunContext(device=device, progress=_progress(on_progress)),
             split=split,
             pgd_steps=pgd_steps,
-            device=device,
-            progress=_progress(on_progress),
         )
 
     def export_query(

@@ -4,9 +4,10 @@ rounding; what is computed stands in the settings and in the threat.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from citrus_tool.progress import Progress, Silent
 
@@ -25,6 +26,7 @@ class RunContext:
         threads: CPU threads of torch; None leaves torch's own choice.
         seed: draws splits and starting points where no settings hold a seed of their own.
         progress: is told how far the work has come.
+        effective: the command's options by flag, which are saved in `run_dir` for --config.
     """
 
     device: Device = "auto"
@@ -34,3 +36,11 @@ class RunContext:
     threads: int | None = None
     seed: int = 0
     progress: Progress = Silent()  # noqa: RUF009 - it has no state
+    effective: Mapping[str, Any] | None = None
+
+    @property
+    def folder(self) -> Path:
+        """`run_dir` of a run that cannot do without one; raises ValueError where it has none."""
+        if self.run_dir is None:
+            raise ValueError("this run needs a run_dir")
+        return self.run_dir

@@ -36,6 +36,19 @@ BATCH = 500
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Origin:
+    """Where a network comes from: a job of a contest, or a published file, which was not trained here."""
+
+    contest: Contest
+    method: str
+    recipe: str
+    command: str
+    seed: int = 0
+    best_epoch: int = 0
+    train_seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Bench:
     """Where runs live and what they share.
 
@@ -65,11 +78,8 @@ class Bench:
         result = self._trained(job, train, validation)
         about = {"method": job.method, "contest": contest.name, "recipe": job.digest, "seed": str(job.seed)}
         model = onnx_io.export(onnx_io.fold_batch_norm(result.network), folder / "model.onnx", metadata=about)
-        entry = self._judged(
-            model,
-            contest,
-            test,
-            folder,
+        origin = _Origin(
+            contest=contest,
             method=job.method,
             recipe=job.digest,
             seed=job.seed,
@@ -77,7 +87,7 @@ class Bench:
             best_epoch=result.best_epoch,
             train_seconds=result.seconds,
         )
-        measurements.append(self.journal, entry)
+        measurements.append(self.journal, self._judged(model, test, folder, origin))
         return True
 
     def measure_boxes(self, job: Job, command: str) -> bool:
@@ -100,7 +110,7 @@ class Bench:
             largest=largest,
             inputs=inputs,
             command=command,
-            **_origin(self.device),
+            **_place(self.device),
         )
         measurements.append(self.journal, entry)
         return True
@@ -130,35 +140,11 @@ class Bench:
         test = data.load(contest.data, split="test", root=self.data_root)
         model = onnx_io.read(models / published.file, input_shape=test.shape, samples=test.take(16).pixels())
         folder = self.runs / f"{contest.name}_{Path(published.file).stem}"
-        entry = self._judged(
-            model,
-            contest,
-            test,
-            folder,
-            method=published.label,
-            recipe=published.file,
-            seed=0,
-            command=command,
-            best_epoch=0,
-            train_seconds=0.0,
-        )
-        measurements.append(self.journal, entry)
+        origin = _Origin(contest=contest, method=published.label, recipe=published.file, command=command)
+        measurements.append(self.journal, self._judged(model, test, folder, origin))
         return True
 
-    def _judged(
-        self,
-        model: OnnxModel,
-        contest: Contest,
-        test: Dataset,
-        folder: Path,
-        *,
-        method: str,
-        recipe: str,
-        seed: int,
-        command: str,
-        best_epoch: int,
-        train_seconds: float,
-    ) -> Entry:
+    def _judged(self, model: OnnxModel, test: Dataset, folder: Path, origin: _Origin) -> Entry:
         started = time.monotonic()
         folder.mkdir(parents=True, exist_ok=True)
         digest = certifier_digest(self.certifier)
@@ -166,7 +152,7 @@ class Bench:
         certificate = certify_uap(
             model,
             test,
-            Threat(eps=parse_eps(contest.eps)),
+            Threat(eps=parse_eps(origin.contest.eps)),
             self.certifier,
             device=self.device,
             journal=log,
@@ -175,10 +161,10 @@ class Bench:
         ).to_json()
         inputs = certificate["inputs"]
         return Entry(
-            contest=contest.name,
-            method=method,
-            recipe=recipe,
-            seed=seed,
+            contest=origin.contest.name,
+            method=origin.method,
+            recipe=origin.recipe,
+            seed=origin.seed,
             certifier=digest,
             standard=standard_accuracy(model, test),
             certified=100 * certificate["certified"] / inputs,
@@ -186,12 +172,12 @@ class Bench:
             individually=100 * certificate["individually_certified"] / inputs,
             ibp=100 * certificate["ibp_certified"] / inputs,
             inputs=inputs,
-            best_epoch=best_epoch,
-            train_seconds=round(train_seconds, 1),
+            best_epoch=origin.best_epoch,
+            train_seconds=round(origin.train_seconds, 1),
             certify_seconds=round(time.monotonic() - started, 1),
             model=model.sha256,
-            command=command,
-            **_origin(self.device),
+            command=origin.command,
+            **_place(self.device),
         )
 
 
@@ -213,7 +199,7 @@ def standard_accuracy(model: OnnxModel, test: Dataset) -> float:
     return 100.0 * correct / len(test)
 
 
-def _origin(device: str) -> dict[str, Any]:
+def _place(device: str) -> dict[str, Any]:
     """Where a figure comes from: commit, machine and versions."""
     versions = {"citrus": __version__, **_versions(("torch", "numpy"))}
     return {"commit": _commit(), "machine": _machine(device), "versions": versions}

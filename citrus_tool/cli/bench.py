@@ -103,8 +103,8 @@ def _table(name: str, about: str) -> click.Command:
         from citrus_tool.bench import contests, page
         from citrus_tool.bench.plots import PLOTS
         from citrus_tool.bench.run import Bench
+        from citrus_tool.devices import resolve_device
         from citrus_tool.results.measurements import read, read_boxes
-        from citrus_tool.workflow import resolve_device
 
         if plot is not None:
             plots.require(plot)

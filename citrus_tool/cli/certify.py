@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from citrus_tool.cli import options, terminal
+from citrus_tool.context import Device, RunContext
 from citrus_tool.errors import UsageError
 from citrus_tool.files import write_text
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from citrus_tool.workflow import DataChoice, ModelChoice
 
 Split = Literal["train", "validation", "test"]
-Device = Literal["auto", "cpu", "cuda"]
 
 
 def sweep_table(certificates: Sequence[Certificate], target: int | None) -> tuple[list[str], list[list[str]]]:
@@ -107,22 +107,24 @@ def certify_uap(
     from citrus_tool.workflow.sweep import sweep_file
 
     target = threats[0].target
-    effective = options.effective(ctx)
     name = f"{source.path.stem}_{'certify' if len(threats) == 1 else 'sweep'}"
     run_dir = run_dir or Path("runs") / (name if part is None else f"{name}_{part[0]}_of_{part[1]}")
+    context = RunContext(
+        device=device,
+        run_dir=run_dir,
+        resume=resume,
+        workers=workers,
+        progress=terminal.progress(quiet),
+        effective=options.effective(ctx),
+    )
     if len(threats) > 1:
         swept = sweep_file(
             source,
             choice,
             threats,
             certify,
+            context,
             split=split,
-            run_dir=run_dir,
-            device=device,
-            resume=resume,
-            workers=workers,
-            settings=effective,
-            progress=terminal.progress(quiet),
         )
         table = sweep_table(swept.certificates, target)
         terminal.show(swept.to_json(), json_path, *table)
@@ -136,16 +138,11 @@ def certify_uap(
         choice,
         threats[0],
         certify,
+        context,
         split=split,
-        run_dir=run_dir,
-        device=device,
-        resume=resume,
         proof=certificate,
-        workers=workers,
         part=part,
         join=join,
-        settings={**effective, "eps": threats[0].eps},
-        progress=terminal.progress(quiet),
     )
     write_tables(csv_path, latex_path, [proven], sweep_table([proven], target))
     shown = proven.table()
@@ -191,7 +188,7 @@ def check(
     from citrus_tool.workflow import DataChoice, check_file
 
     choice = None if data_name is None else DataChoice(name=data_name, root=data_root, seed=seed)
-    found = check_file(certificate, model, choice, split=split, progress=terminal.progress(quiet)).to_json()
+    found = check_file(certificate, model, choice, RunContext(progress=terminal.progress(quiet)), split=split).to_json()
     rows = [[name, f"{found[name]:g}" if name == "eps" else str(found[name])] for name in found if name != "holds"]
     terminal.show(found, json_path, ["the proof holds", ""], rows)
 
@@ -240,21 +237,22 @@ def attack_uap(
       citrus attack-uap M.onnx --data mnist --eps 0.1 --limit 1000 --save u.npy
     """
     terminal.require_output(json_path)
-    from citrus_tool.workflow import attack_file
+    from citrus_tool.workflow import AttackSettings, attack_file
 
     report = attack_file(
         source,
         choice,
         threat,
-        group_size=group_size if scope == "groups" else None,
-        steps=attack_steps,
-        restarts=attack_restarts,
-        seed=seed,
+        AttackSettings(
+            group_size=group_size if scope == "groups" else None,
+            steps=attack_steps,
+            restarts=attack_restarts,
+            seed=seed,
+            limit=limit,
+        ),
+        RunContext(device=device, progress=terminal.progress(quiet)),
         split=split,
-        limit=limit,
         save=save,
-        device=device,
-        progress=terminal.progress(quiet),
     )
     shown = report.table()
     terminal.show(report.to_json(), json_path, shown.columns, shown.rows)
@@ -304,10 +302,9 @@ def evaluate(
         choice,
         threat,
         certify,
+        RunContext(device=device, progress=terminal.progress(quiet)),
         split=split,
         pgd_steps=pgd_steps,
-        device=device,
-        progress=terminal.progress(quiet),
     )
     shown = result.table()
     terminal.show(result.to_json(), json_path, shown.columns, shown.rows)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from citrus_tool.cli import options, terminal
+from citrus_tool.context import Device, RunContext
 from citrus_tool.errors import UsageError
 from citrus_tool.files import write_text
 
@@ -39,7 +40,7 @@ def compare(
     workers: int,
     run_dir: Path | None,
     resume: bool,
-    device: Literal["auto", "cpu", "cuda"],
+    device: Device,
     csv_path: Path | None,
     latex_path: Path | None,
     json_path: Path | None,
@@ -68,13 +69,15 @@ def compare(
         choice,
         threats,
         certify,
+        RunContext(
+            device=device,
+            run_dir=run_dir or Path("runs") / "compare",
+            resume=resume,
+            workers=workers,
+            progress=terminal.progress(quiet),
+            effective=options.effective(ctx),
+        ),
         split=split,
-        run_dir=run_dir or Path("runs") / "compare",
-        device=device,
-        resume=resume,
-        workers=workers,
-        settings=options.effective(ctx),
-        progress=terminal.progress(quiet),
     )
     terminal.show(found.to_json(), json_path, *found.table())
     first = [entry.sweep.certificates[0] for entry in found.networks if entry.sweep is not None]

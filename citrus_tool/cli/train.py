@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from citrus_tool.cli import options, terminal
+from citrus_tool.context import Device, RunContext
 from citrus_tool.errors import UsageError
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def harden(
     out: Path | None,
     run_dir: Path | None,
     resume: bool,
-    device: Literal["auto", "cpu", "cuda"],
+    device: Device,
     tracker: Literal["tensorboard", "mlflow"] | None,
     report_path: Path | None,
     json_path: Path | None,
@@ -134,15 +135,17 @@ def harden(
             source,
             choice,
             chosen,
+            RunContext(
+                device=device,
+                run_dir=run_dir,
+                resume=resume,
+                progress=terminal.progress(quiet),
+                effective=settings,
+            ),
             out=out or run_dir / f"{stem}.onnx",
-            run_dir=run_dir,
             certify=certify,
             target=target,
-            device=device,
-            resume=resume,
             batch_norm=batch_norm,
-            settings=settings,
-            progress=terminal.progress(quiet),
             on_epoch=on_epoch,
         )
     show_harden(report, json_path)
@@ -201,7 +204,7 @@ def train(
     out: Path | None,
     run_dir: Path | None,
     resume: bool,
-    device: Literal["auto", "cpu", "cuda"],
+    device: Device,
     threads: int | None,
     seed: int,
     json_path: Path | None,
@@ -235,12 +238,14 @@ def train(
         architecture,
         DataChoice(name=data_name, root=data_root, seed=seed),
         chosen,
+        RunContext(
+            device=device,
+            run_dir=run_dir,
+            resume=resume,
+            progress=terminal.progress(quiet),
+            effective=options.effective(ctx),
+        ),
         out=out or run_dir / f"{architecture}.onnx",
-        run_dir=run_dir,
-        device=device,
-        resume=resume,
-        settings=options.effective(ctx),
-        progress=terminal.progress(quiet),
     )
     row = [
         architecture,

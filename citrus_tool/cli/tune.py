@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from citrus_tool.cli import options, terminal
+from citrus_tool.context import Device, RunContext
 from citrus_tool.errors import UsageError
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def tune(
     plot: Path | None,
     run_dir: Path | None,
     resume: bool,
-    device: Literal["auto", "cpu", "cuda"],
+    device: Device,
     threads: int | None,
     seed: int,
     json_path: Path | None,
@@ -122,14 +123,16 @@ def tune(
         library.TuneSettings(
             trials=trials, inputs=limit, bounds=bounds, group_size=group_size, weight=weight, prune=prune, seed=seed
         ),
+        RunContext(
+            device=device,
+            run_dir=run_dir or Path("runs") / f"{Path(data_name).stem}_{name}_{chosen.method}_tune",
+            resume=resume,
+            progress=terminal.progress(quiet),
+            effective=options.effective(ctx),
+        ),
         space=dict(map(library.dimension, search)) or None,
-        run_dir=run_dir or Path("runs") / f"{Path(data_name).stem}_{name}_{chosen.method}_tune",
         storage=storage,
-        device=device,
-        resume=resume,
         plot=plot,
-        effective=options.effective(ctx),
-        progress=terminal.progress(quiet),
     )
     show(report, json_path)
 

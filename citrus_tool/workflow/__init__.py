@@ -12,9 +12,9 @@ import json
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -28,12 +28,14 @@ from citrus_tool.certification.individual import held, judged
 from citrus_tool.certification.settings import CertifySettings
 from citrus_tool.certification.uap import certify_uap
 from citrus_tool.checker.check import Checked, check
+from citrus_tool.context import RunContext
 from citrus_tool.data import Dataset, Split
+from citrus_tool.devices import resolve_device, resolved
 from citrus_tool.errors import AccuracyWarning, DataError, InputFileError, UsageError
 from citrus_tool.files import require_writable_file, require_writable_folder, toml_value, write_bytes, write_text
 from citrus_tool.network import Network
 from citrus_tool.onnx_io import Inspection, OnnxModel, OnnxRunner
-from citrus_tool.progress import Progress, Silent
+from citrus_tool.progress import Progress
 from citrus_tool.queries.target import Finding, Target, read_target
 from citrus_tool.results.attack import AttackReport
 from citrus_tool.results.certificate import Certificate
@@ -116,6 +118,25 @@ class ModelChoice:
         return model
 
 
+@dataclass(frozen=True, kw_only=True)
+class AttackSettings:
+    """The effort of an attack and on what it is spent (docs/attack.md).
+
+    Attributes:
+        group_size: inputs that share one perturbation, consecutive ones; None: all of them share one.
+        steps, restarts: as attacks.universal.attack_groups takes them, or for more than GROWN inputs in a group,
+            attacks.dataset.attack_dataset.
+        seed: draws the starting points.
+        limit: how many inputs are attacked; None: all.
+    """
+
+    group_size: int | None = 5
+    steps: int = 50
+    restarts: int = 6
+    seed: int = 0
+    limit: int | None = None
+
+
 def warn_of_accuracy(model: OnnxModel, dataset: Dataset, choice: DataSource) -> None:
     """An AccuracyWarning that names the fix where the network does badly on `dataset` (normalisation.doubt).
 
@@ -124,15 +145,6 @@ def warn_of_accuracy(model: OnnxModel, dataset: Dataset, choice: DataSource) -> 
     sentence = doubt(model, dataset, lambda: choice.load("validation"))
     if sentence is not None:
         warnings.warn(sentence, AccuracyWarning, stacklevel=3)
-
-
-def resolve_device(name: Literal["auto", "cpu", "cuda"]) -> str:
-    """`auto` is `cuda` when torch sees a GPU and `cpu` otherwise; raises UsageError for a `cuda` that is not there."""
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError("device cuda was asked for, but torch sees no GPU; use --device cpu or auto.")
-    return name
 
 
 def shipped_model(name: str) -> Path:
@@ -213,17 +225,13 @@ def harden_file(
     source: ModelSource,
     choice: DataSource,
     recipe: Recipe,
+    context: RunContext,
     *,
     out: Path,
-    run_dir: Path,
     certify: CertifySettings,
     target: Target | None = None,
-    device: Literal["auto", "cpu", "cuda"] = "auto",
-    resume: bool = False,
     keep_checkpoints: bool = True,
     batch_norm: bool = False,
-    settings: Mapping[str, Any] | None = None,
-    progress: Progress | None = None,
     on_epoch: OnEpoch | None = None,
 ) -> HardenReport:
     """Trains the file's network by `recipe` and writes it to `out` with only its weights changed.
@@ -231,26 +239,25 @@ def harden_file(
     The epoch is chosen as `trainer.fit` does. Before and after are judged on the test split: standard accuracy on
     all of it, the rest by `certify` at the recipe's eps. The images of `target` (read_spec) join the training data, and
     its properties are verified before and after. `batch_norm` puts batch norm in for training, as the identity
-    at first, and folds it back into the file's weights. `run_dir` receives `settings`, the journals of both
+    at first, and folds it back into the file's weights. The run folder receives the settings, the journals of both
     certifications, the report and, unless `keep_checkpoints` is off, the checkpoints that `resume` needs. `on_epoch`
     gets each epoch's entry of the history as it is made.
 
     Raises:
         CitrusError: a file, an option or the data is wrong; nothing has been written then.
         UsageError: `out` is the file itself, or options exclude each other.
-        InterruptedRunError: stopped by the user; `resume=True` continues.
+        InterruptedRunError: stopped by the user; `resume` continues.
     """
-    progress = progress or Silent()
-    where = resolve_device(device)
+    context, run_dir, progress = resolved(context), context.folder, context.progress
     trainer.methods_of(recipe)
     train, validation, test = (choice.load(split) for split in data.SPLITS)
     model = source.read(test)
     if out.exists() and source.path.exists() and out.samefile(source.path):
         raise UsageError(f"{out} is the network that is hardened; give the result another name.")
-    _require_outputs(out, run_dir, fresh=keep_checkpoints and not resume)
+    _require_outputs(out, run_dir, fresh=keep_checkpoints and not context.resume)
     warn_of_accuracy(model, test, choice)
     threat = Threat(eps=recipe.eps)
-    save_settings(run_dir, settings)
+    save_settings(run_dir, context.effective)
     with tempfile.TemporaryDirectory(prefix="citrus-") as folder:  # a network in memory is no file yet
         given = Path(folder) / "before.onnx"
         given.write_bytes(model.proto.SerializeToString())
@@ -260,9 +267,16 @@ def harden_file(
 
     def figures(network: OnnxModel, journal: str) -> Figures:
         found = certify_uap(
-            network, test, threat, certify, device=where, journal=run_dir / journal, resume=resume, progress=progress
+            network,
+            test,
+            threat,
+            certify,
+            device=context.device,
+            journal=run_dir / journal,
+            resume=context.resume,
+            progress=progress,
         )
-        return _figures(network, test, found, progress)
+        return _figures(network, test, found, context)
 
     before = figures(model, "before.jsonl")
     network = (
@@ -274,8 +288,8 @@ def harden_file(
         validation,
         recipe,
         run_dir=run_dir if keep_checkpoints else None,
-        resume=resume and checkpoint.exists(run_dir),  # a run that was stopped before training has none yet
-        device=where,
+        resume=context.resume and checkpoint.exists(run_dir),  # a run that was stopped before training has none yet
+        device=context.device,
         progress=progress,
         on_epoch=on_epoch,
     )
@@ -311,37 +325,32 @@ def train_file(
     architecture: str,
     choice: DataSource,
     recipe: Recipe,
+    context: RunContext,
     *,
     out: Path,
-    run_dir: Path,
-    device: Literal["auto", "cpu", "cuda"] = "auto",
-    resume: bool = False,
-    settings: Mapping[str, Any] | None = None,
-    progress: Progress | None = None,
     on_epoch: OnEpoch | None = None,
 ) -> TrainReport:
     """Trains a named architecture from scratch and exports it to `out`; raises as `harden_file`."""
-    progress = progress or Silent()
-    where = resolve_device(device)
+    context, run_dir, progress = resolved(context), context.folder, context.progress
     trainer.methods_of(recipe)
     train, validation, test = (choice.load(split) for split in data.SPLITS)
     network = architectures.build(architecture, test.shape, test.num_classes, seed=recipe.seed)
     require_no_teacher(recipe)
-    _require_outputs(out, run_dir, fresh=not resume)
-    save_settings(run_dir, settings)
+    _require_outputs(out, run_dir, fresh=not context.resume)
+    save_settings(run_dir, context.effective)
     result = trainer.fit(
         network,
         train,
         validation,
         recipe,
         run_dir=run_dir,
-        resume=resume,
-        device=where,
+        resume=context.resume,
+        device=context.device,
         progress=progress,
         on_epoch=on_epoch,
     )
     model = onnx_io.export(onnx_io.fold_batch_norm(result.network), out, metadata=_metadata(recipe, choice))
-    accuracy = standard_accuracy(model, test, progress, stage="test")
+    accuracy = standard_accuracy(model, test, context, stage="test")
     progress.finish()
     report = TrainReport(
         architecture=architecture,
@@ -362,24 +371,20 @@ def certify_file(
     choice: DataSource,
     threat: Threat,
     certify: CertifySettings,
+    context: RunContext,
     *,
     split: Split = "test",
-    run_dir: Path | None = None,
-    device: Literal["auto", "cpu", "cuda"] = "auto",
-    resume: bool = False,
     proof: Path | None = None,
-    workers: int = 1,
     part: tuple[int, int] | None = None,
     join: Sequence[Path] = (),
-    settings: Mapping[str, Any] | None = None,
-    progress: Progress | None = None,
 ) -> Certificate:
-    """The certificate of a file on one split; finished groups go to `run_dir`/journal.jsonl, for `resume`.
+    """The certificate of a file on one split; finished groups go to journal.jsonl in the run folder, for
+    `resume`.
 
-    `proof` gets what `check_file` verifies; `workers` and `part` as in `certify_uap`; `join` are run folders of parts,
-    and needs a run_dir.
+    `proof` gets what `check_file` verifies; `part` is as in `certify_uap`; `join` are run folders of parts, and needs a
+    run folder.
     """
-    where = resolve_device(device)
+    context, run_dir = resolved(context), context.run_dir
     dataset = choice.load(split)
     model = source.read(dataset)
     if run_dir is not None:
@@ -391,39 +396,39 @@ def certify_file(
             dataset,
             threat,
             certify,
-            device=where,
+            device=context.device,
             proof=proof,
-            workers=workers,
+            workers=context.workers,
             part=part,
-            progress=progress or Silent(),
+            progress=context.progress,
         )
-    save_settings(run_dir, settings)
+    save_settings(run_dir, {**context.effective, "eps": threat.eps} if context.effective is not None else None)
     certificate = certify_uap(
         model,
         dataset,
         threat,
         certify,
-        device=where,
+        device=context.device,
         journal=run_dir / "journal.jsonl",
-        resume=resume,
+        resume=context.resume,
         proof=proof,
-        workers=workers,
+        workers=context.workers,
         part=part,
         join=[folder / "journal.jsonl" for folder in join],
-        progress=progress or Silent(),
+        progress=context.progress,
     )
     write_text(run_dir / "certificate.json", json.dumps(certificate.to_json(), indent=2, allow_nan=False) + "\n")
     return certificate
 
 
 def check_file(
-    proof: Path, model: Path, choice: DataChoice | None, *, split: Split = "test", progress: Progress | None = None
+    proof: Path, model: Path, choice: DataChoice | None, context: RunContext, *, split: Split = "test"
 ) -> Checked:
     """Verifies a proof that `certify_file` wrote; with a choice of data also that its inputs are those of the split.
 
     Raises as `check.check`; DataError where an input is beyond the data.
     """
-    progress = progress or Silent()
+    progress = context.progress
     images = None
     if choice is not None:
         dataset = choice.load(split)
@@ -447,23 +452,21 @@ def evaluate_file(
     choice: DataSource,
     threat: Threat,
     certify: CertifySettings,
+    context: RunContext,
     *,
     split: Split = "test",
     pgd_steps: int = 50,
-    device: Literal["auto", "cpu", "cuda"] = "auto",
-    progress: Progress | None = None,
 ) -> Evaluation:
     """Clean, PGD, shared-perturbation, IBP and certified accuracy in one go."""
-    progress = progress or Silent()
-    where = resolve_device(device)
+    context = replace(resolved(context), seed=certify.seed)
     dataset = choice.load(split)
     model = source.read(dataset)
     warn_of_accuracy(model, dataset, choice)
     judged = dataset.take(certify.limit) if certify.limit is not None else dataset
-    certificate = certify_uap(model, dataset, threat, certify, device=where, progress=progress)
-    figures = _figures(model, dataset, certificate, progress)
-    robust = pgd_accuracy(model.network, judged, threat, pgd_steps, seed=certify.seed, device=where, progress=progress)
-    progress.finish()
+    certificate = certify_uap(model, dataset, threat, certify, device=context.device, progress=context.progress)
+    figures = _figures(model, dataset, certificate, context)
+    robust = pgd_accuracy(model.network, judged, threat, pgd_steps, context)
+    context.progress.finish()
     return Evaluation(
         model=source.path,
         data=choice.name,
@@ -481,43 +484,34 @@ def attack_file(
     source: ModelSource,
     choice: DataSource,
     threat: Threat,
+    settings: AttackSettings,
+    context: RunContext,
     *,
-    group_size: int | None = 5,
-    steps: int = 50,
-    restarts: int = 6,
-    seed: int = 0,
     split: Split = "test",
-    limit: int | None = None,
     save: Path | None = None,
-    device: Literal["auto", "cpu", "cuda"] = "auto",
-    progress: Progress | None = None,
 ) -> AttackReport:
     """The strongest shared perturbations found, replayed on onnxruntime.
 
     Args:
-        group_size: inputs that share one perturbation, consecutive ones; None lets all inputs share one.
-        steps, restarts: as attacks.universal.attack_groups takes them, or for more than GROWN inputs in a group,
-            attacks.dataset.attack_dataset.
         save: writes the perturbations (g, C, H, W) float32 to this .npy file.
 
     With a target class, inputs that have it as label are left out.
     """
-    progress = progress or Silent()
-    where = resolve_device(device)
+    where, progress = resolve_device(context.device), context.progress
     whole = choice.load(split)
     model = source.read(whole)
     threat.require_target(model.network.num_classes)
     if save is not None:
         require_writable_file(save)
     warn_of_accuracy(model, whole, choice)
-    dataset = whole.select(judged(whole, threat.target)[:limit])
-    k = group_size or len(dataset)
+    dataset = whole.select(judged(whole, threat.target)[: settings.limit])
+    k = settings.group_size or len(dataset)
     groups = -(-len(dataset) // k)
     index = torch.arange(groups * k).clamp(max=len(dataset) - 1).reshape(groups, k)
     present = (torch.arange(groups * k) < len(dataset)).reshape(groups, k)
     images = dataset.pixels(index.flatten()).reshape(groups, k, *dataset.shape)
     network = threat.network(model.network).frozen(dtype=torch.float32, device=where)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(settings.seed)
     progress.start("attack", groups, "groups")
     found = []
     batch = max(1, BATCH // k)
@@ -530,8 +524,8 @@ def attack_file(
                 dataset.pixels(members),
                 dataset.labels[members],
                 threat.eps,
-                steps=steps,
-                restarts=restarts,
+                steps=settings.steps,
+                restarts=settings.restarts,
                 generator=generator,
                 target=threat.target,
             )
@@ -543,8 +537,8 @@ def attack_file(
                 dataset.labels[index[part]].to(where),
                 present[part].to(where),
                 threat.eps,
-                steps=steps,
-                restarts=restarts,
+                steps=settings.steps,
+                restarts=settings.restarts,
                 generator=generator,
                 target=threat.target,
             )
@@ -572,12 +566,7 @@ def attack_file(
     )
 
 
-def demo(
-    *,
-    run_dir: Path,
-    device: Literal["auto", "cpu", "cuda"] = "auto",
-    progress: Progress | None = None,
-) -> HardenReport:
+def demo(context: RunContext) -> HardenReport:
     """Hardens the shipped digits network by the recipe `digits` and certifies it before and after.
 
     At that recipe's eps, on the first 200 inputs of the digits test split. The checkpoints are not kept, so that the
@@ -587,12 +576,10 @@ def demo(
         ModelChoice(path=shipped_model("digits_convtiny.onnx")),
         DataChoice(name="digits"),
         recipes.named("digits"),
-        out=run_dir / "digits_convtiny_citrus.onnx",
-        run_dir=run_dir,
+        context,
+        out=context.folder / "digits_convtiny_citrus.onnx",
         certify=CertifySettings(limit=200),
-        device=device,
         keep_checkpoints=False,
-        progress=progress,
     )
 
 
@@ -631,11 +618,11 @@ def _metadata(recipe: Recipe, choice: DataSource) -> dict[str, str]:
     }
 
 
-def _figures(model: OnnxModel, dataset: Dataset, certificate: Certificate, progress: Progress) -> Figures:
+def _figures(model: OnnxModel, dataset: Dataset, certificate: Certificate, context: RunContext) -> Figures:
     """Standard accuracy on all of `dataset`, the rest from the certificate."""
     inputs = certificate.inputs
     return Figures(
-        standard_accuracy=standard_accuracy(model, dataset, progress),
+        standard_accuracy=standard_accuracy(model, dataset, context),
         ibp_certified_accuracy=100 * certificate.ibp_certified / inputs,
         certified_uap_accuracy=100 * certificate.certified / inputs,
         attacked_uap_accuracy=100 * certificate.attacked / inputs,
@@ -659,33 +646,24 @@ def _correct(logits: np.ndarray[Any, np.dtype[Any]], labels: np.ndarray[Any, np.
 
 
 def standard_accuracy(
-    model: OnnxModel, dataset: Dataset, progress: Progress, *, stage: str = "standard accuracy"
+    model: OnnxModel, dataset: Dataset, context: RunContext, *, stage: str = "standard accuracy"
 ) -> float:
     """Percent of `dataset` that the file on onnxruntime classifies correctly; a tie is not correct."""
     runner = OnnxRunner(model)
-    progress.start(stage, len(dataset), "inputs")
+    context.progress.start(stage, len(dataset), "inputs")
     correct = 0
     for start in range(0, len(dataset), BATCH):
         part = slice(start, min(start + BATCH, len(dataset)))
         correct += int(_correct(runner.logits(dataset.pixels(part)), dataset.labels[part].numpy()).sum())
-        progress.advance(part.stop - part.start)
+        context.progress.advance(part.stop - part.start)
     return 100 * correct / len(dataset)
 
 
-def pgd_accuracy(
-    network: Network,
-    dataset: Dataset,
-    threat: Threat,
-    steps: int,
-    *,
-    seed: int = 0,
-    device: str = "cpu",
-    progress: Progress | None = None,
-) -> float:
+def pgd_accuracy(network: Network, dataset: Dataset, threat: Threat, steps: int, context: RunContext) -> float:
     """Percent of all inputs that stay correct, clean and under their own PGD perturbation of that many steps."""
-    progress = progress or Silent()
+    device, progress = resolve_device(context.device), context.progress
     frozen = network.frozen(dtype=torch.float32, device=device)
-    generator = torch.Generator(device=device).manual_seed(seed)
+    generator = torch.Generator(device=device).manual_seed(context.seed)
     progress.start("pgd", len(dataset), "inputs")
     correct = 0
     for start in range(0, len(dataset), BATCH):

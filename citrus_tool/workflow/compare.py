@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Literal
 
 from citrus_tool.certification.settings import CertifySettings
+from citrus_tool.context import RunContext
 from citrus_tool.data import Dataset, Split
+from citrus_tool.devices import resolved
 from citrus_tool.errors import CheckFailedError, InputFileError, SoundnessError, UnsupportedNetworkError
 from citrus_tool.files import require_writable_folder, write_text
-from citrus_tool.progress import Progress, Silent, Staged
+from citrus_tool.progress import Staged
 from citrus_tool.results.comparison import Comparison, Judged, Pair
 from citrus_tool.threat import Threat
-from citrus_tool.workflow import DataChoice, ModelChoice, resolve_device, standard_accuracy
+from citrus_tool.workflow import DataChoice, ModelChoice, standard_accuracy
 from citrus_tool.workflow.sweep import sweep_file
 
 
@@ -24,56 +26,39 @@ def compare_files(
     choice: DataChoice,
     threats: Sequence[Threat],
     certify: CertifySettings,
+    context: RunContext,
     *,
-    run_dir: Path,
     split: Split = "test",
-    device: Literal["auto", "cpu", "cuda"] = "auto",
-    resume: bool = False,
-    workers: int = 1,
-    settings: Mapping[str, Any] | None = None,
-    progress: Progress | None = None,
 ) -> Comparison:
-    """Certifies each network at each eps (`sweep.sweep_file`), each in its own folder below `run_dir`.
+    """Certifies each network at each eps (`sweep.sweep_file`), each in its own folder below the run
+    folder.
 
     A network that cannot be read or judged becomes an entry with its error, and the others are still judged. The result
-    also goes to `run_dir`/comparison.json.
+    also goes to comparison.json in the run folder.
 
     Raises:
         UsageError: options that make no sense, or an unfinished run without `resume`.
         DataError: the data cannot be read.
         SoundnessError: a certificate contradicts itself or another one.
-        InterruptedRunError: stopped by the user; `resume=True` continues.
+        InterruptedRunError: stopped by the user; `resume` continues.
     """
-    progress = progress or Silent()
-    resolve_device(device)
+    context, run_dir = resolved(context), context.folder
     dataset = choice.load(split)
     require_writable_folder(run_dir)
     names = distinct([source.path for source in sources])
     found = []
     for name, source in zip(names, sources, strict=True):
-        staged = Staged(progress, f"{name}, ")
+        staged = replace(context, run_dir=run_dir / name, progress=Staged(context.progress, f"{name}, "))
         try:
             accuracy = _accuracy(source, dataset, staged)
-            sweep = sweep_file(
-                source,
-                choice,
-                threats,
-                certify,
-                run_dir=run_dir / name,
-                split=split,
-                device=device,
-                resume=resume,
-                workers=workers,
-                settings=settings,
-                progress=staged,
-            )
+            sweep = sweep_file(source, choice, threats, certify, staged, split=split)
         except SoundnessError:
             raise
         except (InputFileError, UnsupportedNetworkError, CheckFailedError) as error:
             found.append(Judged(name=name, path=source.path, error=error))
         else:
             found.append(Judged(name=name, path=source.path, standard_accuracy=accuracy, sweep=sweep))
-    progress.finish()
+    context.progress.finish()
     result = Comparison(networks=tuple(found), pairs=tuple(_pairs(found)))
     run_dir.mkdir(parents=True, exist_ok=True)
     write_text(run_dir / "comparison.json", json.dumps(result.to_json(), indent=2, allow_nan=False) + "\n")
@@ -92,9 +77,9 @@ def distinct(paths: Sequence[Path]) -> list[str]:
     return names
 
 
-def _accuracy(source: ModelChoice, dataset: Dataset, progress: Progress) -> float:
-    accuracy = standard_accuracy(source.read(dataset), dataset, progress)
-    progress.finish()
+def _accuracy(source: ModelChoice, dataset: Dataset, context: RunContext) -> float:
+    accuracy = standard_accuracy(source.read(dataset), dataset, context)
+    context.progress.finish()
     return accuracy
 
 

@@ -9,18 +9,18 @@ and lies above the attacked count at a smaller one refutes the run.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final
 
 from citrus_tool.certification.journal import unfinished
 from citrus_tool.certification.settings import CertifySettings
+from citrus_tool.context import RunContext
 from citrus_tool.data import Split
 from citrus_tool.errors import SoundnessError, UsageError
 from citrus_tool.files import write_text
-from citrus_tool.progress import Progress, Silent, Staged
+from citrus_tool.progress import Staged
 from citrus_tool.results.certificate import Certificate, GroupResult, Status
 from citrus_tool.results.evidence import Evidence, Verdict
 from citrus_tool.results.sweep import Sweep, spelled
@@ -37,32 +37,27 @@ def sweep_file(
     choice: DataChoice,
     threats: Sequence[Threat],
     certify: CertifySettings,
+    context: RunContext,
     *,
-    run_dir: Path,
     split: Split = "test",
-    device: Literal["auto", "cpu", "cuda"] = "auto",
-    resume: bool = False,
-    workers: int = 1,
-    settings: Mapping[str, Any] | None = None,
-    progress: Progress | None = None,
 ) -> Sweep:
     """Certifies a file at the eps of each threat, smallest first; the other arguments are `workflow.certify_file`'s.
 
-    Each eps has its own run folder below `run_dir` (see `folder`), with the certificate that it gives by itself; the
-    narrowed ones go to `run_dir`/sweep.json.
+    Each eps has its own folder below the run folder (see `folder`), with the certificate that it gives by itself; the
+    narrowed ones go to sweep.json in the run folder.
 
     Raises:
         UsageError: an eps is given twice, or without `resume` a run folder holds an unfinished run.
         SoundnessError: the certificates contradict each other.
         CitrusError: as `workflow.certify_file`.
     """
-    progress = progress or Silent()
+    run_dir, effective = context.folder, context.effective
     ordered = sorted(threats, key=lambda threat: threat.eps)
     for one, other in pairwise(ordered):
         if one.eps == other.eps:
             raise UsageError(f"eps {spelled(one.eps)} is given twice; give each eps once.")
     folders = [run_dir / folder(threat.eps) for threat in ordered]
-    if not resume:
+    if not context.resume:
         for path in folders:
             if count := unfinished(path / "journal.jsonl"):
                 raise UsageError(
@@ -75,13 +70,13 @@ def sweep_file(
             choice,
             threat,
             certify,
+            replace(
+                context,
+                run_dir=path,
+                effective=None if effective is None else {**effective, "run-dir": path},
+                progress=Staged(context.progress, f"eps {spelled(threat.eps)}: "),
+            ),
             split=split,
-            run_dir=path,
-            device=device,
-            resume=resume,
-            workers=workers,
-            settings=None if settings is None else {**settings, "eps": threat.eps, "run-dir": path},
-            progress=Staged(progress, f"eps {spelled(threat.eps)}: "),
         )
         for threat, path in zip(ordered, folders, strict=True)
     ]

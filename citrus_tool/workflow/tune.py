@@ -28,16 +28,18 @@ from typing import TYPE_CHECKING, Any, Literal
 from citrus_tool import __version__, architectures, files, onnx_io, plots
 from citrus_tool.certification.settings import CertifySettings
 from citrus_tool.certification.uap import certify_uap
+from citrus_tool.context import RunContext
 from citrus_tool.data import Dataset
+from citrus_tool.devices import resolved
 from citrus_tool.errors import CheckFailedError, InputFileError, InterruptedRunError, UsageError
 from citrus_tool.network import Network
 from citrus_tool.onnx_io import OnnxModel
-from citrus_tool.progress import Progress, Silent, Staged
+from citrus_tool.progress import Progress, Staged
 from citrus_tool.results.trial import Scalar, Trial
 from citrus_tool.threat import Threat
 from citrus_tool.training import checkpoint, recipes, trainer
 from citrus_tool.training.recipes import Recipe
-from citrus_tool.workflow import DataChoice, ModelChoice, require_no_teacher, resolve_device, save_settings
+from citrus_tool.workflow import DataChoice, ModelChoice, require_no_teacher, save_settings
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -239,26 +241,21 @@ def tune_file(
     choice: DataChoice,
     recipe: Recipe,
     settings: TuneSettings,
+    context: RunContext,
     *,
     space: Space | None = None,
-    run_dir: Path,
     storage: Path | None = None,
-    device: Literal["auto", "cpu", "cuda"] = "auto",
-    resume: bool = False,
     plot: Path | None = None,
-    effective: Mapping[str, Any] | None = None,
-    progress: Progress | None = None,
 ) -> TuneReport:
     """Searches recipes for an ONNX file, or for a named architecture from scratch, and writes the best ones.
 
-    `run_dir` receives `best.toml` and one such recipe for every trial of the front (`front/`), `report.json`, the study
-    (unless `storage` names its file) and a folder for every trial with its result and its network.
+    The run folder receives `best.toml` and one such recipe for every trial of the front (`front/`), `report.json`, the
+    study (unless `storage` names its file) and a folder for every trial with its result and its network.
 
     Args:
         recipe: what is tuned; it is the first trial, its values moved into the space.
         space: default: `default_space(recipe)`.
         plot: a file for the front.
-        effective: the command's settings, saved with the run.
 
     Raises:
         UsageError: the space makes no recipe or the recipe trains on all data, a used folder without `resume`, or
@@ -267,7 +264,7 @@ def tune_file(
         InterruptedRunError: Ctrl-C; `resume` goes on in the middle of the trial.
         CheckFailedError: every trial failed.
     """
-    where = resolve_device(device)
+    context, run_dir = resolved(context), context.folder
     if recipe.train_on != "train":
         raise UsageError(
             'train_on is "all", which leaves no validation split to tune by; tune with "train", set "all" afterwards.'
@@ -301,12 +298,12 @@ def tune_file(
         space=space,
         run_dir=run_dir,
         storage=storage or run_dir / "study.db",
-        device=where,
+        device=context.device,
         save=save,
-        progress=progress or Silent(),
+        progress=context.progress,
     )
-    search.open(resume)
-    save_settings(run_dir, effective)
+    search.open(context.resume)
+    save_settings(run_dir, context.effective)
     trials = search.run()
     report = _report(recipe, settings, space, choice.name, trials, run_dir)
     files.write_text(run_dir / "report.json", json.dumps(report.to_json(), indent=2, allow_nan=False) + "\n")

@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from citrus_tool import onnx_io, plots
+from citrus_tool.context import RunContext
 from citrus_tool.data import load
 from citrus_tool.errors import CheckFailedError, InputFileError, InterruptedRunError, UsageError
-from citrus_tool.progress import Progress
+from citrus_tool.progress import Progress, Silent
 from citrus_tool.results.trial import Trial
 from citrus_tool.training import recipes
 from citrus_tool.training.methods import METHODS
@@ -71,13 +72,13 @@ def _tune(folder: Path, **changes: Any) -> TuneReport:
         "recipe": RECIPE,
         "settings": SETTINGS,
         "space": SPACE,
-        "run_dir": folder,
-        "device": "cpu",
         **changes,
     }
-    return tune_file(
-        values.pop("source"), DataChoice(name="digits"), values.pop("recipe"), values.pop("settings"), **values
+    context = RunContext(
+        device="cpu", run_dir=folder, resume=values.pop("resume", False), progress=values.pop("progress", Silent())
     )
+    source, recipe, settings = (values.pop(name) for name in ("source", "recipe", "settings"))
+    return tune_file(source, DataChoice(name="digits"), recipe, settings, context, **values)
 
 
 @pytest.fixture(scope="module")
