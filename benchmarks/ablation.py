@@ -33,12 +33,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from citrus_tool import architectures, data, onnx_io
 from citrus_tool.bench.contests import CERTIFIER, CPU, CPU_LONG, Contest, Job
 from citrus_tool.certification.uap import certify_uap
+from citrus_tool.choices.recipe import Recipe
 from citrus_tool.context import RunContext
 from citrus_tool.data import Dataset
 from citrus_tool.network import Network
 from citrus_tool.threat import Threat, parse_eps
 from citrus_tool.training import trainer
-from citrus_tool.training.recipes import Recipe, named
+from citrus_tool.training.recipes import named
 from citrus_tool.workflow import pgd_accuracy
 
 PGD_STEPS = 20

@@ -32,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from citrus_tool import data, onnx_io
 from citrus_tool.bench.box_sizes import own_and_others
+from citrus_tool.choices.recipe import Recipe
 from citrus_tool.network import Network
 from citrus_tool.threat import Box, parse_eps
 from citrus_tool.training.adversarial import attack
@@ -39,7 +40,6 @@ from citrus_tool.training.citrus import centres
 from citrus_tool.training.crown_ibp import crown_margins
 from citrus_tool.training.kcp import common_attack
 from citrus_tool.training.method import Batch
-from citrus_tool.training.recipes import Recipe
 from citrus_tool.training.training_boxes import box_margins, robust_cross_entropy, uniform_box
 
 GROUP = 5

@@ -34,7 +34,7 @@ from citrus_tool.certification.conflicts import Combination
 from citrus_tool.certification.joint_loop import Arena, Loop, executions
 from citrus_tool.certification.milp import named
 from citrus_tool.certification.run import Chunk, Prepared, Run
-from citrus_tool.certification.settings import CertifySettings
+from citrus_tool.choices.settings import CertifySettings
 from citrus_tool.progress import Silent
 from citrus_tool.threat import Threat, parse_eps
 

@@ -25,15 +25,14 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from citrus_tool import architectures
-from citrus_tool.attacks.pgd import SABR_STEPS
 from citrus_tool.bounds.interval import margins
+from citrus_tool.choices.recipe import SABR_STEPS, Recipe, Taps
 from citrus_tool.network import Network
 from citrus_tool.threat import Threat
 from citrus_tool.training import schedule
 from citrus_tool.training.method import Batch
 from citrus_tool.training.methods import METHODS
 from citrus_tool.training.optimiser_step import Stepper
-from citrus_tool.training.recipes import Recipe, Taps
 
 EPS, TAU, GROUP = 0.1, 0.04, 5
 Shape = tuple[int, int, int]

@@ -23,8 +23,8 @@ from typing import Any, get_args
 
 import torch
 
-from citrus_tool.certification.individual import BoundsName
-from citrus_tool.certification.settings import CertifySettings
+from citrus_tool.choices import BoundsName
+from citrus_tool.choices.settings import CertifySettings
 from citrus_tool.context import RunContext
 from citrus_tool.threat import Threat, parse_eps
 from citrus_tool.workflow import DataChoice, ModelChoice, certify_file, check_file

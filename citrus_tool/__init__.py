@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from citrus_tool.api import load as load
     from citrus_tool.api import report as report
     from citrus_tool.api import verify as verify
-    from citrus_tool.certification.settings import CertifySettings as CertifySettings
     from citrus_tool.certification.uap import certify_uap as certify_uap
+    from citrus_tool.choices.recipe import Recipe as Recipe
+    from citrus_tool.choices.settings import CertifySettings as CertifySettings
     from citrus_tool.data import Dataset as Dataset
     from citrus_tool.data import Splits as Splits
     from citrus_tool.data import load as load_data
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
     from citrus_tool.results.evaluation import Figures as Figures
     from citrus_tool.results.harden import HardenReport as HardenReport
     from citrus_tool.threat import Threat as Threat
-    from citrus_tool.training.recipes import Recipe as Recipe
     from citrus_tool.training.trainer import TrainResult as TrainResult
     from citrus_tool.training.trainer import fit as fit
     from citrus_tool.workflow import train_file as train_file
@@ -59,7 +59,7 @@ _HOME = {
     "Answer": "citrus_tool.queries.verify",
     "AttackReport": "citrus_tool.results.attack",
     "Certificate": "citrus_tool.results.certificate",
-    "CertifySettings": "citrus_tool.certification.settings",
+    "CertifySettings": "citrus_tool.choices.settings",
     "CitrusError": "citrus_tool.errors",
     "Dataset": "citrus_tool.data",
     "Evaluation": "citrus_tool.results.evaluation",
@@ -71,7 +71,7 @@ _HOME = {
     "OnnxModel": "citrus_tool.onnx_io",
     "OnnxRunner": "citrus_tool.onnx_io",
     "Progress": "citrus_tool.progress",
-    "Recipe": "citrus_tool.training.recipes",
+    "Recipe": "citrus_tool.choices.recipe",
     "Splits": "citrus_tool.data",
     "Step": "citrus_tool.api",
     "Threat": "citrus_tool.threat",

@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypedDict, Unpack, cast, final
+from typing import Any, TypedDict, Unpack, cast, final
 
 import numpy as np
 import torch
@@ -30,12 +30,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from citrus_tool import workflow
-from citrus_tool.bounds.crown import Intermediate
-from citrus_tool.certification.individual import BoundsName
-from citrus_tool.certification.milp import SolverName
-from citrus_tool.certification.settings import CertifySettings, Protocol, Scope
-from citrus_tool.context import Device, RunContext
-from citrus_tool.data import Dataset, Split, Splits
+from citrus_tool.choices import BoundsName, Device, Init, Intermediate, Protocol, Scope, SolverName, Split, TrainOn
+from citrus_tool.choices.recipe import Recipe
+from citrus_tool.choices.settings import AttackSettings, CertifySettings
+from citrus_tool.context import RunContext
+from citrus_tool.data import Dataset, Splits
 from citrus_tool.errors import UsageError
 from citrus_tool.files import require_writable_folder, write_bytes
 from citrus_tool.network import Network
@@ -55,9 +54,8 @@ from citrus_tool.results.evaluation import Evaluation, Figures
 from citrus_tool.results.harden import HardenReport
 from citrus_tool.tables import Table, Tabular
 from citrus_tool.threat import Threat
-from citrus_tool.training.recipes import Recipe
 from citrus_tool.training.trainer import OnEpoch
-from citrus_tool.workflow import AttackSettings, DataChoice, DataSource
+from citrus_tool.workflow import DataChoice, DataSource
 
 Array = NDArray[Any] | Tensor
 Data = Dataset | str | Path | tuple[Array, Array]
@@ -240,8 +238,8 @@ class Model(Tabular):
         method: str | None = None,
         recipe: str | Recipe | None = None,
         epochs: int | None = None,
-        init: Literal["keep", "shi"] | None = None,
-        train_on: Literal["train", "all"] | None = None,
+        init: Init | None = None,
+        train_on: TrainOn | None = None,
         batch_norm: bool = False,
         certify: CertifySettings | None = None,
         out: str | Path | None = None,
@@ -679,8 +677,8 @@ def _recipe(
     eps: float,
     method: str | None,
     epochs: int | None,
-    init: Literal["keep", "shi"] | None,
-    train_on: Literal["train", "all"] | None,
+    init: Init | None,
+    train_on: TrainOn | None,
     seed: int,
 ) -> Recipe:
     if not isinstance(recipe, Recipe):

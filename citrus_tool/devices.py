@@ -7,7 +7,8 @@ from typing import Literal
 
 import torch
 
-from citrus_tool.context import Device, RunContext
+from citrus_tool.choices import Device
+from citrus_tool.context import RunContext
 from citrus_tool.errors import UsageError
 
 

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from citrus_tool import architectures, onnx_io
 from citrus_tool.bounds.crown import crown
-from citrus_tool.certification.settings import CertifySettings
 from citrus_tool.certification.uap import certify_uap
+from citrus_tool.choices.recipe import Recipe
+from citrus_tool.choices.settings import CertifySettings
 from citrus_tool.data import load
 from citrus_tool.network import Network
 from citrus_tool.threat import Threat
@@ -21,7 +22,6 @@ from citrus_tool.training.citrus import citrus_loss
 from citrus_tool.training.citrus_plus import citrus_plus_loss
 from citrus_tool.training.method import Batch
 from citrus_tool.training.methods import METHODS
-from citrus_tool.training.recipes import Recipe
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="needs a CUDA device, which PyTorch does not find"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import dataclasses
 import hashlib
 import importlib
 import importlib.metadata
@@ -21,7 +20,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import citrus_tool
-from citrus_tool.cli import citrus, options
+from citrus_tool.cli import citrus
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -206,22 +205,6 @@ def commands(group: click.Group, prefix: tuple[str, ...] = ()) -> Iterator[tuple
 @pytest.mark.parametrize(("name", "command"), list(commands(citrus)), ids=lambda value: str(value))
 def test_every_command_shows_an_example(name: tuple[str, ...], command: click.Command) -> None:
     assert f"citrus {' '.join(name)}" in (command.help or "").partition("Example:")[2]
-
-
-def test_command_line_defaults_are_the_library_s() -> None:
-    from citrus_tool.certification.settings import CertifySettings
-
-    library = {field.name: field.default for field in dataclasses.fields(CertifySettings)}
-    for name in ("certify-uap", "harden", "evaluate"):
-        for option in citrus.commands[name].params:
-            if option.name in library and option.name not in ("limit", "threads"):
-                assert option.default == library[option.name], (name, option.name)
-
-
-def test_command_line_knows_every_method() -> None:
-    from citrus_tool.training.methods import METHODS
-
-    assert sorted(options.METHODS) == sorted(METHODS)
 
 
 def test_no_path_of_one_machine_in_any_file() -> None:

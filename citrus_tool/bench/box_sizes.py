@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from citrus_tool.choices.recipe import Recipe
 from citrus_tool.data import Dataset
 from citrus_tool.network import Network
 from citrus_tool.progress import Progress, Silent
@@ -17,7 +18,6 @@ from citrus_tool.training.adversarial import attack
 from citrus_tool.training.batches import Feed, generator_for
 from citrus_tool.training.citrus import centres
 from citrus_tool.training.method import Batch
-from citrus_tool.training.recipes import Recipe
 from citrus_tool.training.training_boxes import box_margins, robust_cross_entropy, uniform_box
 
 

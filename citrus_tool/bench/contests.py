@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from citrus_tool.architectures import Normalisation
-from citrus_tool.attacks.pgd import StepSchedule
-from citrus_tool.certification.settings import CertifySettings
+from citrus_tool.choices.recipe import Recipe, StepSchedule, Taps
+from citrus_tool.choices.settings import CertifySettings
 from citrus_tool.threat import parse_eps
-from citrus_tool.training.recipes import RECIPES, Recipe, Taps
+from citrus_tool.training.recipes import RECIPES
 
 
 @dataclass(frozen=True, kw_only=True)

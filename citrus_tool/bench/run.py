@@ -20,8 +20,9 @@ import torch
 from citrus_tool import __version__, architectures, data, onnx_io
 from citrus_tool.bench import box_sizes
 from citrus_tool.bench.contests import Contest, Job, Published
-from citrus_tool.certification.settings import CertifySettings
 from citrus_tool.certification.uap import PROVER, certify_uap
+from citrus_tool.choices import SPLITS
+from citrus_tool.choices.settings import CertifySettings
 from citrus_tool.data import Dataset
 from citrus_tool.onnx_io import OnnxModel, OnnxRunner
 from citrus_tool.progress import Progress
@@ -74,7 +75,7 @@ class Bench:
         if any(entry.key == key for entry in measurements.read(self.journal)):
             return False
         contest, folder = job.contest, self.runs / job.name
-        train, validation, test = (data.load(contest.data, split=s, root=self.data_root) for s in data.SPLITS)
+        train, validation, test = (data.load(contest.data, split=s, root=self.data_root) for s in SPLITS)
         result = self._trained(job, train, validation)
         about = {"method": job.method, "contest": contest.name, "recipe": job.digest, "seed": str(job.seed)}
         model = onnx_io.export(onnx_io.fold_batch_norm(result.network), folder / "model.onnx", metadata=about)
@@ -95,7 +96,7 @@ class Bench:
         wanted = (job.contest.name, job.method, job.digest, job.seed)
         if any((e.contest, e.method, e.recipe, e.seed) == wanted for e in measurements.read_boxes(self.journal)):
             return False
-        train, validation = (data.load(job.contest.data, split=s, root=self.data_root) for s in data.SPLITS[:2])
+        train, validation = (data.load(job.contest.data, split=s, root=self.data_root) for s in SPLITS[:2])
         result = self._trained(job, train, validation)
         network = onnx_io.fold_batch_norm(result.network)
         drawn = training_images(train, validation, job.recipe)

@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 import torch
@@ -17,16 +17,16 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from citrus_tool.bounds.crown import Intermediate, crown, only
+from citrus_tool.bounds.crown import crown, only
 from citrus_tool.bounds.rounding import OUTWARD_INTERVAL, enclose, exact_products, outward_margins
 from citrus_tool.certification.branch import Budget, LabelProof, branch_and_bound
+from citrus_tool.choices import BoundsName, Intermediate
 from citrus_tool.data import Dataset
 from citrus_tool.errors import DataError
 from citrus_tool.network import INPUT, Network, walk
 from citrus_tool.onnx_io import OnnxRunner
 from citrus_tool.threat import Box
 
-BoundsName = Literal["ibp", "crown", "alpha", "full"]
 """The strongest bounds in use, each after the ones before it; `full` adds branch and bound to alpha-CROWN."""
 
 GUARD: Final = 2.0**-17

@@ -33,13 +33,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import highspy
 import numpy as np
 import pulp
 from numpy.typing import NDArray
 
+from citrus_tool.choices import SolverName
 from citrus_tool.errors import SoundnessError, UsageError
 
 ROW_SLACK: Final = 1e-5
@@ -60,7 +61,6 @@ SEARCH_MARGIN: Final = 1e-6
 """How far below 0 the search aims, as a fraction of a plane's half range."""
 
 Array = NDArray[np.float64]
-SolverName = Literal["cbc", "highs", "both"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,8 +24,8 @@ from citrus_tool.certification.joint_loop import OpenInput as Execution
 from citrus_tool.certification.joint_loop import executions, settle
 from citrus_tool.certification.milp import Ending, MasterBound, Planes, Solver, bound_fooled
 from citrus_tool.certification.proof import GroupProof, Recorder, Refutation, regrouped
-from citrus_tool.certification.settings import CertifySettings
 from citrus_tool.checker.graph import read_graph
+from citrus_tool.choices.settings import CertifySettings
 from citrus_tool.data import Dataset
 from citrus_tool.errors import DataError, SoundnessError, UsageError
 from citrus_tool.network import Network

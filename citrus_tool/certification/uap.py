@@ -29,7 +29,7 @@ from citrus_tool.certification.journal import Journal, open_journal
 from citrus_tool.certification.milp import Solver, named
 from citrus_tool.certification.proof import GroupProof
 from citrus_tool.certification.run import Chunk, Finished, Prepared, Run
-from citrus_tool.certification.settings import CertifySettings
+from citrus_tool.choices.settings import CertifySettings
 from citrus_tool.data import Dataset
 from citrus_tool.engines.processes import More, spread
 from citrus_tool.errors import InputFileError, InterruptedRunError, UsageError

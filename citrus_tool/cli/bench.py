@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import click
 
+from citrus_tool.choices import BENCH_SCALES, Device
 from citrus_tool.cli import options, terminal
 from citrus_tool.errors import UsageError
 
@@ -54,7 +55,7 @@ def _table(name: str, about: str) -> click.Command:
     @options.stacked(
         click.option(
             "--scale",
-            type=click.Choice(["cpu", "gpu", "smoke"]),
+            type=options.Choice(BENCH_SCALES),
             default="cpu",
             show_default=True,
             help="cpu: ConvSmall, short recipes, 1000 test inputs; gpu: CNN7, the published recipes, all;"
@@ -94,7 +95,7 @@ def _table(name: str, about: str) -> click.Command:
         journal: Path,
         runs: Path,
         data_root: Path | None,
-        device: Literal["auto", "cpu", "cuda"],
+        device: Device,
         threads: int | None,
         quiet: bool,
         plot: Path | None = None,

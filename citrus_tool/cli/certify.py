@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import click
 
+from citrus_tool.choices import Device, Split
+from citrus_tool.choices.settings import AttackSettings, CertifySettings
 from citrus_tool.cli import options, terminal
-from citrus_tool.context import Device, RunContext
+from citrus_tool.context import RunContext
 from citrus_tool.errors import UsageError
 from citrus_tool.files import write_text
 
 if TYPE_CHECKING:
-    from citrus_tool.certification.settings import CertifySettings
+    from citrus_tool.choices.settings import CertifySettings
     from citrus_tool.results.certificate import Certificate
     from citrus_tool.threat import Threat
     from citrus_tool.workflow import DataChoice, ModelChoice
-
-Split = Literal["train", "validation", "test"]
 
 
 def sweep_table(certificates: Sequence[Certificate], target: int | None) -> tuple[list[str], list[list[str]]]:
@@ -197,19 +197,13 @@ def check(
 @options.model_argument
 @options.data_options
 @options.split_option
-@options.limit_option(None)
+@options.settings(AttackSettings, "limit")
 @options.normalisation_options
 @options.eps_option
 @options.threat_options
-@options.group_size_option
-@click.option(
-    "--scope",
-    type=click.Choice(["groups", "dataset"]),
-    default="groups",
-    show_default=True,
-    help="One perturbation for each group, or one for all inputs.",
-)
-@options.attack_options
+@options.settings(AttackSettings, "group_size")
+@options.setting(CertifySettings, "scope", about="One perturbation for each group, or one for all inputs.")
+@options.settings(AttackSettings, "steps", "restarts")
 @click.option("--save", type=options.PATH, metavar="u.npy", help="Write the perturbations (groups, C, H, W).")
 @options.run_options
 @options.output_options
@@ -219,14 +213,9 @@ def attack_uap(
     choice: DataChoice,
     threat: Threat,
     split: Split,
-    limit: int | None,
-    group_size: int,
-    scope: Literal["groups", "dataset"],
-    attack_steps: int,
-    attack_restarts: int,
+    attack: AttackSettings,
     save: Path | None,
     device: Device,
-    seed: int,
     json_path: Path | None,
     quiet: bool,
 ) -> None:
@@ -237,19 +226,13 @@ def attack_uap(
       citrus attack-uap M.onnx --data mnist --eps 0.1 --limit 1000 --save u.npy
     """
     terminal.require_output(json_path)
-    from citrus_tool.workflow import AttackSettings, attack_file
+    from citrus_tool.workflow import attack_file
 
     report = attack_file(
         source,
         choice,
         threat,
-        AttackSettings(
-            group_size=group_size if scope == "groups" else None,
-            steps=attack_steps,
-            restarts=attack_restarts,
-            seed=seed,
-            limit=limit,
-        ),
+        attack,
         RunContext(device=device, progress=terminal.progress(quiet)),
         split=split,
         save=save,
@@ -262,11 +245,10 @@ def attack_uap(
 @options.model_argument
 @options.data_options
 @options.split_option
-@options.limit_option(1000)
+@options.settings(CertifySettings, "limit", limit=1000)
 @options.normalisation_options
 @options.eps_option
-@options.group_size_option
-@options.certify_options
+@options.settings(CertifySettings, "group_size", "bounds", "solver", "time_limit")
 @click.option("--pgd-steps", type=click.IntRange(min=1), default=50, show_default=True, help="Steps of the PGD attack.")
 @options.run_options
 @options.report_option

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import click
 
+from citrus_tool.choices import Device, Split
 from citrus_tool.cli import options, terminal
-from citrus_tool.context import Device, RunContext
+from citrus_tool.context import RunContext
 from citrus_tool.errors import UsageError
 from citrus_tool.files import write_text
 
 if TYPE_CHECKING:
-    from citrus_tool.certification.settings import CertifySettings
+    from citrus_tool.choices.settings import CertifySettings
     from citrus_tool.threat import Threat
     from citrus_tool.workflow import DataChoice
 
@@ -36,7 +37,7 @@ def compare(
     choice: DataChoice,
     threats: Sequence[Threat],
     certify: CertifySettings,
-    split: Literal["train", "validation", "test"],
+    split: Split,
     workers: int,
     run_dir: Path | None,
     resume: bool,

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import click
 
+from citrus_tool.choices import Device
 from citrus_tool.cli import options, terminal
 from citrus_tool.cli.train import show_harden
-from citrus_tool.context import Device, RunContext
+from citrus_tool.context import RunContext
 
 
 @click.command()

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import functools
 import inspect
+import math
 import re
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
 
+from citrus_tool.choices import DATA_NAMES, DEVICES, METHODS, SPLITS, TRACKERS, fields
+from citrus_tool.choices.fields import Rule
+from citrus_tool.choices.recipe import Recipe
+from citrus_tool.choices.settings import AttackSettings, CertifySettings, TuneSettings
+from citrus_tool.context import RunContext
 from citrus_tool.errors import InputFileError, UsageError
+from citrus_tool.training.recipes import RECIPES
 
 F = TypeVar("F", bound=Callable[..., Any])
+S = TypeVar("S")
 
 
 class Eps(click.ParamType[float]):
@@ -44,7 +53,7 @@ class EpsList(click.ParamType[tuple[float, ...]]):
         return tuple(Eps().convert(part, param, ctx) for part in parts)
 
 
-class Part(click.ParamType[tuple[int, int]]):
+class PartOption(click.ParamType[tuple[int, int]]):
     """One of several parts, as `2/8`; a list of two numbers in a TOML file."""
 
     name = "part"
@@ -101,20 +110,6 @@ class NameOrPath(click.ParamType[str]):
         """Paths, and the names that begin so."""
         names = [CompletionItem(name) for name in self._names if name.startswith(incomplete)]
         return [CompletionItem(incomplete, type="file"), *names]
-
-
-DATA = ("digits", "mnist", "cifar10", "tinyimagenet")
-RECIPES = (
-    "auto",
-    "digits",
-    "mnist-cpu",
-    "mnist-0.1",
-    "mnist-0.3",
-    "cifar10-2",
-    "cifar10-8",
-    "tinyimagenet-1",
-    "standard",
-)
 
 
 NOT_SETTINGS = ("config", "json", "csv", "latex", "report", "quiet", "resume", "join")
@@ -190,28 +185,12 @@ def _read_config(ctx: click.Context, param: click.Parameter, value: Path | None)
     return value
 
 
-_CERTIFY = (
-    "group_size",
-    "protocol",
-    "scope",
-    "bounds",
-    "intermediate",
-    "branch_nodes",
-    "branch_seconds",
-    "solver",
-    "time_limit",
-    "attack_steps",
-    "attack_restarts",
-    "seed",
-    "limit",
-)
-
-
 def gathered(function: F) -> F:
     """Hands a command its options together, those of these that it has a parameter for, and sets --threads:
 
     `source`: MODEL, --mean and --std as a workflow.ModelChoice.  `choice`: --data, --data-root and --seed as a
     DataChoice.  `threats`: a Threat for each --eps; `threat`: of the only one.  `certify`: CertifySettings.
+    `attack`: AttackSettings.  `tuning`: TuneSettings.
 
     Options that the command has no parameter for go no further. Raises as these classes do.
     """
@@ -219,19 +198,21 @@ def gathered(function: F) -> F:
 
     @functools.wraps(function)
     def command(*before: Any, **given: Any) -> Any:
-        from citrus_tool.certification.settings import CertifySettings
         from citrus_tool.threat import Threat
         from citrus_tool.workflow import DataChoice, ModelChoice
 
         eps: Any = given.get("eps")
         radii = eps if isinstance(eps, tuple) else (eps,)
         forms = {name: given[name] for name in ("clip", "target") if name in given}
+        alone = {"group_size": None}  # one perturbation for all inputs
         makers: dict[str, Callable[[], Any]] = {
             "source": lambda: ModelChoice(path=given["model"], mean=given["mean"], std=given["std"]),
             "choice": lambda: DataChoice(name=given["data_name"], root=given["data_root"], seed=given["seed"]),
             "threats": lambda: [Threat(eps=one, **forms) for one in radii],
             "threat": lambda: Threat(eps=eps, **forms),
-            "certify": lambda: CertifySettings(**{name: given[name] for name in _CERTIFY if name in given}),
+            "certify": lambda: collected(CertifySettings, given),
+            "attack": lambda: collected(AttackSettings, given | (alone if given.get("scope") == "dataset" else {})),
+            "tuning": lambda: collected(TuneSettings, given),
         }
         use_threads(given["threads"])
         made = {name: make() for name, make in makers.items() if name in wanted}
@@ -249,6 +230,61 @@ def stacked(*decorators: Callable[[F], F]) -> Callable[[F], F]:
         return function
 
     return decorate
+
+
+def setting(settings: type[Any], name: str, *, default: Any = dataclasses.MISSING, about: str = "") -> Callable[[F], F]:
+    """The option of a field of a settings class; `default` and `about` (its help) are in place of the class's."""
+    field = _fields(settings)[name]
+    known, flag = fields.about(field), fields.parameter(field).replace("_", "-")
+    value = field.default if default is dataclasses.MISSING else default
+    if known.rule is None:
+        return click.option(f"--{flag}/--no-{flag}", default=value, show_default=True, help=about or known.help)
+    shown = known.unset if value is None else True
+    kind = _kind(known.rule)
+    return click.option(f"--{flag}", type=kind, default=value, show_default=shown, help=about or known.help)
+
+
+def settings(of: type[Any], *names: str, **defaults: Any) -> Callable[[F], F]:
+    """The options of these fields of a settings class; `defaults` replace the class's."""
+    return stacked(*(setting(of, name, default=defaults.get(name, dataclasses.MISSING)) for name in names))
+
+
+def changes(*names: str) -> Callable[[F], F]:
+    """The options that change these fields of a recipe, which judges their values itself."""
+    found = []
+    for name in names:
+        known, default = fields.about(_fields(Recipe)[name]), _fields(Recipe)[name].default
+        flag = f"--{name.replace('_', '-')}"
+        if known.rule is None:
+            found.append(click.option(flag, is_flag=True, help=known.help))
+        elif known.rule.words:
+            found.append(
+                click.option(flag, type=_kind(known.rule), default=default, show_default=True, help=known.help)
+            )
+        else:
+            number = int if known.rule.whole else float
+            found.append(click.option(flag, type=number, help=f"{known.help} [default: the recipe's]."))
+    return stacked(*found)
+
+
+def collected(settings: type[S], given: Mapping[str, Any]) -> S:
+    """The settings that a command's options hold; raises UsageError as the class does."""
+    options = {name: fields.parameter(field) for name, field in _fields(settings).items() if fields.about(field).help}
+    return settings(**{name: given[option] for name, option in options.items() if option in given})
+
+
+def _fields(settings: type[Any]) -> dict[str, dataclasses.Field[Any]]:
+    return {field.name: field for field in dataclasses.fields(settings)}
+
+
+def _kind(rule: Rule) -> click.ParamType[Any]:
+    """The type of an option whose values a rule allows."""
+    if rule.words:
+        return Choice(rule.words)
+    if rule.whole:
+        return click.IntRange(min=int(rule.low))
+    low, high = ((int(end) if float(end).is_integer() else end) for end in (rule.low, rule.high))
+    return click.FloatRange(min=low, max=high if math.isfinite(high) else None, min_open=rule.open_low)
 
 
 model_argument = click.argument("model", type=PATH)
@@ -278,14 +314,16 @@ def quiet_option(about: str = "No progress on stderr.") -> Callable[[F], F]:
 
 def workers_option(about: str) -> Callable[[F], F]:
     """--workers, with this command's words."""
-    return click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help=about)
+    return click.option(
+        "--workers", type=click.IntRange(min=1), default=RunContext.workers, show_default=True, help=about
+    )
 
 
 data_options = stacked(
     click.option(
         "--data",
         "data_name",
-        type=NameOrPath(DATA),
+        type=NameOrPath(DATA_NAMES),
         default="digits",
         show_default=True,
         metavar="NAME|FILE.npz|FOLDER",
@@ -296,18 +334,14 @@ data_options = stacked(
 
 device_option = click.option(
     "--device",
-    type=Choice(["auto", "cpu", "cuda"]),
-    default="auto",
+    type=Choice(DEVICES),
+    default=RunContext.device,
     show_default=True,
     help="auto takes a GPU when there is one.",
 )
 
 split_option = click.option(
-    "--split",
-    type=Choice(["train", "validation", "test"]),
-    default="test",
-    show_default=True,
-    help="Which part of the data is judged.",
+    "--split", type=Choice(SPLITS), default="test", show_default=True, help="Which part of the data is judged."
 )
 
 
@@ -317,17 +351,6 @@ def use_threads(count: int | None) -> None:
         import torch
 
         torch.set_num_threads(count)
-
-
-def limit_option(default: int | None) -> Callable[[F], F]:
-    """--limit with this command's default; None judges all inputs."""
-    return click.option(
-        "--limit",
-        type=click.IntRange(min=1),
-        default=default,
-        show_default=default or "all",
-        help="How many inputs are judged, in order.",
-    )
 
 
 normalisation_options = stacked(
@@ -359,60 +382,14 @@ threat_options = stacked(
 
 run_options = stacked(device_option, threads_option(), seed_option("Draws splits, batches and starting points."))
 
-group_size_option = click.option(
-    "--group-size",
-    type=click.IntRange(min=1),
-    default=5,
-    show_default=True,
-    help="How many inputs share one perturbation.",
-)
-
-certify_options = stacked(
-    click.option(
-        "--bounds",
-        type=Choice(["ibp", "crown", "alpha", "full"]),
-        default="crown",
-        show_default=True,
-        help="The strongest bounds in use; full is alpha-CROWN and branch and bound.",
-    ),
-    click.option(
-        "--solver",
-        type=Choice(["cbc", "highs", "both"]),
-        default="cbc",
-        show_default=True,
-        help="MILP solver; both runs two, and stops with an error where they disagree.",
-    ),
-    click.option(
-        "--time-limit",
-        type=click.FloatRange(min=0, min_open=True),
-        default=60.0,
-        show_default=True,
-        help="Seconds for one group's MILP or cross-execution loop.",
-    ),
-)
-
-protocol_option = click.option(
-    "--protocol",
-    type=Choice(["all", "correct"]),
-    default="all",
-    show_default=True,
-    help="Judge all inputs, or only those that are classified correctly without a perturbation.",
-)
-
-scope_option = click.option(
-    "--scope",
-    type=Choice(["groups", "dataset"]),
-    default="groups",
-    show_default=True,
-    help="One perturbation for each group of inputs, or one for all of them.",
-)
-
 group_workers_option = workers_option(
     "Processes that groups are spread over; with --threads 1, as many as there are cores is fastest."
 )
 
 part_options = stacked(
-    click.option("--part", type=Part(), metavar="I/N", help="Only the I-th of N parts of the groups, for a cluster."),
+    click.option(
+        "--part", type=PartOption(), metavar="I/N", help="Only the I-th of N parts of the groups, for a cluster."
+    ),
     click.option(
         "--join",
         type=PATH,
@@ -422,78 +399,18 @@ part_options = stacked(
     ),
 )
 
-branch_options = stacked(
-    click.option(
-        "--intermediate",
-        type=Choice(["intersect", "crown"]),
-        default="intersect",
-        show_default=True,
-        help="Bounds inside the network: CROWN's, or their intersection with IBP's.",
-    ),
-    click.option(
-        "--branch-nodes",
-        type=click.IntRange(min=1),
-        default=4000,
-        show_default=True,
-        help="With --bounds full: parts of the box that branch and bound may look at for one input.",
-    ),
-    click.option(
-        "--branch-seconds",
-        type=click.FloatRange(min=0, min_open=True),
-        default=60.0,
-        show_default=True,
-        help="With --bounds alpha or full: seconds for one input that CROWN leaves open, on average.",
-    ),
-)
-
-attack_options = stacked(
-    click.option(
-        "--attack-steps",
-        type=click.IntRange(min=0),
-        default=50,
-        show_default=True,
-        help="Gradient steps of the attack for each restart.",
-    ),
-    click.option(
-        "--attack-restarts", type=click.IntRange(min=0), default=6, show_default=True, help="Restarts of the attack."
-    ),
-)
-
 certification_options = stacked(
     data_options,
     split_option,
-    limit_option(None),
+    settings(CertifySettings, "limit"),
     normalisation_options,
     eps_list_option,
     threat_options,
-    group_size_option,
-    protocol_option,
-    scope_option,
-    certify_options,
-    branch_options,
-    attack_options,
+    settings(CertifySettings, "group_size", "protocol", "scope", "bounds", "solver", "time_limit"),
+    settings(CertifySettings, "intermediate", "branch_nodes", "branch_seconds", "attack_steps", "attack_restarts"),
     group_workers_option,
 )
 """What data, which threat, how it is certified."""
-
-METHODS = (
-    "citrus",
-    "citrus-plus",
-    "citrus-si",
-    "kcp",
-    "standard",
-    "pgd",
-    "uat",
-    "cw-uat",
-    "ibp",
-    "crown-ibp",
-    "sabr",
-    "taps",
-    "staps",
-    "mtl-ibp",
-    "cc-ibp",
-    "exp-ibp",
-)
 
 
 def method_option(default: str) -> Callable[[F], F]:
@@ -504,22 +421,12 @@ def method_option(default: str) -> Callable[[F], F]:
 recipe_options = stacked(
     click.option(
         "--recipe",
-        type=NameOrPath(RECIPES),
+        type=NameOrPath(("auto", *RECIPES)),
         metavar="NAME|auto|FILE.toml",
         help="Training recipe; auto: the published one for data and eps [default: the one for the data set].",
     ),
     click.option("--epochs", type=click.IntRange(min=1), help="Stretches the recipe to this many epochs."),
-    click.option("--lr", type=float, help="Learning rate [default: the recipe's]."),
-    click.option("--l1", type=float, help="Factor of the weights' L1 norm [default: the recipe's]."),
-    click.option("--groups-per-batch", type=int, help="Groups in one optimiser step [default: the recipe's]."),
-)
-
-train_on_option = click.option(
-    "--train-on",
-    type=Choice(["train", "all"]),
-    default="train",
-    show_default=True,
-    help="all: the validation split too; then the last epoch is kept.",
+    changes("lr", "l1", "groups_per_batch"),
 )
 
 
@@ -540,7 +447,7 @@ table_options = stacked(
 
 tracker_option = click.option(
     "--tracker",
-    type=click.Choice(["tensorboard", "mlflow"]),
+    type=Choice(TRACKERS),
     help="Also send the training curves there; needs the extra `track`.",
 )
 

@@ -37,7 +37,7 @@ def progress(quiet: bool) -> Progress:
     click.get_current_context().with_resource(_warnings(quiet))
     if quiet:
         return Silent()
-    return Bars() if sys.stderr.isatty() and os.environ.get("TERM") != "dumb" else Lines()
+    return Bars() if sys.stderr.isatty() and os.environ.get("TERM") != "dumb" else PlainLines()
 
 
 @contextmanager
@@ -58,7 +58,7 @@ def _warnings(quiet: bool) -> Iterator[None]:
         yield
 
 
-class Lines(Progress):
+class PlainLines(Progress):
     """One plain line on stderr about every ten seconds, and one at the end of a stage that took that long."""
 
     def __init__(self) -> None:

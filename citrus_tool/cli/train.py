@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import click
 
+from citrus_tool.choices import Device, Init, Tracker, TrainOn
+from citrus_tool.choices.settings import CertifySettings
 from citrus_tool.cli import options, terminal
-from citrus_tool.context import Device, RunContext
+from citrus_tool.context import RunContext
 from citrus_tool.errors import UsageError
 
 if TYPE_CHECKING:
-    from citrus_tool.certification.settings import CertifySettings
+    from citrus_tool.choices.settings import CertifySettings
     from citrus_tool.results.harden import HardenReport, SpecVerdict
     from citrus_tool.workflow import DataChoice, ModelChoice
 
@@ -43,23 +45,11 @@ if TYPE_CHECKING:
 )
 @options.method_option("citrus")
 @options.recipe_options
-@options.train_on_option
-@click.option(
-    "--init",
-    type=click.Choice(["keep", "shi"]),
-    default="keep",
-    show_default=True,
-    help="keep trains on from the file's weights, shi draws new ones.",
-)
-@click.option("--tau-ratio", type=float, help="Radius of the training boxes over eps [default: the recipe's].")
-@click.option("--pgd-steps", type=int, help="Steps of the training attack [default: the recipe's].")
-@click.option("--same-input", is_flag=True, help="Also train on each input's own perturbation (CITRUS + SI).")
+@options.changes("train_on", "init", "tau_ratio", "pgd_steps", "same_input")
 @click.option(
     "--batch-norm", is_flag=True, help="Train with batch norm, put in as the identity; the file's graph stays as it is."
 )
-@options.group_size_option
-@options.limit_option(1000)
-@options.certify_options
+@options.settings(CertifySettings, "group_size", "limit", "bounds", "solver", "time_limit", limit=1000)
 @click.option(
     "--out", type=options.PATH, metavar="H.onnx", help="The hardened file [default: RUN_DIR/MODEL_METHOD.onnx]."
 )
@@ -81,13 +71,13 @@ def harden(
     method: str,
     recipe: str | None,
     epochs: int | None,
-    init: Literal["keep", "shi"],
+    init: Init,
     batch_norm: bool,
     out: Path | None,
     run_dir: Path | None,
     resume: bool,
     device: Device,
-    tracker: Literal["tensorboard", "mlflow"] | None,
+    tracker: Tracker | None,
     report_path: Path | None,
     json_path: Path | None,
     quiet: bool,
@@ -182,7 +172,7 @@ def show_spec(spec: Sequence[SpecVerdict]) -> None:
 @options.method_option("standard")
 @click.option("--eps", type=options.Eps(), default=None, help="Radius for a certified method, in pixel space.")
 @options.recipe_options
-@options.train_on_option
+@options.changes("train_on")
 @click.option("--out", type=options.PATH, metavar="M.onnx", help="The ONNX file [default: RUN_DIR/ARCHITECTURE.onnx].")
 @options.run_dir_options("runs/DATA_ARCHITECTURE_METHOD")
 @options.run_options
@@ -200,7 +190,7 @@ def train(
     lr: float | None,
     l1: float | None,
     groups_per_batch: int | None,
-    train_on: Literal["train", "all"],
+    train_on: TrainOn,
     out: Path | None,
     run_dir: Path | None,
     resume: bool,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import click
 
+from citrus_tool.choices import Device, QuickBounds
+from citrus_tool.choices.settings import TuneSettings
 from citrus_tool.cli import options, terminal
-from citrus_tool.context import Device, RunContext
+from citrus_tool.context import RunContext
 from citrus_tool.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,26 +31,7 @@ if TYPE_CHECKING:
     metavar="FIELD=LOW:HIGH[:log]|A,B",
     help="Search only this field and other --search ones [default: the numbers that the method is sensitive to].",
 )
-@click.option(
-    "--trials", type=click.IntRange(min=1), default=20, show_default=True, help="Recipes to try, resumed ones included."
-)
-@options.limit_option(500)
-@click.option(
-    "--bounds",
-    type=click.Choice(["ibp", "crown"]),
-    default="crown",
-    show_default=True,
-    help="What proves the certified accuracy that is maximised.",
-)
-@options.group_size_option
-@click.option(
-    "--weight",
-    type=click.FloatRange(0, 1),
-    default=0.5,
-    show_default=True,
-    help="Share of certified accuracy in the score that chooses one recipe of the front.",
-)
-@click.option("--prune/--no-prune", default=True, show_default=True, help="Give poor trials up early.")
+@options.settings(TuneSettings, "trials", "inputs", "bounds", "group_size", "weight", "prune")
 @click.option("--storage", type=options.PATH, metavar="FILE", help="The study [default: RUN_DIR/study.db].")
 @click.option("--plot", type=options.PATH, metavar="FILE.svg", help="Draw the front, as SVG or PNG; needs matplotlib.")
 @options.run_dir_options("runs/DATA_NAME_METHOD_tune")
@@ -73,7 +56,7 @@ def tune(
     search: tuple[str, ...],
     trials: int,
     limit: int,
-    bounds: Literal["ibp", "crown"],
+    bounds: QuickBounds,
     group_size: int,
     weight: float,
     prune: bool,
@@ -120,7 +103,7 @@ def tune(
         ModelChoice(path=model, mean=mean, std=std) if model else architecture or "",
         DataChoice(name=data_name, root=data_root, seed=seed),
         chosen,
-        library.TuneSettings(
+        TuneSettings(
             trials=trials, inputs=limit, bounds=bounds, group_size=group_size, weight=weight, prune=prune, seed=seed
         ),
         RunContext(

@@ -27,19 +27,18 @@ import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from citrus_tool.choices import DATA_NAMES, SPLITS, Split
 from citrus_tool.errors import DataError, UsageError
 from citrus_tool.files import near
 from citrus_tool.tables import Table, Tabular
 
-Split = Literal["train", "validation", "test"]
-SPLITS: tuple[Split, ...] = get_args(Split)
 Array = npt.NDArray[Any]
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".pgm", ".ppm", ".webp"})
@@ -317,7 +316,7 @@ def cache_dir() -> Path:
 
 
 def locate(name: str, root: Path | None = None) -> Source:
-    """Looks for a named data set (see NAMES) without reading it."""
+    """Looks for a named data set (choices.DATA_NAMES) without reading it."""
     if name == "digits":
         return Source(name=name, found=None, searched=(), how="It comes with scikit-learn.", embedded=True)
     named = _NAMED[name]
@@ -354,9 +353,9 @@ def load(name: str, *, split: Split, root: Path | None = None, seed: int = 0, li
     elif Path(name).is_dir():
         data = _folder(Path(name), split, seed)
     else:
-        near = difflib.get_close_matches(name, NAMES, n=1)
+        near = difflib.get_close_matches(name, DATA_NAMES, n=1)
         hint = f"; did you mean {near[0]}?" if near else "."
-        known = f"{', '.join(NAMES)}, a FILE.npz or an existing folder with one sub-folder a class"
+        known = f"{', '.join(DATA_NAMES)}, a FILE.npz or an existing folder with one sub-folder a class"
         raise UsageError(f"data {name!r} is neither {known}{hint}")
     return data if limit is None else data.take(limit)
 
@@ -694,5 +693,5 @@ _NAMED: dict[str, _Named] = {
         validation=0.05,
     ),
 }
-NAMES: tuple[str, ...] = ("digits", *_NAMED)
-"""The data sets that are known by name."""
+if set(DATA_NAMES) != {"digits", *_NAMED}:
+    raise ValueError("choices.DATA_NAMES and the data sets here are not the same")

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from citrus_tool import data, onnx_io
 from citrus_tool.certification.individual import held
-from citrus_tool.data import SPLITS, Dataset, Split
+from citrus_tool.choices import SPLITS, Split
+from citrus_tool.data import Dataset
 from citrus_tool.errors import CheckFailedError, CitrusError, InputFileError
 from citrus_tool.onnx_io import Inspection, OnnxRunner
 from citrus_tool.reports.data import Certified

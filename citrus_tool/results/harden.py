@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from citrus_tool import __version__
+from citrus_tool.choices.recipe import Recipe
 from citrus_tool.results.evaluation import Figures, figure_rows
 from citrus_tool.tables import Table, Tabular
-from citrus_tool.training.recipes import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from citrus_tool.attacks.pgd import pgd
+from citrus_tool.choices.recipe import Recipe
 from citrus_tool.network import Network, walk
 from citrus_tool.training.method import Batch, LossParts
 from citrus_tool.training.norm_statistics import CLEAN
-from citrus_tool.training.recipes import Recipe
 
 
 def adversarial(
@@ -35,5 +35,5 @@ def attack(network: Network, batch: Batch, radius: float, recipe: Recipe, genera
         steps=recipe.pgd_steps,
         step_size=recipe.pgd_step_size,
         generator=generator,
-        dtype=recipe.pgd_dtype,
+        dtype=torch.bfloat16 if recipe.pgd_bfloat16 else None,
     )

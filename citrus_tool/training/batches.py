@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from citrus_tool.choices.recipe import Recipe
 from citrus_tool.data import Dataset
 from citrus_tool.training.method import Batch
-from citrus_tool.training.recipes import Recipe
 
 
 def generator_for(device: torch.device, *key: int | str) -> torch.Generator:

@@ -9,10 +9,10 @@ import dataclasses
 
 import torch
 
+from citrus_tool.choices.recipe import Recipe
 from citrus_tool.network import Network
 from citrus_tool.training.citrus import citrus
 from citrus_tool.training.method import Batch, LossParts
-from citrus_tool.training.recipes import Recipe
 
 
 def citrus_si(

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from citrus_tool.bounds.linear import Reading, Rows, to_input
 from citrus_tool.bounds.relaxation import RELAXATIONS, Lines, Relaxation
+from citrus_tool.choices.recipe import Recipe
 from citrus_tool.network import INPUT, Network, Node, walk
 from citrus_tool.threat import Box
 from citrus_tool.training.method import Batch, LossParts
-from citrus_tool.training.recipes import Recipe
 from citrus_tool.training.training_boxes import TRAINING, box_margins, robust_cross_entropy, uniform_box
 
 

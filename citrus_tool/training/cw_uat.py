@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import torch
 
+from citrus_tool.choices.recipe import Recipe
 from citrus_tool.network import Network
 from citrus_tool.training.method import Batch, LossParts
-from citrus_tool.training.recipes import Recipe
 from citrus_tool.training.uat import universal_loss
 
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import torch
 
+from citrus_tool.choices.recipe import Recipe
 from citrus_tool.network import Network
 from citrus_tool.training.expressive import Ends, ends
 from citrus_tool.training.method import Batch, LossParts
-from citrus_tool.training.recipes import Recipe
 from citrus_tool.training.training_boxes import robust_cross_entropy
 
 

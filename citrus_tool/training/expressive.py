@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from citrus_tool.choices.recipe import Recipe
 from citrus_tool.network import Network, walk
 from citrus_tool.threat import Box
 from citrus_tool.training.adversarial import attack
 from citrus_tool.training.method import Batch
 from citrus_tool.training.norm_statistics import CLEAN
-from citrus_tool.training.recipes import Recipe
 from citrus_tool.training.training_boxes import box_margins, logit_margins, uniform_box
 
 

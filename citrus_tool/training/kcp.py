@@ -18,11 +18,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from citrus_tool.attacks.pgd import ATTACKED
+from citrus_tool.choices.recipe import Recipe
 from citrus_tool.errors import UsageError
 from citrus_tool.network import Network, walk
 from citrus_tool.threat import Box
 from citrus_tool.training.method import Batch, LossParts
-from citrus_tool.training.recipes import Recipe
 from citrus_tool.training.training_boxes import box_margins, robust_cross_entropy, uniform_box
 
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from citrus_tool.choices.recipe import Recipe
 from citrus_tool.network import Network
 from citrus_tool.threat import Box
-from citrus_tool.training.recipes import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from citrus_tool import choices
 from citrus_tool.training.adversarial import adversarial
 from citrus_tool.training.cc_ibp import cc_ibp
 from citrus_tool.training.citrus import citrus
@@ -40,3 +41,5 @@ METHODS: Mapping[str, Method] = {
     "kcp": kcp,
     "citrus-plus": citrus_plus,
 }
+if METHODS.keys() != set(choices.METHODS):
+    raise ValueError("choices.METHODS and the methods here are not the same")

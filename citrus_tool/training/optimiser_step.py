@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from citrus_tool.choices.recipe import Recipe
 from citrus_tool.errors import UsageError
 from citrus_tool.network import Network
 from citrus_tool.threat import Box
@@ -15,7 +16,6 @@ from citrus_tool.training import shi
 from citrus_tool.training.distil import distillation
 from citrus_tool.training.method import Batch, LossParts, Method
 from citrus_tool.training.norm_statistics import batch_statistics
-from citrus_tool.training.recipes import Recipe
 from citrus_tool.training.schedule import Point
 from citrus_tool.training.standard import standard
 from citrus_tool.training.training_boxes import box_margins, uniform_box

@@ -11,11 +11,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from citrus_tool.choices.recipe import Recipe
 from citrus_tool.network import Network
 from citrus_tool.threat import Box
 from citrus_tool.training.adversarial import attack
 from citrus_tool.training.method import Batch, LossParts
-from citrus_tool.training.recipes import Recipe
 from citrus_tool.training.training_boxes import box_margins, robust_cross_entropy, shrinking, uniform_box
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from citrus_tool.training.recipes import Recipe
+from citrus_tool.choices.recipe import Recipe
 
 _JOIN = 0.25
 _SCALE = 1 / (4 * _JOIN**3 - 3 * _JOIN**4)  # so that ramp(1) = 1

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
+from citrus_tool.choices.recipe import Recipe
 from citrus_tool.network import Network, walk
 from citrus_tool.training.method import Batch, LossParts
 from citrus_tool.training.norm_statistics import CLEAN
-from citrus_tool.training.recipes import Recipe
 
 
 def standard(

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import torch
 
+from citrus_tool.choices.recipe import Recipe
 from citrus_tool.network import Network
 from citrus_tool.training.adversarial import attack
 from citrus_tool.training.method import Batch, LossParts
-from citrus_tool.training.recipes import Recipe
 from citrus_tool.training.taps import taps_loss
 from citrus_tool.training.training_boxes import uniform_box
 

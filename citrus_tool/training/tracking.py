@@ -6,11 +6,11 @@ import importlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from citrus_tool.choices import Tracker
 from citrus_tool.errors import UsageError
 
-Tracker = Literal["tensorboard", "mlflow"]
 Track = Callable[[Mapping[str, Any]], None]
 
 

@@ -30,6 +30,7 @@ from torch import Tensor
 from citrus_tool import files
 from citrus_tool.bounds.crown import crown
 from citrus_tool.bounds.interval import margins
+from citrus_tool.choices.recipe import Recipe
 from citrus_tool.data import Dataset
 from citrus_tool.errors import CheckFailedError, InterruptedRunError, UsageError
 from citrus_tool.network import Network
@@ -41,7 +42,6 @@ from citrus_tool.training.method import Method
 from citrus_tool.training.methods import METHODS
 from citrus_tool.training.norm_statistics import estimate
 from citrus_tool.training.optimiser_step import Stepper
-from citrus_tool.training.recipes import Recipe
 
 OnEpoch = Callable[[Mapping[str, Any]], None]
 """Receives an epoch's entry of the history (see `fit`) when the epoch is closed and saved."""

@@ -25,11 +25,13 @@ from citrus_tool.attacks.dataset import attack_dataset
 from citrus_tool.attacks.pgd import pgd
 from citrus_tool.attacks.universal import attack_groups
 from citrus_tool.certification.individual import held, judged
-from citrus_tool.certification.settings import CertifySettings
 from citrus_tool.certification.uap import certify_uap
 from citrus_tool.checker.check import Checked, check
+from citrus_tool.choices import SPLITS, Split
+from citrus_tool.choices.recipe import Recipe
+from citrus_tool.choices.settings import AttackSettings, CertifySettings
 from citrus_tool.context import RunContext
-from citrus_tool.data import Dataset, Split
+from citrus_tool.data import Dataset
 from citrus_tool.devices import resolve_device, resolved
 from citrus_tool.errors import AccuracyWarning, DataError, InputFileError, UsageError
 from citrus_tool.files import require_writable_file, require_writable_folder, toml_value, write_bytes, write_text
@@ -45,7 +47,6 @@ from citrus_tool.results.train import TrainReport
 from citrus_tool.threat import Threat
 from citrus_tool.training import checkpoint, recipes, trainer
 from citrus_tool.training.batch_norm import insert_batch_norm, restore_layers
-from citrus_tool.training.recipes import Recipe
 from citrus_tool.training.trainer import OnEpoch
 from citrus_tool.workflow.normalisation import doubt
 
@@ -116,25 +117,6 @@ class ModelChoice:
         model = onnx_io.read(self.path, mean=self.mean, std=self.std, input_shape=dataset.shape, samples=samples)
         dataset.require_classifier(model.network.input_shape, model.network.num_classes, str(self.path))
         return model
-
-
-@dataclass(frozen=True, kw_only=True)
-class AttackSettings:
-    """The effort of an attack and on what it is spent (docs/attack.md).
-
-    Attributes:
-        group_size: inputs that share one perturbation, consecutive ones; None: all of them share one.
-        steps, restarts: as attacks.universal.attack_groups takes them, or for more than GROWN inputs in a group,
-            attacks.dataset.attack_dataset.
-        seed: draws the starting points.
-        limit: how many inputs are attacked; None: all.
-    """
-
-    group_size: int | None = 5
-    steps: int = 50
-    restarts: int = 6
-    seed: int = 0
-    limit: int | None = None
 
 
 def warn_of_accuracy(model: OnnxModel, dataset: Dataset, choice: DataSource) -> None:
@@ -250,7 +232,7 @@ def harden_file(
     """
     context, run_dir, progress = resolved(context), context.folder, context.progress
     trainer.methods_of(recipe)
-    train, validation, test = (choice.load(split) for split in data.SPLITS)
+    train, validation, test = (choice.load(split) for split in SPLITS)
     model = source.read(test)
     if out.exists() and source.path.exists() and out.samefile(source.path):
         raise UsageError(f"{out} is the network that is hardened; give the result another name.")
@@ -333,7 +315,7 @@ def train_file(
     """Trains a named architecture from scratch and exports it to `out`; raises as `harden_file`."""
     context, run_dir, progress = resolved(context), context.folder, context.progress
     trainer.methods_of(recipe)
-    train, validation, test = (choice.load(split) for split in data.SPLITS)
+    train, validation, test = (choice.load(split) for split in SPLITS)
     network = architectures.build(architecture, test.shape, test.num_classes, seed=recipe.seed)
     require_no_teacher(recipe)
     _require_outputs(out, run_dir, fresh=not context.resume)

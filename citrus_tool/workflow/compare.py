@@ -8,9 +8,10 @@ from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
-from citrus_tool.certification.settings import CertifySettings
+from citrus_tool.choices import Split
+from citrus_tool.choices.settings import CertifySettings
 from citrus_tool.context import RunContext
-from citrus_tool.data import Dataset, Split
+from citrus_tool.data import Dataset
 from citrus_tool.devices import resolved
 from citrus_tool.errors import CheckFailedError, InputFileError, SoundnessError, UnsupportedNetworkError
 from citrus_tool.files import require_writable_folder, write_text

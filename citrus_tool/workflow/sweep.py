@@ -15,9 +15,9 @@ from itertools import pairwise
 from typing import Final
 
 from citrus_tool.certification.journal import unfinished
-from citrus_tool.certification.settings import CertifySettings
+from citrus_tool.choices import Split
+from citrus_tool.choices.settings import CertifySettings
 from citrus_tool.context import RunContext
-from citrus_tool.data import Split
 from citrus_tool.errors import SoundnessError, UsageError
 from citrus_tool.files import write_text
 from citrus_tool.progress import Staged

@@ -23,11 +23,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from citrus_tool import __version__, architectures, files, onnx_io, plots
-from citrus_tool.certification.settings import CertifySettings
 from citrus_tool.certification.uap import certify_uap
+from citrus_tool.choices.recipe import Recipe
+from citrus_tool.choices.settings import CertifySettings, TuneSettings
 from citrus_tool.context import RunContext
 from citrus_tool.data import Dataset
 from citrus_tool.devices import resolved
@@ -38,7 +39,6 @@ from citrus_tool.progress import Progress, Staged
 from citrus_tool.results.trial import Scalar, Trial
 from citrus_tool.threat import Threat
 from citrus_tool.training import checkpoint, recipes, trainer
-from citrus_tool.training.recipes import Recipe
 from citrus_tool.workflow import DataChoice, ModelChoice, require_no_teacher, save_settings
 
 if TYPE_CHECKING:
@@ -145,36 +145,6 @@ def _scalar(text: str, kind: type) -> Scalar:
         return text == "true"
     value: Scalar = kind(text)
     return value
-
-
-@dataclass(frozen=True, kw_only=True)
-class TuneSettings:
-    """How a search is made. Raises UsageError for values that make no sense.
-
-    Attributes:
-        trials: how many recipes are tried, those before a resume included.
-        inputs: the first inputs of the validation split, whose certified UAP accuracy is the second objective.
-        bounds, group_size: of that certificate.
-        weight: what a point of certified accuracy counts against one of standard accuracy where one recipe is chosen:
-            the choice maximises (1 - weight) * standard + weight * certified.
-        prune: give poor trials up.
-        seed: draws the recipes.
-    """
-
-    trials: int = 20
-    inputs: int = 500
-    bounds: Literal["ibp", "crown"] = "crown"
-    group_size: int = 5
-    weight: float = 0.5
-    prune: bool = True
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, least in (("trials", 1), ("inputs", 1), ("group_size", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
-        if not 0.0 <= self.weight <= 1.0:
-            raise UsageError(f"weight is {self.weight}; it must lie in [0, 1].")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,8 @@ from citrus_tool.bench.claims import CLAIMS, REASONS, box_rows, orderings, reaso
 from citrus_tool.bench.contests import CPU, GPU, PAPER, PAPER_MINUTES, SCALES, TABLES, Contest, Job, Published, jobs
 from citrus_tool.bench.run import Bench, certifier_digest
 from citrus_tool.bounds.interval import margins
-from citrus_tool.certification.settings import CertifySettings
+from citrus_tool.choices.recipe import Recipe
+from citrus_tool.choices.settings import CertifySettings
 from citrus_tool.data import load
 from citrus_tool.errors import InputFileError, InterruptedRunError
 from citrus_tool.progress import Progress, Silent
@@ -29,7 +30,7 @@ from citrus_tool.threat import Threat
 from citrus_tool.training.adversarial import attack
 from citrus_tool.training.batches import Feed, generator_for
 from citrus_tool.training.methods import METHODS
-from citrus_tool.training.recipes import Recipe, named
+from citrus_tool.training.recipes import named
 
 DIGITS = Contest(
     name="toy",

@@ -19,8 +19,8 @@ from citrus_tool.bounds.optimised import Duals, Instance, Schedule, Targets, asc
 from citrus_tool.bounds.rounding import enclose
 from citrus_tool.certification import branch
 from citrus_tool.certification.branch import Branched, Budget, Verdict, branch_and_bound
-from citrus_tool.certification.settings import CertifySettings
 from citrus_tool.certification.uap import certify_uap
+from citrus_tool.choices.settings import CertifySettings
 from citrus_tool.data import load
 from citrus_tool.errors import UsageError
 from citrus_tool.network import Network, Reshape, chain

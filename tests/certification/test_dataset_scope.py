@@ -15,9 +15,9 @@ from citrus_tool.certification.conflicts import Conflicts
 from citrus_tool.certification.dataset_scope import Remainder
 from citrus_tool.certification.partition import exclusive, partition, total
 from citrus_tool.certification.run import Run
-from citrus_tool.certification.settings import CertifySettings
 from citrus_tool.certification.uap import certify_uap
 from citrus_tool.checker.check import check
+from citrus_tool.choices.settings import CertifySettings
 from citrus_tool.data import Dataset
 from citrus_tool.errors import InputFileError, InterruptedRunError, SoundnessError
 from citrus_tool.onnx_io import OnnxModel

@@ -20,8 +20,8 @@ from citrus_tool.certification import joint_loop as loop
 from citrus_tool.certification.conflicts import Conflicts
 from citrus_tool.certification.joint_loop import Settlement, executions, settle
 from citrus_tool.certification.part_products import Front, multiply
-from citrus_tool.certification.settings import CertifySettings
 from citrus_tool.certification.uap import certify_uap
+from citrus_tool.choices.settings import CertifySettings
 from citrus_tool.network import Network
 from citrus_tool.results.certificate import Status
 from citrus_tool.threat import Threat

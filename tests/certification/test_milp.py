@@ -21,11 +21,11 @@ from citrus_tool.certification.milp import (
     MasterBound,
     Planes,
     Solver,
-    SolverName,
     bound_fooled,
     read_cbc_log,
     search,
 )
+from citrus_tool.choices import SolverName
 from citrus_tool.errors import SoundnessError, UsageError
 
 EPS = 0.1

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from citrus_tool import onnx_io
-from citrus_tool.certification.settings import CertifySettings
 from citrus_tool.certification.uap import certify_uap
+from citrus_tool.choices.settings import CertifySettings
 from citrus_tool.data import load
 from citrus_tool.threat import Threat
 from tests.checker.corruption import corruptions, pictures

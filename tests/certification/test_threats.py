@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from citrus_tool.bounds.crown import crown
 from citrus_tool.bounds.rounding import enclose
-from citrus_tool.certification.settings import CertifySettings
 from citrus_tool.certification.uap import certify_uap
+from citrus_tool.choices.settings import CertifySettings
 from citrus_tool.data import Dataset
 from citrus_tool.errors import DataError, UsageError
 from citrus_tool.network import Network, Reshape, chain

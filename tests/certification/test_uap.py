@@ -18,9 +18,9 @@ from citrus_tool.bounds.crown import LinearMargins, crown
 from citrus_tool.certification import individual, milp, uap
 from citrus_tool.certification import run as stages
 from citrus_tool.certification.milp import Answer, Ending, Solver
-from citrus_tool.certification.settings import CertifySettings
 from citrus_tool.certification.uap import certify_uap
 from citrus_tool.checker.check import check
+from citrus_tool.choices.settings import CertifySettings
 from citrus_tool.data import Dataset
 from citrus_tool.errors import (
     CheckFailedError,

@@ -25,11 +25,11 @@ from citrus_tool.bounds.optimised import ROOT, Instance
 from citrus_tool.bounds.rounding import enclose
 from citrus_tool.certification import joint_loop as loop
 from citrus_tool.certification.search import MarginProblem, Search
-from citrus_tool.certification.settings import CertifySettings
 from citrus_tool.certification.uap import certify_uap
 from citrus_tool.checker.bounds import Execution, Shared, Signs, lowest
 from citrus_tool.checker.check import Checked, check, choosable, covers
 from citrus_tool.checker.graph import Affine, Graph, read_graph
+from citrus_tool.choices.settings import CertifySettings
 from citrus_tool.data import Dataset, load
 from citrus_tool.errors import (
     CheckFailedError,

@@ -397,7 +397,7 @@ def test_progress_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
 
     now = 100.0
     monkeypatch.setattr("time.monotonic", lambda: now)
-    lines = terminal.Lines()
+    lines = terminal.PlainLines()
     lines.start("groups", 50, "groups")
     for _ in range(25):
         now += seconds / 25

@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 from citrus_tool import data
-from citrus_tool.data import SPLITS, Dataset, load, locate
+from citrus_tool.choices import SPLITS
+from citrus_tool.data import Dataset, load, locate
 from citrus_tool.errors import DataError, UsageError
 
 

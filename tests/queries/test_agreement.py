@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from citrus_tool import onnx_io
-from citrus_tool.certification.settings import CertifySettings
 from citrus_tool.certification.uap import certify_uap
+from citrus_tool.choices.settings import CertifySettings
 from citrus_tool.cli import main
 from citrus_tool.data import Dataset
 from citrus_tool.network import Network, Reshape, chain

@@ -6,9 +6,9 @@ import dataclasses
 
 import torch
 
+from citrus_tool.choices.recipe import Recipe
 from citrus_tool.data import Dataset
 from citrus_tool.training.batches import Feed, augment, generator_for, to_pixels
-from citrus_tool.training.recipes import Recipe
 
 RECIPE = Recipe(eps=0.1, tau_ratio=0.4, epochs=30, group_size=5, groups_per_batch=4)
 CPU = torch.device("cpu")

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from citrus_tool import architectures
+from citrus_tool.choices.recipe import Recipe
 from citrus_tool.network import INPUT, Add, Affine, Concat, GraphBuilder, Network, Reshape, chain, walk
 from citrus_tool.training import citrus as citrus_module
 from citrus_tool.training.citrus import citrus, citrus_loss
 from citrus_tool.training.method import Batch
 from citrus_tool.training.norm_statistics import CLEAN, batch_statistics, estimate
-from citrus_tool.training.recipes import Recipe
 from citrus_tool.training.training_boxes import box_margins, uniform_box
 from tests.training.literal_citrus import algorithm_1, interval_record
 

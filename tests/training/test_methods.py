@@ -10,6 +10,7 @@ from test_citrus_loss import MAKERS, _inputs, _made
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from citrus_tool.choices.recipe import Recipe, Taps, Uat
 from citrus_tool.errors import UsageError
 from citrus_tool.network import INPUT, Network, Reshape, chain, walk
 from citrus_tool.threat import Box
@@ -28,7 +29,6 @@ from citrus_tool.training.method import Batch, LossParts
 from citrus_tool.training.methods import METHODS
 from citrus_tool.training.mtl_ibp import mtl_loss
 from citrus_tool.training.norm_statistics import CLEAN
-from citrus_tool.training.recipes import Recipe, Taps, Uat
 from citrus_tool.training.sabr import sabr_loss
 from citrus_tool.training.training_boxes import box_margins, uniform_box
 from citrus_tool.training.uat import DELTA

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from citrus_tool.attacks.pgd import SABR_STEPS
+from citrus_tool.choices.recipe import SABR_STEPS, Recipe, Taps, Uat
 from citrus_tool.errors import InputFileError, UsageError
 from citrus_tool.threat import parse_eps
 from citrus_tool.training.methods import METHODS
-from citrus_tool.training.recipes import RECIPES, Recipe, Taps, Uat, automatic, named, read, to_toml
+from citrus_tool.training.recipes import RECIPES, automatic, named, read, to_toml
 
 GOOD = Recipe(eps=0.1, tau_ratio=0.4, epochs=30)
 

@@ -7,8 +7,9 @@ from itertools import pairwise
 
 import pytest
 
+from citrus_tool.choices.recipe import Recipe
 from citrus_tool.training import schedule
-from citrus_tool.training.recipes import Recipe, named
+from citrus_tool.training.recipes import named
 
 RECIPE = Recipe(eps=0.1, tau_ratio=0.4, epochs=10, warmup_epochs=2, ramp_epochs=4, milestones=(7, 9), lr=1.0)
 BATCHES = 50

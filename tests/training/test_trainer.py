@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from citrus_tool import architectures
+from citrus_tool.choices.recipe import Recipe
 from citrus_tool.data import Dataset, load
 from citrus_tool.errors import CheckFailedError, DataError, InputFileError, InterruptedRunError, UsageError
 from citrus_tool.network import Network, Reshape, chain
@@ -19,7 +20,6 @@ from citrus_tool.progress import Progress
 from citrus_tool.training import checkpoint, trainer
 from citrus_tool.training.method import LossParts, Method
 from citrus_tool.training.methods import METHODS
-from citrus_tool.training.recipes import Recipe
 from citrus_tool.training.trainer import accuracy, certified_accuracy, fit
 
 RECIPE = Recipe(

@@ -14,6 +14,8 @@ import pytest
 import torch
 
 from citrus_tool import onnx_io, plots
+from citrus_tool.choices.recipe import Recipe
+from citrus_tool.choices.settings import TuneSettings
 from citrus_tool.context import RunContext
 from citrus_tool.data import load
 from citrus_tool.errors import CheckFailedError, InputFileError, InterruptedRunError, UsageError
@@ -21,10 +23,10 @@ from citrus_tool.progress import Progress, Silent
 from citrus_tool.results.trial import Trial
 from citrus_tool.training import recipes
 from citrus_tool.training.methods import METHODS
-from citrus_tool.training.recipes import Recipe, named
+from citrus_tool.training.recipes import named
 from citrus_tool.training.trainer import accuracy
 from citrus_tool.workflow import DataChoice, ModelChoice, choose_recipe, tune
-from citrus_tool.workflow.tune import Range, TuneReport, TuneSettings, Values, front, hopeless, tune_file
+from citrus_tool.workflow.tune import Range, TuneReport, Values, front, hopeless, tune_file
 
 RECIPE = Recipe(
     eps=0.03,
