@@ -5,8 +5,9 @@ one that is refuted says more than any set. Then the master (conflicts.py) propo
 different inputs that nothing speaks against. An attack tries to fool it; otherwise its pairs are bounded jointly
 (joint.py), then combinations inside it with node budgets that grow from turn to turn, until one is refuted and joins
 the master's conflicts. What a search leaves open is attacked from near-optimal points of its worst parts' relaxations:
-these lead to perturbations that signed steps from corner to corner miss. The loop ends when the master's bound meets
-the best perturbation found, when the time is up, or when nothing is left to split.
+these lead to perturbations that signed steps from corner to corner miss. The loop is complete when the master's bound
+meets the best perturbation found. It also ends when the time is up, or when nothing is left to do: what is left then
+are parts that no claim closes and no attack fools, or that were given up for want of memory.
 """
 
 from __future__ import annotations
@@ -87,7 +88,9 @@ class Settlement:
         fooled_upper: no |u| <= eps fools more of the open inputs.
         u: (C, H, W) float32 perturbation that fools most, as far as PyTorch's float32 goes; a replay decides.
         conflicts: the refuted combinations behind the bound; grounds: for each of them, if recorded.
-        nodes: parts of the box bounded.  complete: the loop ended before its deadline.
+        nodes: parts of the box bounded.
+        complete: nothing was left unsettled: `u` fools `fooled_upper` inputs.
+        late: the loop is not complete because its time was up.
     """
 
     fooled_upper: int
@@ -96,6 +99,7 @@ class Settlement:
     grounds: tuple[Grounds, ...]
     nodes: int
     complete: bool
+    late: bool
 
 
 @dataclass(kw_only=True)
@@ -175,15 +179,18 @@ class Loop:
         self.point: Tensor | None = None  # what the relaxation of the part that was worst last thinks is best
 
     def run(self) -> tuple[int, bool]:
-        """The bound, and whether the loop ended by itself."""
+        """The bound, and whether the loop ended because its time was up.
+
+        The loop is complete where the bound is at most the arena's count.
+        """
         attacked: set[frozenset[int]] = set()
         self.alone()
         while True:
             largest = self.conflicts.largest()
             if largest.bound <= self.arena.count:
-                return largest.bound, True
-            if time.monotonic() >= self.deadline:
                 return largest.bound, False
+            if time.monotonic() >= self.deadline:
+                return largest.bound, True
             owners = frozenset(member for member, _ in largest.choice)
             if owners not in attacked:
                 attacked.add(owners)
@@ -192,8 +199,8 @@ class Loop:
             if self.pairs(largest.choice):
                 continue
             todo = self.pick(largest.choice)
-            if todo is None:
-                return largest.bound, True
+            if todo is None:  # not complete: what is left cannot be settled
+                return largest.bound, False
             self.work(todo)
             task = self.tasks[todo]
             if task.search is not None and task.turn > 1 and self.point is not None:
@@ -506,7 +513,7 @@ def settle(
     loop = Loop(inputs, arena, time.monotonic() + seconds, generator, record=record)
     with torch.no_grad(), exact_products():
         arena.judge(u[None])
-        bound, complete = loop.run()
+        bound, late = loop.run()
     grounds = tuple(loop.grounds[old] for old in loop.conflicts.refuted if old in loop.grounds)
     return Settlement(
         fooled_upper=bound,
@@ -514,5 +521,6 @@ def settle(
         conflicts=loop.conflicts,
         grounds=grounds,
         nodes=loop.nodes,
-        complete=complete,
+        complete=bound <= arena.count,
+        late=late,
     )

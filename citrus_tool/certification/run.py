@@ -407,7 +407,7 @@ class Run:
         proven[torch.nonzero(group.open).flatten()[list(alone)]] = True
         with timed(group.seconds, "replay"):
             replayed = self._replayed(group, screened, found.u.cpu(), x, labels, found.conflicts)
-        status = Status.BOUNDED if found.complete else Status.TIMEOUT
+        status = Status.TIMEOUT if found.late else Status.BOUNDED
         detail = (
             f"cross-execution search: {len(found.conflicts.refuted)} combinations refuted, {found.nodes} parts bounded"
         )

@@ -6,7 +6,8 @@ Bound for Neural Network Verification via Lagrangian Decomposition", section 5) 
 Differs from the papers in: (1) every target has a tree of its own, so that each splits on its own neurons; (2) the
 bounds of hidden neurons stay those of the whole box; (3) a child starts from its parent's slopes and, where possible,
 from multipliers that reproduce the parent's bound; (4) bounds that count are claimed in float64 with outward errors
-(`optimised.tuned_planes`).
+(`optimised.tuned_planes`); (5) a part with nothing left to split is closed by the multipliers of a linear program
+(bounds/program.py) where the ascent does not close it.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from citrus_tool.bounds.optimised import (
     mean_points,
     tuned_planes,
 )
+from citrus_tool.bounds.program import solve
 from citrus_tool.network import INPUT
 
 CHILD: Final = Schedule(steps=10, alpha_rate=0.02, beta_rate=0.05, share_rate=0.02, decay=0.95)
@@ -186,7 +188,7 @@ class Search:
         self._look, self._watch = look, watch
         self._heap: list[tuple[float, int, Part]] = []
         self._pushed = 0
-        self._stuck: list[Part] = []  # nothing left to split
+        self._stuck: list[Part] = []  # nothing left to split, and not settled
         self._device = problem.system.radius.device
         self._closed = torch.full((problem.count,), math.inf, dtype=torch.float64, device=self._device)
         self._dropped: set[int] = set()
@@ -194,7 +196,7 @@ class Search:
 
     @property
     def done(self) -> bool:
-        """Nothing is left to split."""
+        """Nothing is left to split; parts that are not settled may be left, and their targets are not `proven`."""
         return not self._heap
 
     @property
@@ -403,11 +405,36 @@ class Search:
                     weight=moving.new_zeros(len(moving)).to(part.weight),
                 )
             if not len(part.candidates):
-                self._stuck.append(part)
+                self._last(part)
             elif number not in self._dropped:
                 self._pushed += 1
                 heapq.heappush(self._heap, (value, self._pushed, part))
         return torch.tensor(exhausted, device=target.device) if exhausted else None
+
+    def _last(self, part: Part) -> None:
+        """Closes a part with nothing left to split by a linear program, or has the program's best point judged.
+
+        The program's multipliers and shares are claimed like those of an ascent. A part that is not closed stays open;
+        where the guard is infinite, so that none can be closed, nothing is solved.
+        """
+        target = torch.tensor([part.target], device=self._device)
+        if math.isfinite(self.guard) and part.target not in self._dropped:
+            duals = self._stacked([part])
+            found = solve(self.problem.system, self.problem.targets(target), duals)
+            if found is not None:
+                share = None if found.share is None else found.share[:, None]
+                duals = replace(duals, beta=found.beta[:, None], share=share).on_grid()
+                bound = self.problem.claim(target, duals)
+                if bool(bound > self.guard):
+                    self._closed.scatter_reduce_(0, target, bound, "amin")
+                    if self.leaves is not None:
+                        self.leaves += self._leaves(bound, duals, target)
+                    return
+                if found.point is not None and self._watch is not None:
+                    self._watch(bound, found.point[:, None])
+                if found.point is not None and self._look is not None:
+                    self.drop(self._look(found.point[:, None]))
+        self._stuck.append(part)
 
     def _moving(self, split: Tensor) -> Tensor:
         """The unsplit neurons whose relaxations leave the inputs of the neurons in `split` the most room.
