@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import tempfile
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from citrus_tool.errors import InputFileError
+from citrus_tool.names import nearest
 
 
 def write_text(path: Path, text: str) -> None:
@@ -79,8 +79,8 @@ def near(path: Path) -> str:
         beside = sorted(entry.name for entry in path.parent.iterdir())
     except OSError:
         return ""
-    found = difflib.get_close_matches(path.name, beside, n=1, cutoff=0.7)
-    return f"; did you mean {path.parent / found[0]}?" if found else ""
+    found = nearest(path.name, beside, cutoff=0.7)
+    return f"; did you mean {path.parent / found}?" if found else ""
 
 
 def toml_value(value: Any) -> str:

@@ -25,7 +25,6 @@ from torch import Tensor
 
 from citrus_tool import __version__
 from citrus_tool.certification.dataset_scope import Remainder
-from citrus_tool.certification.journal import Journal, open_journal
 from citrus_tool.certification.milp import Solver, named
 from citrus_tool.certification.proof import GroupProof
 from citrus_tool.certification.run import Chunk, Finished, Prepared, Run
@@ -36,6 +35,7 @@ from citrus_tool.errors import InputFileError, InterruptedRunError, UsageError
 from citrus_tool.onnx_io import OnnxModel, OnnxRunner, require_parity
 from citrus_tool.progress import Progress, Silent
 from citrus_tool.results.certificate import Certificate, GroupResult
+from citrus_tool.results.journal import Journal, open_journal
 from citrus_tool.threat import Threat
 
 PROVER: Final = 2

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import inspect
 import math
@@ -22,6 +21,7 @@ from citrus_tool.choices.recipe import Recipe
 from citrus_tool.choices.settings import AttackSettings, CertifySettings, TuneSettings
 from citrus_tool.context import RunContext
 from citrus_tool.errors import InputFileError, UsageError
+from citrus_tool.names import meant
 from citrus_tool.training.recipes import RECIPES
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -89,9 +89,8 @@ class Choice(click.Choice[str]):
 
     def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
         """Click's sentence, and what may have been meant."""
-        close = difflib.get_close_matches(str(value), [str(choice) for choice in self.choices], n=1)
-        meant = f" Did you mean {close[0]!r}?" if close else ""
-        return super().get_invalid_choice_message(value, ctx) + meant
+        hint = meant(str(value), map(str, self.choices), " Did you mean {!r}?")
+        return super().get_invalid_choice_message(value, ctx) + hint
 
 
 class NameOrPath(click.ParamType[str]):
@@ -169,8 +168,7 @@ def _read_config(ctx: click.Context, param: click.Parameter, value: Path | None)
     others = _others(ctx) if tables or not entries.keys() <= known.keys() else {}
     for table in tables:
         if table not in others:
-            near = difflib.get_close_matches(table, others, n=1)
-            hint = f"did you mean [{near[0]}]?" if near else "tables are named after commands."
+            hint = meant(table, others, "did you mean [{}]?", "tables are named after commands.")
             raise UsageError(f"{value}: [{table}] is no command; {hint}")
     own = tables.get(ctx.info_name or "", {})
     for key, entry in [*entries.items(), *own.items()]:
@@ -178,8 +176,7 @@ def _read_config(ctx: click.Context, param: click.Parameter, value: Path | None)
         if flag in known:
             defaults[known[flag]] = entry
         elif key in own or not any(flag in flags for flags in others.values()):
-            near = difflib.get_close_matches(flag, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else "."
+            hint = meant(flag, known, "; did you mean {}?", ".")
             raise UsageError(f"{value}: {key!r} is not an option of {ctx.command_path}{hint}")
     ctx.default_map = {**(ctx.default_map or {}), **defaults}
     return value

@@ -16,7 +16,6 @@ The test split is for the final figures only; choices (epoch, recipe, eps) are m
 from __future__ import annotations
 
 import contextlib
-import difflib
 import gzip
 import hashlib
 import math
@@ -37,6 +36,7 @@ from torch import Tensor
 from citrus_tool.choices import DATA_NAMES, SPLITS, Split
 from citrus_tool.errors import DataError, UsageError
 from citrus_tool.files import near
+from citrus_tool.names import meant
 from citrus_tool.tables import Table, Tabular
 
 Array = npt.NDArray[Any]
@@ -353,8 +353,7 @@ def load(name: str, *, split: Split, root: Path | None = None, seed: int = 0, li
     elif Path(name).is_dir():
         data = _folder(Path(name), split, seed)
     else:
-        near = difflib.get_close_matches(name, DATA_NAMES, n=1)
-        hint = f"; did you mean {near[0]}?" if near else "."
+        hint = meant(name, DATA_NAMES, "; did you mean {}?", ".")
         known = f"{', '.join(DATA_NAMES)}, a FILE.npz or an existing folder with one sub-folder a class"
         raise UsageError(f"data {name!r} is neither {known}{hint}")
     return data if limit is None else data.take(limit)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import gzip
 import zlib
 from collections.abc import Iterable
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from citrus_tool.errors import InputFileError
 from citrus_tool.files import write_bytes
+from citrus_tool.names import nearest as most_alike
 
 MAX_BYTES = 1 << 28
 """Largest query text, after decompression (256 MiB): a gzip bomb is refused before it fills the memory."""
@@ -85,5 +85,4 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     if alike is not None:
         return alike
     # difflib is quadratic in the length of a name: enough names for real files, few enough to stay quick
-    close = difflib.get_close_matches(word[:40], names[:2000], n=1, cutoff=0.7)
-    return close[0] if close else None
+    return most_alike(word[:40], names[:2000], cutoff=0.7)

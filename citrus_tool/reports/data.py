@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from citrus_tool.errors import CitrusError, InputFileError
 from citrus_tool.results.certificate import Certificate, GroupResult, Status
 from citrus_tool.results.evidence import Evidence, Verdict, unpack
+from citrus_tool.results.lines import read as read_lines
 from citrus_tool.threat import Threat
 
 FIGURES: Final[Mapping[str, str]] = {
@@ -426,14 +427,8 @@ def _joined(groups: tuple[GroupResult, ...], kept: tuple[GroupResult, ...], jour
 
 def _journal(path: Path, model: str, data: str, origin: Origin) -> Certified | None:
     """The certificate that a finished journal amounts to; None for an unfinished one."""
-    lines = []
-    try:
-        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], start=1):
-            lines.append(_Fields(json.loads(line, parse_constant=_refuse), f"{path}, line {number}"))
-    except OSError as error:
-        raise InputFileError(f"{path}: cannot be read ({error.strerror}).") from None
-    except ValueError as error:
-        raise InputFileError(f"{path}, line {len(lines) + 1}: is damaged ({error}); make the result again.") from None
+    found_lines = read_lines(path, damaged="is damaged ({reason}); make the result again.")
+    lines = [_Fields(content, f"{path}, line {number}") for number, content in enumerate(found_lines, start=1)]
     if not lines or not lines[0].has("journal", "run"):
         raise InputFileError(f"{path}: is not a journal of citrus; make the result again.")
     if not lines[-1].content.get("finished"):
@@ -600,25 +595,20 @@ def _attacked(fields: _Fields, source: str) -> Attacked:
 
 def _benchmarked(path: Path) -> Benchmarked:
     found = []
-    try:
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-            fields = _Fields(json.loads(line, parse_constant=_refuse), f"{path}, line {number}")
-            witness = fields.content.get("witness")
-            found.append(
-                Instance(
-                    onnx=fields.text("onnx"),
-                    vnnlib=fields.text("vnnlib"),
-                    timeout=fields.number("timeout"),
-                    verdict=fields.text("verdict"),
-                    seconds=fields.number("seconds"),
-                    witness=None if witness is None else bool(witness),
-                    note=fields.text("note"),
-                )
+    for number, content in enumerate(read_lines(path, damaged="is damaged ({reason})."), start=1):
+        fields = _Fields(content, f"{path}, line {number}")
+        witness = fields.content.get("witness")
+        found.append(
+            Instance(
+                onnx=fields.text("onnx"),
+                vnnlib=fields.text("vnnlib"),
+                timeout=fields.number("timeout"),
+                verdict=fields.text("verdict"),
+                seconds=fields.number("seconds"),
+                witness=None if witness is None else bool(witness),
+                note=fields.text("note"),
             )
-    except OSError as error:
-        raise InputFileError(f"{path}: cannot be read ({error.strerror}).") from None
-    except ValueError as error:
-        raise InputFileError(f"{path}, line {len(found) + 1}: is damaged ({error}).") from None
+        )
     if not found:
         raise InputFileError(f"{path}: holds no result yet; run the same command again with --resume.")
     return Benchmarked(source=str(path), instances=tuple(found))

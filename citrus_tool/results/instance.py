@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
+
+from citrus_tool.errors import InputFileError
+from citrus_tool.results import lines
 
 Word = Literal["sat", "unsat", "unknown", "timeout", "error"]
 """What VNN-COMP calls a verdict."""
@@ -24,3 +28,15 @@ class Record:
     seconds: float
     witness: bool | None
     note: str
+
+
+def read_records(path: Path) -> list[Record]:
+    """The records of a run, in their order; none where there is no file. Raises InputFileError naming a bad line."""
+    found = []
+    wrong = "is not a record of vnncomp ({reason}); name another folder."
+    for number, content in enumerate(lines.read(path, damaged=wrong), start=1):
+        try:
+            found.append(Record(**content))
+        except TypeError as error:
+            raise InputFileError(f"{path}, line {number}: {wrong.format(reason=error)}") from None
+    return found

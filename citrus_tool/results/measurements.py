@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from citrus_tool.errors import InputFileError
+from citrus_tool.results import lines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,10 +77,7 @@ _BOXES = "box losses"
 
 
 def read(path: Path) -> list[Entry]:
-    """The runs of a journal, in order; none when there is no file. Raises InputFileError naming a bad line.
-
-    A last line without its line feed is what a killed process left, and is not read.
-    """
+    """The runs of a journal, in order; none when there is no file. Raises InputFileError naming a bad line."""
     return [entry for entry in _read(path) if isinstance(entry, Entry)]
 
 
@@ -92,35 +87,24 @@ def read_boxes(path: Path) -> list[BoxLosses]:
 
 
 def _read(path: Path) -> list[Entry | BoxLosses]:
-    if not path.exists():
-        return []
-    entries: list[Entry | BoxLosses] = []
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-    for number, line in enumerate(lines, 1):
+    found: list[Entry | BoxLosses] = []
+    for number, plain in enumerate(lines.read(path, damaged="is no run ({reason}); mend or remove the line."), 1):
         try:
-            plain = json.loads(line)
             kind = plain.pop(_KIND, None)
             if kind not in (None, _BOXES):
                 raise ValueError(f"unknown kind {kind!r}")
-            entries.append(Entry(**plain) if kind is None else BoxLosses(**plain))
-        except (ValueError, TypeError, AttributeError) as error:
+            found.append(Entry(**plain) if kind is None else BoxLosses(**plain))
+        except (ValueError, TypeError) as error:
             raise InputFileError(f"{path}, line {number}: is no run ({error}); mend or remove the line.") from None
-    return entries
+    return found
 
 
 def append(path: Path, entry: Entry | BoxLosses) -> None:
     """Adds one line, flushed to the disk. Raises InputFileError when the file cannot be written."""
-    plain: dict[str, Any] = dataclasses.asdict(entry)
-    if isinstance(entry, BoxLosses):
-        plain[_KIND] = _BOXES
+    plain = dataclasses.asdict(entry) | ({_KIND: _BOXES} if isinstance(entry, BoxLosses) else {})
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        whole = path.read_bytes() if path.exists() else b""
-        with path.open("ab") as file:
-            if whole and not whole.endswith(b"\n"):
-                file.truncate(whole.rfind(b"\n") + 1)
-            file.write(json.dumps(plain, allow_nan=False).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        with lines.Writer(path, keep=True, durable=True) as file:
+            file.write(plain)
     except OSError as error:
         raise InputFileError(f"{path}: cannot be written ({error.strerror or error}); name another journal.") from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import math
 import tomllib
@@ -14,6 +13,7 @@ from typing import Any, TypeVar
 
 from citrus_tool.choices.recipe import Recipe, StepSchedule, Taps, Uat
 from citrus_tool.errors import InputFileError, UsageError
+from citrus_tool.names import meant
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,9 +159,8 @@ RECIPES: Mapping[str, NamedRecipe] = {
 def named(name: str, method: str | None = None) -> Recipe:
     """The recipe of that name, for a method where one is given; raises UsageError that lists the names."""
     if name not in RECIPES:
-        near = difflib.get_close_matches(name, RECIPES, n=1)
-        meant = f" Did you mean {near[0]!r}?" if near else ""
-        raise UsageError(f"there is no recipe {name!r}; recipes are {', '.join(RECIPES)}.{meant}")
+        hint = meant(name, RECIPES, " Did you mean {!r}?")
+        raise UsageError(f"there is no recipe {name!r}; recipes are {', '.join(RECIPES)}.{hint}")
     entry = RECIPES[name]
     if method is None:
         return entry.recipe
@@ -245,9 +244,8 @@ def _changed(record: T, entries: Mapping[str, Any], prefix: str = "") -> T:
     changes: dict[str, Any] = {}
     for name, value in entries.items():
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            meant = f" did you mean {near[0]}?" if near else f" fields are {', '.join(known)}."
-            raise UsageError(f"{prefix}{name} is no field of a recipe;{meant}")
+            hint = meant(name, known, "did you mean {}?", f"fields are {', '.join(known)}.")
+            raise UsageError(f"{prefix}{name} is no field of a recipe; {hint}")
         old = known[name]
         if isinstance(old, Recipe | Taps | Uat | StepSchedule):
             if not isinstance(value, dict):

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import difflib
 import hashlib
 import math
 import signal
@@ -33,6 +32,7 @@ from citrus_tool.bounds.interval import margins
 from citrus_tool.choices.recipe import Recipe
 from citrus_tool.data import Dataset
 from citrus_tool.errors import CheckFailedError, InterruptedRunError, UsageError
+from citrus_tool.names import differing, meant
 from citrus_tool.network import Network
 from citrus_tool.progress import Progress, Silent
 from citrus_tool.threat import Threat
@@ -142,9 +142,8 @@ def fit(
 def method_named(name: str, field: str = "method") -> Method:
     """The training method of that name; raises UsageError that names the recipe's `field` and lists the names."""
     if name not in METHODS:
-        near = difflib.get_close_matches(name, METHODS, n=1)
-        meant = f" Did you mean {near[0]!r}?" if near else ""
-        raise UsageError(f"{field}: there is no training method {name!r}; methods are {', '.join(METHODS)}.{meant}")
+        hint = meant(name, METHODS, " Did you mean {!r}?")
+        raise UsageError(f"{field}: there is no training method {name!r}; methods are {', '.join(METHODS)}.{hint}")
     return METHODS[name]
 
 
@@ -409,10 +408,9 @@ def _tensors(network: Network) -> dict[str, Tensor]:
 
 def _require_same(before: Mapping[str, Any], now: Mapping[str, Any], run_dir: str) -> None:
     old, new = _flat(before), _flat(now)
-    for name in sorted(old.keys() | new.keys()):
-        if old.get(name) != new.get(name):
-            shown = "" if len(str(new.get(name))) == 64 else f": {old.get(name)!r} there, {new.get(name)!r} now"
-            raise UsageError(f"{run_dir} holds another run: {name} differs{shown}; start a new --run-dir instead.")
+    if (name := differing(old, dict(sorted(new.items())))) is not None:
+        shown = "" if len(str(new.get(name))) == 64 else f": {old.get(name)!r} there, {new.get(name)!r} now"
+        raise UsageError(f"{run_dir} holds another run: {name} differs{shown}; start a new --run-dir instead.")
 
 
 def _flat(origin: Mapping[str, Any]) -> dict[str, Any]:

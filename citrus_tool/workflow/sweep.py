@@ -14,7 +14,6 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Final
 
-from citrus_tool.certification.journal import unfinished
 from citrus_tool.choices import Split
 from citrus_tool.choices.settings import CertifySettings
 from citrus_tool.context import RunContext
@@ -23,6 +22,7 @@ from citrus_tool.files import write_text
 from citrus_tool.progress import Staged
 from citrus_tool.results.certificate import Certificate, GroupResult, Status
 from citrus_tool.results.evidence import Evidence, Verdict
+from citrus_tool.results.journal import unfinished
 from citrus_tool.results.sweep import Sweep, spelled
 from citrus_tool.threat import Threat
 from citrus_tool.workflow import DataChoice, ModelChoice, certify_file

@@ -16,7 +16,6 @@ anew for every trial, so that a search that was stopped and resumed asks for the
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import math
@@ -33,6 +32,7 @@ from citrus_tool.context import RunContext
 from citrus_tool.data import Dataset
 from citrus_tool.devices import resolved
 from citrus_tool.errors import CheckFailedError, InputFileError, InterruptedRunError, UsageError
+from citrus_tool.names import differing, meant
 from citrus_tool.network import Network
 from citrus_tool.onnx_io import OnnxModel
 from citrus_tool.progress import Progress, Staged
@@ -121,9 +121,8 @@ def dimension(text: str) -> tuple[str, Range | Values]:
         if isinstance(value := field.default, Scalar) and field.name not in _FIXED
     } | {"tau_ratio": float, "epochs": int}
     if name not in kinds:
-        near = difflib.get_close_matches(name, kinds, n=1)
-        meant = f"did you mean {near[0]}?" if near else f"fields are {', '.join(kinds)}."
-        raise UsageError(f"--search {text!r}: {name!r} is no field that can be searched; {meant}")
+        hint = meant(name, kinds, "did you mean {}?", f"fields are {', '.join(kinds)}.")
+        raise UsageError(f"--search {text!r}: {name!r} is no field that can be searched; {hint}")
     kind = kinds[name]
     try:
         if ":" not in given:
@@ -370,9 +369,8 @@ class _Search:
         if before is None:
             study.set_user_attr("origin", origin)
             study.enqueue_trial({n: _moved(getattr(self.recipe, n), v) for n, v in self.space.items()})
-        for name in sorted((before or origin).keys() | origin.keys()):
-            if (before or origin).get(name) != origin.get(name):
-                raise UsageError(f"{self.storage} holds another search: {name} differs; start a new --run-dir instead.")
+        if (name := differing(before or origin, dict(sorted(origin.items())))) is not None:
+            raise UsageError(f"{self.storage} holds another search: {name} differs; start a new --run-dir instead.")
         return study
 
     def run(self) -> list[Trial]:

@@ -155,7 +155,8 @@ def test_what_is_wrong_with_a_certificate(edited: Callable[[Edit], Path], edit: 
         ("c.json", "[]", "the list of certificates is empty"),
         ("c.json", "7", "is int, not an object"),
         ("results.jsonl", "", "holds no result yet"),
-        ("results.jsonl", "{", "line 1: is damaged"),
+        ("results.jsonl", "{", "holds no result yet"),  # torn
+        ("results.jsonl", "{\n", "line 1: is damaged"),
         ("results.jsonl", '{"onnx": 1}', "line 1: onnx is 1, not text"),
     ],
 )

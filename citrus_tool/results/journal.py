@@ -1,9 +1,8 @@
 """The journal of a certification: JSON lines, one per finished group, so that a stopped run can go on.
 
 First line: {"journal": FORMAT, "run": {...}}, what the run is made of; then one line per group (GroupResult with its
-`index`, `stages` and perturbation); then, when all groups are done, {"finished": true}. Lines are flushed one by one.
-A torn last line (the machine stopped while it was written) is dropped; anything else that is not as written is an
-error.
+`index`, `stages` and perturbation); then, when all groups are done, {"finished": true}. A torn last
+line is dropped (results/lines.py); anything else that is not as written is an error.
 """
 
 from __future__ import annotations
@@ -11,14 +10,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 
 from citrus_tool.errors import InputFileError, UsageError
 from citrus_tool.files import require_writable_file
+from citrus_tool.names import differing
+from citrus_tool.results import lines
 from citrus_tool.results.certificate import GroupResult, Status
 from citrus_tool.results.evidence import Evidence
 
 FORMAT: Final = 1
+FINISHED: Final = {"finished": True}
+"""The last line of a run whose groups are all there."""
 
 
 class Journal:
@@ -28,7 +31,7 @@ class Journal:
     """
 
     def __init__(
-        self, file: IO[str], done: Mapping[int, GroupResult], notes: Mapping[int, Any], *, finished: bool
+        self, file: lines.Writer, done: Mapping[int, GroupResult], notes: Mapping[int, Any], *, finished: bool
     ) -> None:
         self._file = file
         self.done, self.notes = dict(done), dict(notes)
@@ -38,23 +41,19 @@ class Journal:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._file.close()
+        self._file.__exit__()
 
     def write(self, group: GroupResult, note: Any = None) -> None:
         """Appends one finished group, with a JSON value to go with it."""
         evidence = group.evidence.packed() if group.evidence is not None else {}
         line = {"index": group.index, **group.to_json(), "stages": dict(group.stages), **evidence}
-        self._line(line if note is None else {**line, "note": note})
+        self._file.write(line if note is None else {**line, "note": note})
 
     def finish(self) -> None:
         """Marks the run as complete."""
         if not self._finished:
-            self._line({"finished": True})
+            self._file.write(FINISHED)
             self._finished = True
-
-    def _line(self, content: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(content, allow_nan=False) + "\n")
-        self._file.flush()
 
 
 def open_journal(
@@ -76,34 +75,29 @@ def open_journal(
     """
     require_writable_file(path)
     run = json.loads(json.dumps(run, allow_nan=False))
-    lines = _lines(path)
-    if lines and not resume:
-        if count := _unfinished(lines):
+    known = _lines(path)
+    if known and not resume:
+        if count := _unfinished(known):
             raise UsageError(
                 f"{path} holds an unfinished run of {count} groups; continue it with --resume,"
                 " or remove the file to start again."
             )
-        lines = []
+        known = []
     done: dict[int, GroupResult] = {}
     notes: dict[int, Any] = {}
-    finished = False
-    if lines:
-        finished = _read(path, lines, run, groups, done, notes)
+    finished = _read(path, known, run, groups, done, notes) if known else False
     others: dict[int, GroupResult] = {}
     for other in join:
         if not (found := _lines(other)):
             raise InputFileError(f"{other}: is not there, or empty; name the run folder of a part.")
         _read(other, found, run, groups, others, notes)
     try:
-        if lines:
-            with path.open("rb+") as raw:  # drops a torn last line
-                raw.truncate(sum(len(line.encode()) + 1 for line in lines))
-        file = path.open("a" if lines else "w", encoding="utf-8")
+        file = lines.Writer(path, keep=bool(known))
     except OSError as error:
         raise InputFileError(f"{path}: cannot be written ({error.strerror}); name another folder.") from None
     journal = Journal(file, done, notes, finished=finished)
-    if not lines:
-        journal._line({"journal": FORMAT, "run": run})
+    if not known:
+        file.write({"journal": FORMAT, "run": run})
     for index in sorted(others.keys() - done.keys()):
         journal.write(others[index], notes.get(index))
         journal.done[index] = others[index]
@@ -112,7 +106,7 @@ def open_journal(
 
 def _read(
     path: Path,
-    lines: Sequence[str],
+    known: Sequence[Mapping[str, Any]],
     run: Mapping[str, Any],
     groups: Sequence[tuple[int, ...]],
     done: dict[int, GroupResult],
@@ -120,10 +114,9 @@ def _read(
 ) -> bool:
     """Adds a journal's groups to `done` and `notes`; whether its run is finished."""
     finished = False
-    _compare(path, lines[0], run)
-    for number, line in enumerate(lines[1:], start=2):
-        content = _object(path, number, line)
-        if content == {"finished": True}:
+    _require_same(path, known[0], run)
+    for number, content in enumerate(known[1:], start=2):
+        if content == FINISHED:
             finished = True
             continue
         result = _result(path, number, content)
@@ -142,42 +135,27 @@ def unfinished(path: Path) -> int:
     return _unfinished(_lines(path))
 
 
-def _unfinished(lines: Sequence[str]) -> int:
-    return 0 if '{"finished": true}' in lines[-1:] else max(0, len(lines) - 1)
+def _unfinished(known: Sequence[Mapping[str, Any]]) -> int:
+    return 0 if FINISHED in known[-1:] else max(0, len(known) - 1)
 
 
-def _lines(path: Path) -> list[str]:
-    """The complete lines of the file; none where there is no file. A last line without line end is torn."""
-    if not path.exists():
-        return []
-    try:
-        text = path.read_bytes().decode()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputFileError(f"{path}: cannot be read as a journal ({error}); remove it to start again.") from None
-    return text.split("\n")[:-1]
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return lines.read(
+        path,
+        damaged="is damaged; remove the file to start again.",
+        unreadable="cannot be read as a journal ({reason}); remove it to start again.",
+    )
 
 
-def _object(path: Path, number: int, line: str) -> dict[str, Any]:
-    try:
-        content = json.loads(line)
-    except json.JSONDecodeError:
-        content = None
-    if not isinstance(content, dict):
-        raise InputFileError(f"{path}, line {number}: is damaged; remove the file to start again.")
-    return content
-
-
-def _compare(path: Path, first: str, run: Mapping[str, Any]) -> None:
-    header = _object(path, 1, first)
+def _require_same(path: Path, header: Mapping[str, Any], run: Mapping[str, Any]) -> None:
     if header.get("journal") != FORMAT or not isinstance(header.get("run"), dict):
         raise InputFileError(f"{path}: is not a journal of this citrus version; remove it to start again.")
     old = header["run"]
-    for field in [*run, *(key for key in old if key not in run)]:
-        if old.get(field) != run.get(field):
-            raise UsageError(
-                f"{path} is of a run with {field} {old.get(field)!r}, this run has {run.get(field)!r};"
-                " give the same settings, or remove the file to start again."
-            )
+    if (field := differing(old, run)) is not None:
+        raise UsageError(
+            f"{path} is of a run with {field} {old.get(field)!r}, this run has {run.get(field)!r};"
+            " give the same settings, or remove the file to start again."
+        )
 
 
 def _result(path: Path, number: int, content: Mapping[str, Any]) -> GroupResult:
