@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.checker.corruption import pictures
 from torch import Tensor, nn
 
 from citrus_tool.bounds.optimised import Duals, Schedule
@@ -24,7 +23,7 @@ from citrus_tool.certification.joint_loop import OpenInput, Settlement, executio
 from citrus_tool.certification.search import Search
 from citrus_tool.certification.uap import certify_uap
 from citrus_tool.checker.check import check
-from citrus_tool.choices import CertifySettings
+from citrus_tool.choices.settings import CertifySettings
 from citrus_tool.data import Dataset
 from citrus_tool.network import INPUT, Network, Reshape, chain
 from citrus_tool.results.certificate import Status
@@ -32,6 +31,7 @@ from citrus_tool.threat import Threat
 from tests.bounds.networks import values_at
 from tests.certification.oracle import fooled_at_most
 from tests.certification.toys import SHAPE, as_onnx
+from tests.checker.corruption import pictures
 
 EPS = 0.25
 STILL = Schedule(steps=0)
