@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 def sweep_table(certificates: Sequence[Certificate], target: int | None) -> tuple[list[str], list[list[str]]]:
     """Headings and one row for each certificate: eps, the counts in percent, seconds."""
     from citrus_tool.results.certificate import clean_name
-    from citrus_tool.results.sweep import COLUMNS, percents, spelled
+    from citrus_tool.results.sweep import COLUMNS, percents
+    from citrus_tool.threat import spelled
 
     headings = ["eps", *COLUMNS.values(), "seconds"]
     headings[1] = clean_name(target)

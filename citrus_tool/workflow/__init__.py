@@ -45,6 +45,7 @@ from citrus_tool.results.evaluation import Evaluation, Figures
 from citrus_tool.results.harden import HardenReport, SpecVerdict
 from citrus_tool.results.train import TrainReport
 from citrus_tool.threat import Threat
+from citrus_tool.threat.clip import perturbed_network
 from citrus_tool.training import checkpoint, recipes, trainer
 from citrus_tool.training.batch_norm import insert_batch_norm, restore_layers
 from citrus_tool.training.trainer import OnEpoch
@@ -492,7 +493,7 @@ def attack_file(
     index = torch.arange(groups * k).clamp(max=len(dataset) - 1).reshape(groups, k)
     present = (torch.arange(groups * k) < len(dataset)).reshape(groups, k)
     images = dataset.pixels(index.flatten()).reshape(groups, k, *dataset.shape)
-    network = threat.network(model.network).frozen(dtype=torch.float32, device=where)
+    network = perturbed_network(model.network, threat).frozen(dtype=torch.float32, device=where)
     generator = torch.Generator().manual_seed(settings.seed)
     progress.start("attack", groups, "groups")
     found = []
