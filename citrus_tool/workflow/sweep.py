@@ -22,14 +22,9 @@ from citrus_tool.files import write_text
 from citrus_tool.progress import Staged
 from citrus_tool.results.certificate import Certificate, GroupResult, Status
 from citrus_tool.results.evidence import Evidence, Verdict
-<<<<<<< HEAD
 from citrus_tool.results.journal import unfinished
-from citrus_tool.results.sweep import Sweep, spelled
-from citrus_tool.threat import Threat
-=======
 from citrus_tool.results.sweep import Sweep
 from citrus_tool.threat import Threat, spelled
->>>>>>> fe1c1bf (Threat is a folder that imports without torch; a Threat says what it allows)
 from citrus_tool.workflow import DataChoice, ModelChoice, certify_file
 
 PROVEN: Final = (Verdict.IBP, Verdict.PROVEN)
