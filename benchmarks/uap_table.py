@@ -26,8 +26,9 @@ import torch
 from citrus_tool.choices import BoundsName
 from citrus_tool.choices.settings import CertifySettings
 from citrus_tool.context import RunContext
+from citrus_tool.sources import DataChoice, ModelChoice
 from citrus_tool.threat import Threat, parse_eps
-from citrus_tool.workflow import DataChoice, ModelChoice, certify_file, check_file
+from citrus_tool.workflow import certify_file, check_file
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -52,10 +52,10 @@ from citrus_tool.results.attack import AttackReport
 from citrus_tool.results.certificate import Certificate
 from citrus_tool.results.evaluation import Evaluation, Figures
 from citrus_tool.results.harden import HardenReport
+from citrus_tool.sources import PARITY_SAMPLES, DataChoice, DataSource
 from citrus_tool.tables import Table, Tabular
 from citrus_tool.threat import Threat
 from citrus_tool.training.trainer import OnEpoch
-from citrus_tool.workflow import DataChoice, DataSource
 
 Array = NDArray[Any] | Tensor
 Data = Dataset | str | Path | tuple[Array, Array]
@@ -135,7 +135,7 @@ def _progress(function: OnProgress | None) -> Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class _One:
-    """A single data set as a workflow.DataSource: it has the split that it is."""
+    """A single data set as a sources.DataSource: it has the split that it is."""
 
     dataset: Dataset
 
@@ -214,7 +214,7 @@ class Model(Tabular):
         Raises:
             InputFileError, DataError: shape or number of classes do not fit.
         """
-        samples = dataset.take(workflow.PARITY_SAMPLES).pixels()
+        samples = dataset.take(PARITY_SAMPLES).pixels()
         model = assemble(self.source, mean=self.mean, std=self.std, input_shape=dataset.shape, samples=samples)
         dataset.require_classifier(model.network.input_shape, model.network.num_classes, str(self.path))
         return model

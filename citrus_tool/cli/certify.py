@@ -18,8 +18,8 @@ from citrus_tool.files import write_text
 if TYPE_CHECKING:
     from citrus_tool.choices.settings import CertifySettings
     from citrus_tool.results.certificate import Certificate
+    from citrus_tool.sources import DataChoice, ModelChoice
     from citrus_tool.threat import Threat
-    from citrus_tool.workflow import DataChoice, ModelChoice
 
 
 def sweep_table(certificates: Sequence[Certificate], target: int | None) -> tuple[list[str], list[list[str]]]:
@@ -186,7 +186,8 @@ def check(
       citrus check C M.onnx --data mnist
     """
     terminal.require_output(json_path)
-    from citrus_tool.workflow import DataChoice, check_file
+    from citrus_tool.sources import DataChoice
+    from citrus_tool.workflow import check_file
 
     choice = None if data_name is None else DataChoice(name=data_name, root=data_root, seed=seed)
     found = check_file(certificate, model, choice, RunContext(progress=terminal.progress(quiet)), split=split).to_json()

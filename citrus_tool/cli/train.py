@@ -17,7 +17,7 @@ from citrus_tool.errors import UsageError
 if TYPE_CHECKING:
     from citrus_tool.choices.settings import CertifySettings
     from citrus_tool.results.harden import HardenReport, SpecVerdict
-    from citrus_tool.workflow import DataChoice, ModelChoice
+    from citrus_tool.sources import DataChoice, ModelChoice
 
 
 @click.command()
@@ -208,7 +208,8 @@ def train(
       citrus train convtiny --data digits --out digits.onnx
     """
     terminal.require_output(json_path)
-    from citrus_tool.workflow import DataChoice, choose_recipe, train_file
+    from citrus_tool.sources import DataChoice
+    from citrus_tool.workflow import choose_recipe, train_file
 
     options.use_threads(threads)
     standard = method == "standard"

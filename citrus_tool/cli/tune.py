@@ -85,7 +85,8 @@ def tune(
     terminal.require_output(json_path)
     if (model is None) == (architecture is None):
         raise UsageError("tune takes one network: a file M.onnx, or --architecture NAME.")
-    from citrus_tool.workflow import DataChoice, ModelChoice, choose_recipe
+    from citrus_tool.sources import DataChoice, ModelChoice
+    from citrus_tool.workflow import choose_recipe
     from citrus_tool.workflow import tune as library
 
     options.use_threads(threads)

@@ -12,15 +12,15 @@ import json
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from citrus_tool import __version__, architectures, data, onnx_io
+from citrus_tool import __version__, architectures, onnx_io
 from citrus_tool.attacks.dataset import attack_dataset
 from citrus_tool.attacks.pgd import pgd
 from citrus_tool.attacks.universal import attack_groups
@@ -44,6 +44,7 @@ from citrus_tool.results.certificate import Certificate
 from citrus_tool.results.evaluation import Evaluation, Figures
 from citrus_tool.results.harden import HardenReport, SpecVerdict
 from citrus_tool.results.train import TrainReport
+from citrus_tool.sources import PARITY_SAMPLES, DataChoice, DataSource, ModelChoice, ModelSource
 from citrus_tool.threat import Threat
 from citrus_tool.threat.clip import perturbed_network
 from citrus_tool.training import checkpoint, recipes, trainer
@@ -57,8 +58,6 @@ NORM_SAMPLES = 5120
 """Training inputs whose statistics a batch norm starts with that `harden` puts in; a multiple of BATCH."""
 GROWN = 512
 """Inputs of one perturbation up to which it is grown input by input; above, it is descended on minibatches."""
-PARITY_SAMPLES = 16
-"""Real inputs on which an imported file is compared with onnxruntime."""
 
 RECIPE_OF_DATA: Mapping[str, str] = {
     "digits": "digits",
@@ -67,57 +66,6 @@ RECIPE_OF_DATA: Mapping[str, str] = {
     "tinyimagenet": "tinyimagenet-1",
 }
 """The recipe that `harden` takes for a data set when none is named; other data take mnist-cpu."""
-
-
-class DataSource(Protocol):
-    """Where images come from: a DataChoice, or data in memory (data.Splits)."""
-
-    @property
-    def name(self) -> str:
-        """What reports call it."""
-
-    def load(self, split: Split, limit: int | None = None) -> Dataset:
-        """One split of it, or its first `limit` images."""
-
-
-class ModelSource(Protocol):
-    """Where a network comes from: a ModelChoice, or one in memory (api.Model)."""
-
-    @property
-    def path(self) -> Path:
-        """What reports and errors call it; a file need not be there."""
-
-    def read(self, dataset: Dataset) -> OnnxModel:
-        """The network, checked to be a classifier for `dataset`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataChoice:
-    """Which data: a name, .npz file or folder, where named sets lie, and the seed that draws the splits."""
-
-    name: str = "digits"
-    root: Path | None = None
-    seed: int = 0
-
-    def load(self, split: Split, limit: int | None = None) -> Dataset:
-        """One split of it; raises as `data.load`."""
-        return data.load(self.name, split=split, root=self.root, seed=self.seed, limit=limit)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelChoice:
-    """Which network: an ONNX file and the normalisation in front of its input (None: it takes pixels)."""
-
-    path: Path
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-
-    def read(self, dataset: Dataset) -> OnnxModel:
-        """The network, compared with onnxruntime on real inputs, and checked to be a classifier for `dataset`."""
-        samples = dataset.take(PARITY_SAMPLES).pixels()
-        model = onnx_io.read(self.path, mean=self.mean, std=self.std, input_shape=dataset.shape, samples=samples)
-        dataset.require_classifier(model.network.input_shape, model.network.num_classes, str(self.path))
-        return model
 
 
 def warn_of_accuracy(model: OnnxModel, dataset: Dataset, choice: DataSource) -> None:

@@ -17,8 +17,9 @@ from citrus_tool.errors import CheckFailedError, InputFileError, SoundnessError,
 from citrus_tool.files import require_writable_folder, write_text
 from citrus_tool.progress import Staged
 from citrus_tool.results.comparison import Comparison, Judged, Pair
+from citrus_tool.sources import DataChoice, ModelChoice
 from citrus_tool.threat import Threat
-from citrus_tool.workflow import DataChoice, ModelChoice, standard_accuracy
+from citrus_tool.workflow import standard_accuracy
 from citrus_tool.workflow.sweep import sweep_file
 
 

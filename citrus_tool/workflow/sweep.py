@@ -24,8 +24,9 @@ from citrus_tool.results.certificate import Certificate, GroupResult, Status
 from citrus_tool.results.evidence import Evidence, Verdict
 from citrus_tool.results.journal import unfinished
 from citrus_tool.results.sweep import Sweep
+from citrus_tool.sources import DataChoice, ModelChoice
 from citrus_tool.threat import Threat, spelled
-from citrus_tool.workflow import DataChoice, ModelChoice, certify_file
+from citrus_tool.workflow import certify_file
 
 PROVEN: Final = (Verdict.IBP, Verdict.PROVEN)
 SETTLED: Final = (Verdict.LOST, *PROVEN)

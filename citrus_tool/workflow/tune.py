@@ -37,9 +37,10 @@ from citrus_tool.network import Network
 from citrus_tool.onnx_io import OnnxModel
 from citrus_tool.progress import Progress, Staged
 from citrus_tool.results.trial import Scalar, Trial
+from citrus_tool.sources import DataChoice, ModelChoice
 from citrus_tool.threat import Threat
 from citrus_tool.training import checkpoint, recipes, trainer
-from citrus_tool.workflow import DataChoice, ModelChoice, require_no_teacher, save_settings
+from citrus_tool.workflow import require_no_teacher, save_settings
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
