@@ -104,7 +104,7 @@ def certify_uap(
     if len(threats) > 1 and (part is not None or join):
         raise UsageError("--part and --join go with one eps; make a run for each.")
     from citrus_tool.results.sweep import judged
-    from citrus_tool.workflow import certify_file
+    from citrus_tool.workflow.certify import certify_file
     from citrus_tool.workflow.sweep import sweep_file
 
     target = threats[0].target
@@ -187,7 +187,7 @@ def check(
     """
     terminal.require_output(json_path)
     from citrus_tool.sources import DataChoice
-    from citrus_tool.workflow import check_file
+    from citrus_tool.workflow.check import check_file
 
     choice = None if data_name is None else DataChoice(name=data_name, root=data_root, seed=seed)
     found = check_file(certificate, model, choice, RunContext(progress=terminal.progress(quiet)), split=split).to_json()
@@ -228,7 +228,7 @@ def attack_uap(
       citrus attack-uap M.onnx --data mnist --eps 0.1 --limit 1000 --save u.npy
     """
     terminal.require_output(json_path)
-    from citrus_tool.workflow import attack_file
+    from citrus_tool.workflow.attack import attack_file
 
     report = attack_file(
         source,
@@ -279,7 +279,7 @@ def evaluate(
     """
     terminal.require_output(json_path, report_path)
     from citrus_tool.reports.data import Origin
-    from citrus_tool.workflow import evaluate_file
+    from citrus_tool.workflow.evaluate import evaluate_file
 
     result = evaluate_file(
         source,

@@ -100,7 +100,8 @@ def harden(
     """
     terminal.require_output(json_path, report_path)
     from citrus_tool.training.tracking import tracking
-    from citrus_tool.workflow import choose_recipe, harden_file, read_spec
+    from citrus_tool.workflow.harden import harden_file, read_spec
+    from citrus_tool.workflow.recipe_choice import choose_recipe
 
     target = read_spec(source, choice, specs, seconds=spec_timeout) if specs else None
     if target is not None:
@@ -209,7 +210,8 @@ def train(
     """
     terminal.require_output(json_path)
     from citrus_tool.sources import DataChoice
-    from citrus_tool.workflow import choose_recipe, train_file
+    from citrus_tool.workflow.recipe_choice import choose_recipe
+    from citrus_tool.workflow.train import train_file
 
     options.use_threads(threads)
     standard = method == "standard"

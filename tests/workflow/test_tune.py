@@ -26,7 +26,8 @@ from citrus_tool.training import recipes
 from citrus_tool.training.methods import METHODS
 from citrus_tool.training.recipes import named
 from citrus_tool.training.trainer import accuracy
-from citrus_tool.workflow import choose_recipe, tune
+from citrus_tool.workflow import tune
+from citrus_tool.workflow.recipe_choice import choose_recipe
 from citrus_tool.workflow.tune import Range, TuneReport, Values, front, hopeless, tune_file
 
 RECIPE = Recipe(
