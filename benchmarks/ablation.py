@@ -40,7 +40,7 @@ from citrus_tool.network import Network
 from citrus_tool.threat import Threat, parse_eps
 from citrus_tool.training import trainer
 from citrus_tool.training.recipes import named
-from citrus_tool.workflow import pgd_accuracy
+from citrus_tool.workflow.figures import pgd_accuracy
 
 PGD_STEPS = 20
 """PGD accuracy costs seconds on the whole split, so that it tells variants apart that some hundred proofs do not."""

@@ -19,8 +19,8 @@ from uap_table import ROOT, ROWS, Row
 from citrus_tool.attacks.universal import SETS, attack_groups
 from citrus_tool.certification.individual import clean_stage
 from citrus_tool.onnx_io import OnnxRunner
+from citrus_tool.sources import DataChoice, ModelChoice
 from citrus_tool.threat import parse_eps
-from citrus_tool.workflow import DataChoice, ModelChoice
 
 
 def main() -> None:

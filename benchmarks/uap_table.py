@@ -26,8 +26,10 @@ import torch
 from citrus_tool.choices import BoundsName
 from citrus_tool.choices.settings import CertifySettings
 from citrus_tool.context import RunContext
+from citrus_tool.sources import DataChoice, ModelChoice
 from citrus_tool.threat import Threat, parse_eps
-from citrus_tool.workflow import DataChoice, ModelChoice, certify_file, check_file
+from citrus_tool.workflow.certify import certify_file
+from citrus_tool.workflow.check import check_file
 
 ROOT = Path(__file__).resolve().parents[1]
 

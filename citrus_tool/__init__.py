@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from citrus_tool.threat import Threat as Threat
     from citrus_tool.training.trainer import TrainResult as TrainResult
     from citrus_tool.training.trainer import fit as fit
-    from citrus_tool.workflow import train_file as train_file
+    from citrus_tool.workflow.train import train_file as train_file
 
 _HOME = {
     "Answer": "citrus_tool.queries.verify",
@@ -88,7 +88,7 @@ _HOME = {
     "report": "citrus_tool.api",
     "load_data": "citrus_tool.data:load",
     "read": "citrus_tool.onnx_io",
-    "train_file": "citrus_tool.workflow",
+    "train_file": "citrus_tool.workflow.train",
     "verify": "citrus_tool.api",
     "write": "citrus_tool.onnx_io",
     "write_report": "citrus_tool.reports.write",

@@ -29,7 +29,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from citrus_tool import workflow
 from citrus_tool.choices import BoundsName, Device, Init, Intermediate, Protocol, Scope, SolverName, Split, TrainOn
 from citrus_tool.choices.recipe import Recipe
 from citrus_tool.choices.settings import AttackSettings, CertifySettings
@@ -52,10 +51,15 @@ from citrus_tool.results.attack import AttackReport
 from citrus_tool.results.certificate import Certificate
 from citrus_tool.results.evaluation import Evaluation, Figures
 from citrus_tool.results.harden import HardenReport
+from citrus_tool.sources import PARITY_SAMPLES, DataChoice, DataSource
 from citrus_tool.tables import Table, Tabular
 from citrus_tool.threat import Threat
 from citrus_tool.training.trainer import OnEpoch
-from citrus_tool.workflow import DataChoice, DataSource
+from citrus_tool.workflow.attack import attack_file
+from citrus_tool.workflow.certify import certify_file
+from citrus_tool.workflow.evaluate import evaluate_file
+from citrus_tool.workflow.harden import harden_file, read_spec
+from citrus_tool.workflow.recipe_choice import choose_recipe
 
 Array = NDArray[Any] | Tensor
 Data = Dataset | str | Path | tuple[Array, Array]
@@ -135,7 +139,7 @@ def _progress(function: OnProgress | None) -> Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class _One:
-    """A single data set as a workflow.DataSource: it has the split that it is."""
+    """A single data set as a sources.DataSource: it has the split that it is."""
 
     dataset: Dataset
 
@@ -214,7 +218,7 @@ class Model(Tabular):
         Raises:
             InputFileError, DataError: shape or number of classes do not fit.
         """
-        samples = dataset.take(workflow.PARITY_SAMPLES).pixels()
+        samples = dataset.take(PARITY_SAMPLES).pixels()
         model = assemble(self.source, mean=self.mean, std=self.std, input_shape=dataset.shape, samples=samples)
         dataset.require_classifier(model.network.input_shape, model.network.num_classes, str(self.path))
         return model
@@ -287,7 +291,7 @@ class Model(Tabular):
             raise UsageError("resume needs the run_dir of the run to continue.")
         source = _training(data, seed, data_root)
         paths = [Path(one) for one in ([spec] if isinstance(spec, str | Path) else spec)]
-        wanted = workflow.read_spec(self, source, paths, seconds=spec_timeout) if paths else None
+        wanted = read_spec(self, source, paths, seconds=spec_timeout) if paths else None
         if eps is None:
             if wanted is None:
                 raise UsageError("harden needs a radius to train for; give eps, e.g. eps=0.1, or spec.")
@@ -298,7 +302,7 @@ class Model(Tabular):
         with ExitStack() as stack:
             folder = Path(run_dir or stack.enter_context(tempfile.TemporaryDirectory(prefix="citrus-")))
             target = Path(out) if out is not None else folder / f"{_stem(self.path)}_{chosen.method}.onnx"
-            report = workflow.harden_file(
+            report = harden_file(
                 self,
                 source,
                 chosen,
@@ -362,7 +366,7 @@ class Model(Tabular):
         if join and run_dir is None:
             raise UsageError("join needs the run_dir that the parts are joined in.")
         source, split = _judged(data, split, data_root)
-        return workflow.certify_file(
+        return certify_file(
             self,
             source,
             Threat(eps=eps, clip=clip, target=target),
@@ -405,7 +409,7 @@ class Model(Tabular):
             DataError, InputFileError: data or files are wrong or do not fit the network.
         """
         source, split = _judged(data, split, data_root)
-        return workflow.attack_file(
+        return attack_file(
             self,
             source,
             Threat(eps=eps, clip=clip, target=target),
@@ -436,7 +440,7 @@ class Model(Tabular):
         Raises: as `certify`.
         """
         source, split = _judged(data, split, data_root)
-        return workflow.evaluate_file(
+        return evaluate_file(
             self,
             source,
             Threat(eps=eps),
@@ -683,7 +687,7 @@ def _recipe(
 ) -> Recipe:
     if not isinstance(recipe, Recipe):
         changes, defaults = {"method": method, "init": init, "train_on": train_on, "seed": seed}, {"method": "citrus"}
-        return workflow.choose_recipe(data, name=recipe, eps=eps, epochs=epochs, changes=changes, defaults=defaults)
+        return choose_recipe(data, name=recipe, eps=eps, epochs=epochs, changes=changes, defaults=defaults)
     changed = recipe.with_epochs(epochs) if epochs is not None else recipe
     return replace(
         changed,

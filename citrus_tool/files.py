@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,11 @@ from citrus_tool.names import nearest
 def write_text(path: Path, text: str) -> None:
     """`write_bytes` of `text` in UTF-8."""
     write_bytes(path, text.encode())
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """`write_bytes` of `content` as indented JSON; raises ValueError for a number that JSON has no form for."""
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -33,6 +33,7 @@ from citrus_tool.onnx_io import OnnxModel, OnnxRunner
 from citrus_tool.progress import Progress
 from citrus_tool.results.certificate import GroupResult, Status
 from citrus_tool.threat import Threat
+from citrus_tool.threat.clip import perturbed_network
 
 CHUNK_INPUTS: Final = 500
 """Inputs that go through the batched stages together."""
@@ -111,7 +112,7 @@ class Run:
         resume: bool,
     ) -> Run:
         """The run of `certify_uap`'s arguments; `resume` keeps what is recorded already."""
-        network = threat.network(model.network)
+        network = perturbed_network(model.network, threat)
         return Run(
             bounded=network.frozen(dtype=torch.float64, device=device),
             attacked=network.frozen(dtype=torch.float32, device=device),

@@ -18,14 +18,15 @@ from citrus_tool.files import write_text
 if TYPE_CHECKING:
     from citrus_tool.choices.settings import CertifySettings
     from citrus_tool.results.certificate import Certificate
+    from citrus_tool.sources import DataChoice, ModelChoice
     from citrus_tool.threat import Threat
-    from citrus_tool.workflow import DataChoice, ModelChoice
 
 
 def sweep_table(certificates: Sequence[Certificate], target: int | None) -> tuple[list[str], list[list[str]]]:
     """Headings and one row for each certificate: eps, the counts in percent, seconds."""
     from citrus_tool.results.certificate import clean_name
-    from citrus_tool.results.sweep import COLUMNS, percents, spelled
+    from citrus_tool.results.sweep import COLUMNS, percents
+    from citrus_tool.threat import spelled
 
     headings = ["eps", *COLUMNS.values(), "seconds"]
     headings[1] = clean_name(target)
@@ -103,7 +104,7 @@ def certify_uap(
     if len(threats) > 1 and (part is not None or join):
         raise UsageError("--part and --join go with one eps; make a run for each.")
     from citrus_tool.results.sweep import judged
-    from citrus_tool.workflow import certify_file
+    from citrus_tool.workflow.certify import certify_file
     from citrus_tool.workflow.sweep import sweep_file
 
     target = threats[0].target
@@ -185,7 +186,8 @@ def check(
       citrus check C M.onnx --data mnist
     """
     terminal.require_output(json_path)
-    from citrus_tool.workflow import DataChoice, check_file
+    from citrus_tool.sources import DataChoice
+    from citrus_tool.workflow.check import check_file
 
     choice = None if data_name is None else DataChoice(name=data_name, root=data_root, seed=seed)
     found = check_file(certificate, model, choice, RunContext(progress=terminal.progress(quiet)), split=split).to_json()
@@ -226,7 +228,7 @@ def attack_uap(
       citrus attack-uap M.onnx --data mnist --eps 0.1 --limit 1000 --save u.npy
     """
     terminal.require_output(json_path)
-    from citrus_tool.workflow import attack_file
+    from citrus_tool.workflow.attack import attack_file
 
     report = attack_file(
         source,
@@ -277,7 +279,7 @@ def evaluate(
     """
     terminal.require_output(json_path, report_path)
     from citrus_tool.reports.data import Origin
-    from citrus_tool.workflow import evaluate_file
+    from citrus_tool.workflow.evaluate import evaluate_file
 
     result = evaluate_file(
         source,

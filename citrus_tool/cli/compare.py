@@ -16,8 +16,8 @@ from citrus_tool.files import write_text
 
 if TYPE_CHECKING:
     from citrus_tool.choices.settings import CertifySettings
+    from citrus_tool.sources import DataChoice
     from citrus_tool.threat import Threat
-    from citrus_tool.workflow import DataChoice
 
 
 @click.command("compare")
@@ -61,8 +61,8 @@ def compare(
     if len(models) < 2:
         raise UsageError("give at least two networks to compare; citrus certify-uap judges one.")
     from citrus_tool.results.sweep import judged
+    from citrus_tool.sources import ModelChoice
     from citrus_tool.tables import to_csv, to_latex
-    from citrus_tool.workflow import ModelChoice
     from citrus_tool.workflow.compare import compare_files
 
     found = compare_files(

@@ -39,11 +39,11 @@ def demo(
       citrus demo
     """
     terminal.require_output(json_path, report_path)
-    from citrus_tool import workflow
+    from citrus_tool.workflow import demo as library
 
     options.use_threads(1)  # so small a network gains nothing from more, and loses much on a busy machine
     context = RunContext(device=device, run_dir=run_dir, progress=terminal.progress(quiet))
-    show_harden(workflow.demo(context), json_path)
+    show_harden(library.demo(context), json_path)
     page = report_path or run_dir / "report.html"
     terminal.write_report(page, run_dir)
     if not terminal.is_stdout(json_path):

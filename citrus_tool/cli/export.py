@@ -57,7 +57,7 @@ def export_query(
     terminal.require_output(json_path)
     require_writable_folder(out)
     from citrus_tool.queries.export import export_group
-    from citrus_tool.workflow import DataChoice, ModelChoice
+    from citrus_tool.sources import DataChoice, ModelChoice
 
     first = group * group_size
     dataset = DataChoice(name=data_name, root=data_root, seed=seed).load(split, first + group_size)

@@ -56,7 +56,7 @@ def init(
     if path.exists() and not force:
         raise UsageError(f"{path} exists and is left as it is; name another one with --out, or add --force.")
     require_writable_file(path)
-    from citrus_tool.workflow import DataChoice, ModelChoice
+    from citrus_tool.sources import DataChoice, ModelChoice
     from citrus_tool.workflow.first_settings import guess, look, write
 
     source = ModelChoice(path=model, mean=mean, std=std)

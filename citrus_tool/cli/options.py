@@ -195,8 +195,8 @@ def gathered(function: F) -> F:
 
     @functools.wraps(function)
     def command(*before: Any, **given: Any) -> Any:
+        from citrus_tool.sources import DataChoice, ModelChoice
         from citrus_tool.threat import Threat
-        from citrus_tool.workflow import DataChoice, ModelChoice
 
         eps: Any = given.get("eps")
         radii = eps if isinstance(eps, tuple) else (eps,)

@@ -17,7 +17,7 @@ from citrus_tool.errors import UsageError
 if TYPE_CHECKING:
     from citrus_tool.choices.settings import CertifySettings
     from citrus_tool.results.harden import HardenReport, SpecVerdict
-    from citrus_tool.workflow import DataChoice, ModelChoice
+    from citrus_tool.sources import DataChoice, ModelChoice
 
 
 @click.command()
@@ -100,7 +100,8 @@ def harden(
     """
     terminal.require_output(json_path, report_path)
     from citrus_tool.training.tracking import tracking
-    from citrus_tool.workflow import choose_recipe, harden_file, read_spec
+    from citrus_tool.workflow.harden import harden_file, read_spec
+    from citrus_tool.workflow.recipe_choice import choose_recipe
 
     target = read_spec(source, choice, specs, seconds=spec_timeout) if specs else None
     if target is not None:
@@ -208,7 +209,9 @@ def train(
       citrus train convtiny --data digits --out digits.onnx
     """
     terminal.require_output(json_path)
-    from citrus_tool.workflow import DataChoice, choose_recipe, train_file
+    from citrus_tool.sources import DataChoice
+    from citrus_tool.workflow.recipe_choice import choose_recipe
+    from citrus_tool.workflow.train import train_file
 
     options.use_threads(threads)
     standard = method == "standard"

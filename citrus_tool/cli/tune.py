@@ -85,8 +85,9 @@ def tune(
     terminal.require_output(json_path)
     if (model is None) == (architecture is None):
         raise UsageError("tune takes one network: a file M.onnx, or --architecture NAME.")
-    from citrus_tool.workflow import DataChoice, ModelChoice, choose_recipe
+    from citrus_tool.sources import DataChoice, ModelChoice
     from citrus_tool.workflow import tune as library
+    from citrus_tool.workflow.recipe_choice import choose_recipe
 
     options.use_threads(threads)
     defaults = {"method": method, "init": "keep" if model else "shi", "group_size": group_size, "seed": seed}

@@ -11,8 +11,9 @@ from scipy.stats import binomtest
 from citrus_tool import __version__
 from citrus_tool.errors import CitrusError
 from citrus_tool.results.certificate import Certificate
-from citrus_tool.results.sweep import Sweep, csv_rows, percents, spelled
+from citrus_tool.results.sweep import Sweep, csv_rows, percents
 from citrus_tool.tables import Cell
+from citrus_tool.threat import spelled
 
 
 @dataclass(frozen=True, kw_only=True)

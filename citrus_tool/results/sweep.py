@@ -30,12 +30,6 @@ class Sweep:
         return {"sweep": [certificate.to_json() for certificate in self.certificates]}
 
 
-def spelled(eps: float) -> str:
-    """`eps` as people write it, and so that it reads back equal: 2/255 where it is that, 0.1 otherwise."""
-    whole = round(eps * 255)
-    return f"{whole}/255" if whole and eps == whole / 255 and len(repr(eps)) > 6 else f"{eps!r}"
-
-
 def percents(certificate: Certificate) -> dict[str, float]:
     """The counts of COLUMNS in percent of the certificate's inputs, by field."""
     counts = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations
@@ -14,11 +13,12 @@ from citrus_tool.context import RunContext
 from citrus_tool.data import Dataset
 from citrus_tool.devices import resolved
 from citrus_tool.errors import CheckFailedError, InputFileError, SoundnessError, UnsupportedNetworkError
-from citrus_tool.files import require_writable_folder, write_text
+from citrus_tool.files import require_writable_folder, write_json
 from citrus_tool.progress import Staged
 from citrus_tool.results.comparison import Comparison, Judged, Pair
+from citrus_tool.sources import DataChoice, ModelChoice
 from citrus_tool.threat import Threat
-from citrus_tool.workflow import DataChoice, ModelChoice, standard_accuracy
+from citrus_tool.workflow.figures import standard_accuracy
 from citrus_tool.workflow.sweep import sweep_file
 
 
@@ -62,7 +62,7 @@ def compare_files(
     context.progress.finish()
     result = Comparison(networks=tuple(found), pairs=tuple(_pairs(found)))
     run_dir.mkdir(parents=True, exist_ok=True)
-    write_text(run_dir / "comparison.json", json.dumps(result.to_json(), indent=2, allow_nan=False) + "\n")
+    write_json(run_dir / "comparison.json", result.to_json())
     return result
 
 

@@ -17,8 +17,9 @@ from citrus_tool.data import Dataset
 from citrus_tool.errors import UsageError
 from citrus_tool.files import toml_value, write_text
 from citrus_tool.onnx_io import OnnxModel
-from citrus_tool.workflow import RECIPE_OF_DATA, DataChoice, ModelChoice
+from citrus_tool.sources import DataChoice, ModelChoice
 from citrus_tool.workflow.normalisation import Trial, alike, choose, doubt, in_graph, normalisations, predict, sample
+from citrus_tool.workflow.recipe_choice import RECIPE_OF_DATA
 
 BY_SHAPE: Final[Mapping[tuple[tuple[int, ...], int], str]] = {
     ((1, 8, 8), 10): "digits",

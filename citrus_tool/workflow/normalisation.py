@@ -8,6 +8,7 @@ Nothing here changes what is computed: a guess becomes effective when the user g
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -20,9 +21,10 @@ from scipy.stats import binom, binomtest
 from torch import Tensor
 
 from citrus_tool.data import Dataset
-from citrus_tool.errors import DataError
+from citrus_tool.errors import AccuracyWarning, DataError
 from citrus_tool.network import INPUT, Affine, Network, Reshape, Transpose
 from citrus_tool.onnx_io import OnnxModel, OnnxRunner
+from citrus_tool.sources import DataSource
 
 INPUTS: Final = 256
 """Inputs on which accuracy is looked at, spread evenly over the split."""
@@ -272,3 +274,13 @@ def in_graph(network: Network) -> tuple[Values, Values] | None:
         return None
     mean, std = (tuple(round(float(value), 6) + 0.0 for value in t[:, 0, 0]) for t in both)
     return None if not any(mean) and all(value == 1 for value in std) else (mean, std)
+
+
+def warn_of_accuracy(model: OnnxModel, dataset: Dataset, choice: DataSource) -> None:
+    """An AccuracyWarning that names the fix where the network does badly on `dataset` (normalisation.doubt).
+
+    Alternatives are tried on the validation split of `choice`, which `dataset` is a split of.
+    """
+    sentence = doubt(model, dataset, lambda: choice.load("validation"))
+    if sentence is not None:
+        warnings.warn(sentence, AccuracyWarning, stacklevel=3)

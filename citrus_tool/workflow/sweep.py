@@ -8,7 +8,6 @@ and lies above the attacked count at a smaller one refutes the run.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -18,14 +17,15 @@ from citrus_tool.choices import Split
 from citrus_tool.choices.settings import CertifySettings
 from citrus_tool.context import RunContext
 from citrus_tool.errors import SoundnessError, UsageError
-from citrus_tool.files import write_text
+from citrus_tool.files import write_json
 from citrus_tool.progress import Staged
 from citrus_tool.results.certificate import Certificate, GroupResult, Status
 from citrus_tool.results.evidence import Evidence, Verdict
 from citrus_tool.results.journal import unfinished
-from citrus_tool.results.sweep import Sweep, spelled
-from citrus_tool.threat import Threat
-from citrus_tool.workflow import DataChoice, ModelChoice, certify_file
+from citrus_tool.results.sweep import Sweep
+from citrus_tool.sources import DataChoice, ModelChoice
+from citrus_tool.threat import Threat, spelled
+from citrus_tool.workflow.certify import JOURNAL, certify_file
 
 PROVEN: Final = (Verdict.IBP, Verdict.PROVEN)
 SETTLED: Final = (Verdict.LOST, *PROVEN)
@@ -59,7 +59,7 @@ def sweep_file(
     folders = [run_dir / folder(threat.eps) for threat in ordered]
     if not context.resume:
         for path in folders:
-            if count := unfinished(path / "journal.jsonl"):
+            if count := unfinished(path / JOURNAL):
                 raise UsageError(
                     f"{path / 'journal.jsonl'} holds an unfinished run of {count} groups; continue it with --resume,"
                     " or remove the file to start again."
@@ -81,7 +81,7 @@ def sweep_file(
         for threat, path in zip(ordered, folders, strict=True)
     ]
     result = Sweep(certificates=carried(found))
-    write_text(run_dir / "sweep.json", json.dumps(result.to_json(), indent=2, allow_nan=False) + "\n")
+    write_json(run_dir / "sweep.json", result.to_json())
     return result
 
 

@@ -37,9 +37,11 @@ from citrus_tool.network import Network
 from citrus_tool.onnx_io import OnnxModel
 from citrus_tool.progress import Progress, Staged
 from citrus_tool.results.trial import Scalar, Trial
+from citrus_tool.sources import DataChoice, ModelChoice
 from citrus_tool.threat import Threat
 from citrus_tool.training import checkpoint, recipes, trainer
-from citrus_tool.workflow import DataChoice, ModelChoice, require_no_teacher, save_settings
+from citrus_tool.workflow.recipe_choice import require_no_teacher
+from citrus_tool.workflow.run_folder import save_settings
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -275,7 +277,7 @@ def tune_file(
     save_settings(run_dir, context.effective)
     trials = search.run()
     report = _report(recipe, settings, space, choice.name, trials, run_dir)
-    files.write_text(run_dir / "report.json", json.dumps(report.to_json(), indent=2, allow_nan=False) + "\n")
+    files.write_json(run_dir / "report.json", report.to_json())
     if plot is not None:
         draw(report, plot)
     return report
@@ -453,8 +455,7 @@ class _Search:
             ) from None
         files.require_writable_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(dataclasses.asdict(found), indent=2, allow_nan=False) + "\n"
-        files.write_text(folder / "result.json", text)
+        files.write_json(folder / "result.json", dataclasses.asdict(found))
         (folder / checkpoint.FILE_NAME).unlink(missing_ok=True)
         return found
 

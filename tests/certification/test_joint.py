@@ -15,7 +15,7 @@ from citrus_tool.bounds.rounding import enclose
 from citrus_tool.certification.joint import JointProblem, Member
 from citrus_tool.certification.search import CLOSED_ELSEWHERE
 from citrus_tool.network import INPUT, Network
-from citrus_tool.threat import Threat
+from citrus_tool.threat.clip import clipped
 from tests.bounds.networks import values_at
 from tests.certification.toys import SHAPE, tiny_chain, tiny_residual
 
@@ -27,7 +27,7 @@ STILL = Schedule(steps=0)
 def network_of(kind: str, seed: int) -> Network:
     network = tiny_residual(seed, channels=3) if kind == "residual" else tiny_chain(seed, hidden=12)
     if kind == "clip":
-        network = Threat(eps=EPS, clip=True).network(network)
+        network = clipped(network)
     return network.frozen(dtype=torch.float64, device="cpu")
 
 

@@ -22,7 +22,8 @@ from citrus_tool.errors import DataError, UsageError
 from citrus_tool.network import Network, Reshape, chain
 from citrus_tool.onnx_io import OnnxModel
 from citrus_tool.results.certificate import Certificate, Status
-from citrus_tool.threat import Threat, clipped
+from citrus_tool.threat import Threat
+from citrus_tool.threat.clip import clipped, perturbed_network
 from tests.certification.oracle import fooled_at_most
 from tests.certification.toys import SHAPE, as_onnx, data_for, tiny_chain, tiny_residual
 
@@ -78,7 +79,7 @@ def test_brackets_the_truth(make: Make, seed: int, threat: Threat, tmp_path: Pat
     network = make(seed)
     data = saturated(network, 12, seed)
     model = as_onnx(network, tmp_path)
-    seen = threat.network(network)
+    seen = perturbed_network(network, threat)
     for bounds in ("ibp", "crown", "full"):
         certificate = certify(model, data, threat, replace(QUICK, bounds=bounds))
         assert all(int(data.labels[i]) != threat.target for group in certificate.groups for i in group.indices)

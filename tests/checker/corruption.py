@@ -31,7 +31,7 @@ from citrus_tool.certification.proof import front_page, packed
 from citrus_tool.checker.check import Images, check, choosable
 from citrus_tool.data import Dataset
 from citrus_tool.errors import CheckFailedError
-from citrus_tool.workflow import DataChoice
+from citrus_tool.sources import DataChoice
 
 
 @dataclass(kw_only=True)

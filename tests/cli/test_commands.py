@@ -337,7 +337,9 @@ def test_sigterm_saves_the_state_as_ctrl_c_does(
 
 
 def test_sigterm_between_stages_is_one_sentence(run: Run, network: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("citrus_tool.workflow.certify_uap", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(
+        "citrus_tool.workflow.certify.certify_uap", lambda *_, **__: signal.raise_signal(signal.SIGTERM)
+    )
     outcome = run("certify-uap", network, "--eps", 0.1)
     assert outcome.code == 5
     assert outcome.err.endswith("citrus: error: interrupted.\n")
@@ -350,7 +352,7 @@ def test_a_check_that_fails_exits_4(run: Run, network: Path, monkeypatch: pytest
     def fail(*_: object, **__: object) -> None:
         raise SoundnessError("group 0: certified count 3 lies above attacked count 2.")
 
-    monkeypatch.setattr("citrus_tool.workflow.certify_uap", fail)
+    monkeypatch.setattr("citrus_tool.workflow.certify.certify_uap", fail)
     assert run("certify-uap", network, "--eps", 0.1).code == 4
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from citrus_tool.data import load
 from citrus_tool.errors import UsageError
-from citrus_tool.workflow import ModelChoice
+from citrus_tool.sources import ModelChoice
 from citrus_tool.workflow.first_settings import BY_SHAPE, guess
 from tests.cli.toys import Run, classifier
 from tests.workflow.test_normalisation import behind

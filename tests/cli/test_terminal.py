@@ -16,8 +16,8 @@ from click.testing import CliRunner
 
 from citrus_tool.choices.settings import CertifySettings
 from citrus_tool.cli import citrus, options, terminal
+from citrus_tool.sources import DataChoice
 from citrus_tool.threat import Threat
-from citrus_tool.workflow import DataChoice
 from tests.cli.toys import Run
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,9 +15,9 @@ from citrus_tool.errors import SoundnessError
 from citrus_tool.results.certificate import Certificate, GroupResult, Status
 from citrus_tool.results.comparison import Pair
 from citrus_tool.results.evidence import Evidence, Verdict
-from citrus_tool.results.sweep import csv_rows, spelled
+from citrus_tool.results.sweep import csv_rows
 from citrus_tool.tables import to_csv, to_latex
-from citrus_tool.threat import Threat, parse_eps
+from citrus_tool.threat import Threat, parse_eps, spelled
 from citrus_tool.workflow.compare import distinct
 from citrus_tool.workflow.sweep import carried, folder
 

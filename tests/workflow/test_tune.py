@@ -21,11 +21,13 @@ from citrus_tool.data import load
 from citrus_tool.errors import CheckFailedError, InputFileError, InterruptedRunError, UsageError
 from citrus_tool.progress import Progress, Silent
 from citrus_tool.results.trial import Trial
+from citrus_tool.sources import DataChoice, ModelChoice
 from citrus_tool.training import recipes
 from citrus_tool.training.methods import METHODS
 from citrus_tool.training.recipes import named
 from citrus_tool.training.trainer import accuracy
-from citrus_tool.workflow import DataChoice, ModelChoice, choose_recipe, tune
+from citrus_tool.workflow import tune
+from citrus_tool.workflow.recipe_choice import choose_recipe
 from citrus_tool.workflow.tune import Range, TuneReport, Values, front, hopeless, tune_file
 
 RECIPE = Recipe(

@@ -1,46 +1,23 @@
 """The threat model: one perturbation u, |u|_inf <= eps in pixel space [0, 1], added to every input.
 
 x + u is not clipped to [0, 1], as in Zeng et al. (ICLR 2023), RaVeN, RACoon, RABBit and the CITRUS paper. Two variants:
-f(clip(x + u, 0, 1)), by an exact clip layer in front of the network (`clipped`); and a target class, to which the
+f(clip(x + u, 0, 1)), by an exact clip layer in front of the network (clip.py); and a target class, to which the
 attacker wants to drive the inputs (the targeted UAP of RaVeN, Banerjee et al., PLDI 2024).
 """
 
 from __future__ import annotations
 
 import math
+import struct
 from dataclasses import dataclass
 from fractions import Fraction
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING
 
 from citrus_tool.errors import UsageError
-from citrus_tool.network import INPUT, Affine, GraphBuilder, Network
+from citrus_tool.threat.box import Box
 
-
-@dataclass(frozen=True, kw_only=True)
-class Box:
-    """Axis-aligned region {z : |z - centre| <= radius}, elementwise, of a batch: `centre` (n, *shape), `radius` alike
-    or (1, *shape), >= 0 and in the units of the centre.
-    """
-
-    centre: Tensor
-    radius: Tensor
-
-    @staticmethod
-    def from_bounds(lower: Tensor, upper: Tensor) -> Box:
-        """The box [lower, upper]. Rounding of the centre is not compensated here (see bounds/rounding.py)."""
-        return Box(centre=(upper + lower) / 2, radius=(upper - lower) / 2)
-
-    @property
-    def lower(self) -> Tensor:
-        """centre - radius, (n, *shape)."""
-        return self.centre - self.radius
-
-    @property
-    def upper(self) -> Tensor:
-        """centre + radius, (n, *shape)."""
-        return self.centre + self.radius
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,13 +55,44 @@ class Threat:
                 f"target is {self.target}; the network has {classes} classes, choose one of 0 to {classes - 1}."
             )
 
+    @property
+    def inner(self) -> float:
+        """The largest float32 that is not above eps: what an attack may use of the radius."""
+        (single,) = struct.unpack("f", struct.pack("f", self.eps))
+        if single > self.eps:
+            (bits,) = struct.unpack("I", struct.pack("f", single))
+            (single,) = struct.unpack("f", struct.pack("I", bits - 1))
+        return float(single)
+
+    @property
+    def outer(self) -> float:
+        """The float64 above eps, 0 for 0: what a proof has to cover, since eps may be a rounded decimal or fraction."""
+        return math.nextafter(self.eps, math.inf) if self.eps > 0.0 else 0.0
+
     def box(self, x: Tensor) -> Box:
-        """The region of x + u: centre x, radius eps everywhere (not clipped)."""
+        """The region of x + u in the arithmetic of `x`: centre x, radius eps everywhere (not clipped)."""
         return Box(centre=x, radius=x.new_full(x.shape, self.eps))
 
-    def network(self, network: Network) -> Network:
-        """The network as a function of x + u: with the clip layer in front where the threat has one."""
-        return clipped(network) if self.clip else network
+    def enclosure(self, x: Tensor) -> Box:
+        """The float64 box that contains every x + u for pixels `x` (n, ...), read as exact."""
+        centre = x.double()
+        return Box(centre=centre, radius=centre.new_full(centre.shape, self.outer))
+
+    def projected(self, u: Tensor) -> Tensor:
+        """The perturbation nearest to `u` that the threat allows, also after a cast to float32."""
+        return u.clamp(-self.inner, self.inner)
+
+    def stepped(self, u: Tensor, gradient: Tensor, length: float) -> Tensor:
+        """`u` a step of `length` (pixel space) down the gradient, as far as the threat allows (Madry et al. 2018)."""
+        return self.projected(u - length * gradient.sign())
+
+    def corners(self, signs: Tensor) -> Tensor:
+        """The extreme perturbations in the directions `signs`, whose entries are -1 and 1."""
+        return self.inner * signs
+
+    def allows(self, u: Tensor) -> bool:
+        """Whether `u` (..., C, H, W) is a perturbation of the threat, read as exact; NaN is none."""
+        return bool((u.double().abs() <= self.eps).all())
 
     def inputs(self, x: Tensor, u: Tensor) -> Tensor:
         """What the ONNX file gets in pixel space."""
@@ -93,24 +101,6 @@ class Threat:
     def to_json(self) -> dict[str, float | bool | int | None]:
         """Every field."""
         return {"eps": self.eps, "clip": self.clip, "target": self.target}
-
-
-def clipped(network: Network) -> Network:
-    """f(clip(z, 0, 1)) of z: the layers 1 - relu(1 - relu(z)) in front of `network`, whose layers are shared.
-
-    In real arithmetic this is the clip exactly; in float64 it is off by at most 2^-53.
-    """
-    builder = GraphBuilder(network.input_shape)
-    parameter = next((t for t in network.state_dict().values() if t.is_floating_point()), torch.zeros(()))
-    one = torch.ones((1,) * len(network.input_shape), dtype=parameter.dtype, device=parameter.device)
-    flip = Affine(-one, one)
-    builder.add(nn.ReLU(), name="clip_low")
-    builder.add(flip, name="clip_flip")
-    builder.add(nn.ReLU(), name="clip_high")
-    names = {INPUT: builder.add(flip)}
-    for node in network.nodes:
-        names[node.name] = builder.add(node.layer, *(names[name] for name in node.inputs), name=node.name)
-    return builder.build(names[network.output_name]).train(network.training)
 
 
 def parse_eps(text: str) -> float:
@@ -122,3 +112,9 @@ def parse_eps(text: str) -> float:
     if not math.isfinite(value) or not 0.0 <= value <= 1.0:
         raise UsageError(f"eps {text!r} lies outside [0, 1]; eps is in pixel space [0, 1], write 0.1 or 2/255.")
     return value
+
+
+def spelled(eps: float) -> str:
+    """`eps` as people write it, and so that it reads back equal: 2/255 where it is that, 0.1 otherwise."""
+    whole = round(eps * 255)
+    return f"{whole}/255" if whole and eps == whole / 255 and len(repr(eps)) > 6 else f"{eps!r}"
