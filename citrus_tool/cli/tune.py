@@ -9,12 +9,13 @@ import click
 
 from citrus_tool.choices import Device, QuickBounds
 from citrus_tool.choices.settings import TuneSettings
+from citrus_tool.choices.space import dimension
 from citrus_tool.cli import options, terminal
 from citrus_tool.context import RunContext
 from citrus_tool.errors import UsageError
 
 if TYPE_CHECKING:
-    from citrus_tool.workflow.tune import TuneReport
+    from citrus_tool.results.tuning import TuneReport
 
 
 @click.command()
@@ -86,8 +87,8 @@ def tune(
     if (model is None) == (architecture is None):
         raise UsageError("tune takes one network: a file M.onnx, or --architecture NAME.")
     from citrus_tool.sources import DataChoice, ModelChoice
-    from citrus_tool.workflow import tune as library
     from citrus_tool.workflow.recipe_choice import choose_recipe
+    from citrus_tool.workflow.tune.tune import tune_file
 
     options.use_threads(threads)
     defaults = {"method": method, "init": "keep" if model else "shi", "group_size": group_size, "seed": seed}
@@ -100,7 +101,7 @@ def tune(
         changes=options.given(ctx, "method", "group_size", "seed", "lr", "l1", "groups_per_batch"),
     )
     name = model.stem if model else architecture
-    report = library.tune_file(
+    report = tune_file(
         ModelChoice(path=model, mean=mean, std=std) if model else architecture or "",
         DataChoice(name=data_name, root=data_root, seed=seed),
         chosen,
@@ -114,7 +115,7 @@ def tune(
             progress=terminal.progress(quiet),
             effective=options.effective(ctx),
         ),
-        space=dict(map(library.dimension, search)) or None,
+        space=dict(map(dimension, search)) or None,
         storage=storage,
         plot=plot,
     )

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Scalar = bool | int | float | str
+from citrus_tool.choices.space import Scalar
 
 
 @dataclass(frozen=True, kw_only=True)

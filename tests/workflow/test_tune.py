@@ -16,19 +16,22 @@ import torch
 from citrus_tool import onnx_io, plots
 from citrus_tool.choices.recipe import Recipe
 from citrus_tool.choices.settings import TuneSettings
+from citrus_tool.choices.space import Range, Values, default_space, dimension, require_recipes
 from citrus_tool.context import RunContext
 from citrus_tool.data import load
 from citrus_tool.errors import CheckFailedError, InputFileError, InterruptedRunError, UsageError
 from citrus_tool.progress import Progress, Silent
 from citrus_tool.results.trial import Trial
+from citrus_tool.results.tuning import TuneReport
 from citrus_tool.sources import DataChoice, ModelChoice
 from citrus_tool.training import recipes
 from citrus_tool.training.methods import METHODS
 from citrus_tool.training.recipes import named
 from citrus_tool.training.trainer import accuracy
-from citrus_tool.workflow import tune
 from citrus_tool.workflow.recipe_choice import choose_recipe
-from citrus_tool.workflow.tune import Range, TuneReport, Values, front, hopeless, tune_file
+from citrus_tool.workflow.tune import search
+from citrus_tool.workflow.tune.front import front, hopeless
+from citrus_tool.workflow.tune.tune import draw, tune_file
 
 RECIPE = Recipe(
     eps=0.03,
@@ -110,7 +113,7 @@ def _timeless(report: TuneReport) -> list[Trial]:
     ],
 )
 def test_dimensions(text: str, name: str, wanted: Range | Values) -> None:
-    assert tune.dimension(text) == (name, wanted)
+    assert dimension(text) == (name, wanted)
 
 
 @pytest.mark.parametrize(
@@ -134,15 +137,15 @@ def test_dimensions(text: str, name: str, wanted: Range | Values) -> None:
 )
 def test_senseless_dimensions(text: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        tune.dimension(text)
+        dimension(text)
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", ["mnist-0.1", "digits", "mnist-cpu"])
 def test_the_default_space_of_every_method_makes_recipes(name: str, method: str) -> None:
     recipe = named(name, method)
-    space = tune.default_space(recipe)
-    tune._require_recipes(recipe, space)
+    space = default_space(recipe)
+    require_recipes(recipe, space)
     assert ("tau_ratio" in space) == (method in ("sabr", "staps", "citrus", "citrus-si", "kcp", "citrus-plus"))
     assert ("attack_ratio" in space) == (method in ("mtl-ibp", "cc-ibp", "exp-ibp", "citrus-plus"))
     assert ("worst" in space) == (method == "citrus-plus")
@@ -276,7 +279,7 @@ def test_poor_trials_are_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         seen.append(len(finished))
         return len(finished) == 1
 
-    monkeypatch.setattr(tune, "hopeless", second)
+    monkeypatch.setattr(search, "hopeless", second)
     report = _tune(tmp_path)
     assert [trial.state for trial in report.trials] == ["complete", "pruned", "complete"]
     assert report.trials[1].epochs == 2
@@ -383,7 +386,7 @@ def test_a_lost_or_damaged_result_is_named(tmp_path: Path) -> None:
 
 def test_plot(tmp_path: Path, whole: TuneReport) -> None:
     for name in ("a.svg", "b.svg", "c.png"):
-        tune.draw(whole, tmp_path / name)
+        draw(whole, tmp_path / name)
     text = (tmp_path / "a.svg").read_text()
     assert "standard accuracy, validation split (%)" in text
     assert "the recipe as it stands" in text
