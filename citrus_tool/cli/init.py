@@ -61,12 +61,12 @@ def init(
 
     source = ModelChoice(path=model, mean=mean, std=std)
     name = data_name or guess(source)
-    start = look(source, DataChoice(name=name, root=data_root, seed=seed))
-    write(start, path)
-    facts = start.facts()
+    first = look(source, DataChoice(name=name, root=data_root, seed=seed))
+    write(first, path)
+    facts = first.facts()
     terminal.show(dict(facts) | {"config": str(path)}, json_path, ["found", ""], [list(fact) for fact in facts])
-    if start.doubt is not None and not quiet:
-        click.echo(f"citrus: warning: {start.doubt}", err=True)
+    if first.doubt is not None and not quiet:
+        click.echo(f"citrus: warning: {first.doubt}", err=True)
     if not terminal.is_stdout(json_path):
         click.echo(f"\nwritten to {path}; read it, then:\n")
         click.echo(f"  citrus certify-uap --config {path}\n  citrus harden --config {path}")

@@ -18,7 +18,7 @@ from citrus_tool.errors import UsageError
 from citrus_tool.files import toml_value, write_text
 from citrus_tool.onnx_io import OnnxModel
 from citrus_tool.sources import DataChoice, ModelChoice
-from citrus_tool.workflow.normalisation import Trial, alike, choose, doubt, in_graph, normalisations, predict, sample
+from citrus_tool.workflow.normalisation import Attempt, alike, choose, doubt, in_graph, normalisations, predict, sample
 from citrus_tool.workflow.recipe_choice import RECIPE_OF_DATA
 
 BY_SHAPE: Final[Mapping[tuple[tuple[int, ...], int], str]] = {
@@ -47,7 +47,7 @@ EPS: Final[Mapping[str, tuple[str, str]]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Start:
+class FirstLook:
     """What `look` found out about a network and its data.
 
     Attributes:
@@ -61,9 +61,9 @@ class Start:
     choice: DataChoice
     model: OnnxModel
     dataset: Dataset
-    plain: Trial
-    chosen: Trial
-    alike: tuple[Trial, ...]
+    plain: Attempt
+    chosen: Attempt
+    alike: tuple[Attempt, ...]
     doubt: str | None
     graph: tuple[tuple[float, ...], tuple[float, ...]] | None
 
@@ -91,7 +91,7 @@ class Start:
         ]
 
 
-def look(source: ModelChoice, choice: DataChoice) -> Start:
+def look(source: ModelChoice, choice: DataChoice) -> FirstLook:
     """Reads the file and the validation split, and tries the usual normalisations unless `source` gives one.
 
     Raises CitrusError where the file or the data cannot be read.
@@ -99,18 +99,18 @@ def look(source: ModelChoice, choice: DataChoice) -> Start:
     dataset = choice.load("validation")
     bare = ModelChoice(path=source.path).read(dataset)
     few = sample(dataset, INPUTS)
-    trials = normalisations(bare, few)
+    attempts = normalisations(bare, few)
     given = source.mean is not None or source.std is not None
-    chosen = predict(source.read(dataset), few) if given else choose(trials)
+    chosen = predict(source.read(dataset), few) if given else choose(attempts)
     model = ModelChoice(path=source.path, mean=chosen.mean, std=chosen.std).read(dataset)
-    return Start(
+    return FirstLook(
         source=source,
         choice=choice,
         model=model,
         dataset=dataset,
-        plain=trials[0],
+        plain=attempts[0],
         chosen=chosen,
-        alike=tuple(trial for trial in alike(trials, chosen) if trial.flags != chosen.flags),
+        alike=tuple(attempt for attempt in alike(attempts, chosen) if attempt.flags != chosen.flags),
         doubt=doubt(model, dataset),
         graph=in_graph(bare.network),
     )
@@ -130,20 +130,20 @@ def guess(source: ModelChoice) -> str:
     )
 
 
-def write(start: Start, path: Path) -> None:
-    """Writes `toml(start, path)` to `path`."""
-    write_text(path, toml(start, path))
+def write(first: FirstLook, path: Path) -> None:
+    """Writes `toml(first, path)` to `path`."""
+    write_text(path, toml(first, path))
 
 
-def toml(start: Start, path: Path) -> str:
+def toml(first: FirstLook, path: Path) -> str:
     """The configuration as TOML with a comment for each choice."""
-    facts = dict(start.facts())
-    name = start.choice.name
-    eps, several = start.eps
-    recipe = RECIPE_OF_DATA.get(name, "cifar10-2" if start.dataset.shape[0] == 3 else "mnist-cpu")
-    test = min(LIMIT, len(start.choice.load("test")))
+    facts = dict(first.facts())
+    name = first.choice.name
+    eps, several = first.eps
+    recipe = RECIPE_OF_DATA.get(name, "cifar10-2" if first.dataset.shape[0] == 3 else "mnist-cpu")
+    test = min(LIMIT, len(first.choice.load("test")))
     lines = [
-        f"# Settings for {start.source.path}, written by `citrus init`. Use them with",
+        f"# Settings for {first.source.path}, written by `citrus init`. Use them with",
         "#",
         f"#     citrus certify-uap --config {path}",
         f"#     citrus harden --config {path}",
@@ -152,16 +152,16 @@ def toml(start: Start, path: Path) -> str:
         "# Options on the command line win. Paths are relative to the folder that citrus is run in.",
         "",
         f"# input {facts['input']}; {facts['classes']} classes",
-        _entry("model", str(start.source.path)),
+        _entry("model", str(first.source.path)),
         "",
         f"# {facts['data']}",
         _entry("data", name),
-        *([_entry("data-root", str(start.choice.root))] if start.choice.root is not None else []),
+        *([_entry("data-root", str(first.choice.root))] if first.choice.root is not None else []),
         "",
-        *_wrapped(_normalisation(start)),
+        *_wrapped(_normalisation(first)),
         *(
-            [_entry("mean", list(start.chosen.mean)), _entry("std", list(start.chosen.std))]
-            if start.chosen.flags
+            [_entry("mean", list(first.chosen.mean)), _entry("std", list(first.chosen.std))]
+            if first.chosen.flags
             else ["# mean = [0.5]", "# std = [0.5]"]
         ),
         "",
@@ -191,18 +191,18 @@ def _entry(key: str, value: Any) -> str:
     return f"{key} = {toml_value(value)}"
 
 
-def _normalisation(start: Start) -> str:
-    chosen, n, split = start.chosen, len(start.chosen.labels), start.dataset.split
+def _normalisation(first: FirstLook) -> str:
+    chosen, n, split = first.chosen, len(first.chosen.labels), first.dataset.split
     right = f"{chosen.correct} of {n} inputs ({split}) are classified correctly"
-    if start.graph is not None and not chosen.flags:
-        words = f"The graph normalises by itself ({dict(start.facts())['normalisation in the graph']}): {right}."
+    if first.graph is not None and not chosen.flags:
+        words = f"The graph normalises by itself ({dict(first.facts())['normalisation in the graph']}): {right}."
     elif not chosen.flags:
         words = f"The file takes plain pixels in [0, 1]: {right}, and no usual normalisation is clearly better."
     else:
-        words = f"The file expects (x - mean) / std, by {chosen.name}: {right}, {start.plain.correct} on plain pixels."
-        if start.alike:
-            words += f" As good within noise: {'; '.join(t.name for t in start.alike)}. The training code knows best."
-    return words if start.doubt is None else f"{words} WARNING: {start.doubt}"
+        words = f"The file expects (x - mean) / std, by {chosen.name}: {right}, {first.plain.correct} on plain pixels."
+        if first.alike:
+            words += f" As good within noise: {'; '.join(t.name for t in first.alike)}. The training code knows best."
+    return words if first.doubt is None else f"{words} WARNING: {first.doubt}"
 
 
 def _numbers(values: Sequence[float]) -> str:

@@ -33,15 +33,15 @@ FEWEST: Final = 30
 CLEARLY: Final = 1e-3
 """Two-sided sign test below which one reading is clearly better than another."""
 NOISE: Final = 0.05
-"""The same test above which it is not better at all."""
+"""Two-sided sign test above which one reading is not better than another at all."""
 LOW: Final = 0.25
 """Accuracy below this share of the way from chance to 1 is low enough to try other readings."""
 RENAMED: Final = 0.5
 """Share of inputs that a renaming of the classes must explain before it is suggested."""
 
-Values = tuple[float, ...]
+PerChannel = tuple[float, ...]
 
-NORMALISATIONS: Final[Mapping[str, tuple[Values, Values]]] = {
+NORMALISATIONS: Final[Mapping[str, tuple[PerChannel, PerChannel]]] = {
     "no normalisation": ((0.0,), (1.0,)),
     "MNIST's": ((0.1307,), (0.3081,)),
     "Fashion-MNIST's": ((0.2860,), (0.3530,)),
@@ -74,7 +74,7 @@ PRESENTATIONS: Final[Mapping[str, Callable[[Tensor], Tensor]]] = {
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Trial:
+class Attempt:
     """One way to give images to a file: predictions (n,) and labels (n,) of the same inputs.
 
     Attributes:
@@ -83,8 +83,8 @@ class Trial:
     """
 
     name: str
-    mean: Values
-    std: Values
+    mean: PerChannel
+    std: PerChannel
     predictions: NDArray[np.int64]
     labels: NDArray[np.int64]
 
@@ -103,7 +103,7 @@ class Trial:
             return ""
         return f"--mean {_numbers(self.mean)} --std {_numbers(self.std)}"
 
-    def better(self, other: Trial, significance: float) -> bool:
+    def better(self, other: Attempt, significance: float) -> bool:
         """By a two-sided sign test over the inputs that only one of the two gets right."""
         gained, lost = int((self.right & ~other.right).sum()), int((other.right & ~self.right).sum())
         return gained > lost and float(binomtest(gained, gained + lost).pvalue) < significance
@@ -115,7 +115,7 @@ class Trial:
         return {int(i): int(j) for i, j in zip(*linear_sum_assignment(-table), strict=True) if table[i, j]}
 
 
-def _numbers(values: Values) -> str:
+def _numbers(values: PerChannel) -> str:
     alike = values[:1] if len(set(values)) == 1 else values
     return ",".join(f"{value:.6g}" for value in alike)
 
@@ -137,12 +137,12 @@ def sample(data: Dataset, inputs: int = INPUTS) -> Dataset:
     return data.select(torch.linspace(0, len(data) - 1, min(inputs, len(data))).round().long())
 
 
-def predict(model: OnnxModel, data: Dataset) -> Trial:
+def predict(model: OnnxModel, data: Dataset) -> Attempt:
     """The file on `data` as its contract says."""
-    return _trial("the given normalisation", model, data, model.contract.mean, model.contract.std)
+    return _attempt("the given normalisation", model, data, model.contract.mean, model.contract.std)
 
 
-def normalisations(model: OnnxModel, data: Dataset) -> list[Trial]:
+def normalisations(model: OnnxModel, data: Dataset) -> list[Attempt]:
     """The file on `data` under each of NORMALISATIONS that fits its channels, and the data's own mean and std.
 
     No normalisation comes first, then what is usual for the data set.
@@ -159,14 +159,14 @@ def normalisations(model: OnnxModel, data: Dataset) -> list[Trial]:
         mean = tuple(round(float(value), 4) for value in pixels.mean(1))
         std = tuple(max(round(float(value), 4), 1e-4) for value in pixels.std(1))
         found += [("the data's own mean and std", mean, std), ("the data's own mean", mean, (1.0,) * channels)]
-    return [_trial(name, model, data, mean, std) for name, mean, std in found]
+    return [_attempt(name, model, data, mean, std) for name, mean, std in found]
 
 
-def _each(values: Values, channels: int) -> Values:
+def _each(values: PerChannel, channels: int) -> PerChannel:
     return values * channels if len(values) == 1 else values
 
 
-def presentations(model: OnnxModel, data: Dataset, mean: Values, std: Values) -> list[Trial]:
+def presentations(model: OnnxModel, data: Dataset, mean: PerChannel, std: PerChannel) -> list[Attempt]:
     """The file on the images of `data` rearranged as each of PRESENTATIONS says that has an effect on them."""
     found = []
     for name, change in PRESENTATIONS.items():
@@ -174,27 +174,27 @@ def presentations(model: OnnxModel, data: Dataset, mean: Values, std: Values) ->
         changed = change(images) if data.shape[1] == data.shape[2] or "exchanged" not in name else images
         if changed.shape == images.shape and not torch.equal(changed, images):
             rearranged = dataclasses.replace(data, images=changed.contiguous())
-            found.append(_trial(name, model, rearranged, mean, std))
+            found.append(_attempt(name, model, rearranged, mean, std))
     return found
 
 
-def _trial(name: str, model: OnnxModel, data: Dataset, mean: Values, std: Values) -> Trial:
+def _attempt(name: str, model: OnnxModel, data: Dataset, mean: PerChannel, std: PerChannel) -> Attempt:
     runner = OnnxRunner(model, dataclasses.replace(model.contract, mean=mean, std=std))
     predictions = runner.logits(data.pixels()).argmax(axis=1).astype(np.int64)
-    return Trial(name=name, mean=mean, std=std, predictions=predictions, labels=data.labels.numpy())
+    return Attempt(name=name, mean=mean, std=std, predictions=predictions, labels=data.labels.numpy())
 
 
-def choose(trials: Sequence[Trial]) -> Trial:
-    """The first of `trials` unless the best is clearly better; then the first one than which the best is not better."""
-    best = max(trials, key=lambda trial: trial.correct)
-    if not best.better(trials[0], CLEARLY):
-        return trials[0]
-    return next(trial for trial in trials if not best.better(trial, NOISE))
+def choose(attempts: Sequence[Attempt]) -> Attempt:
+    """The first one unless the best is clearly better; then the first one than which the best is not better."""
+    best = max(attempts, key=lambda attempt: attempt.correct)
+    if not best.better(attempts[0], CLEARLY):
+        return attempts[0]
+    return next(attempt for attempt in attempts if not best.better(attempt, NOISE))
 
 
-def alike(trials: Sequence[Trial], chosen: Trial) -> list[Trial]:
-    """The other trials whose accuracy differs from the chosen one's within noise."""
-    return [t for t in trials if t is not chosen and not t.better(chosen, NOISE) and not chosen.better(t, NOISE)]
+def alike(attempts: Sequence[Attempt], chosen: Attempt) -> list[Attempt]:
+    """The other attempts whose accuracy differs from the chosen one's within noise."""
+    return [t for t in attempts if t is not chosen and not t.better(chosen, NOISE) and not chosen.better(t, NOISE)]
 
 
 def doubt(model: OnnxModel, data: Dataset, other: Callable[[], Dataset] | None = None) -> str | None:
@@ -232,7 +232,7 @@ _UNKNOWN = (
 
 
 def _cause(model: OnnxModel, data: Dataset) -> str | None:
-    """What to do, by trial on `data`; None where nothing is clearly better."""
+    """What to do, by trying on `data`; None where nothing is clearly better."""
     given, classes, n = predict(model, data), model.network.num_classes, len(data)
     best = choose([given, *normalisations(model, data)])
     flags = f"with {best.flags}" if best.flags else "without --mean and --std"
@@ -253,7 +253,7 @@ def _cause(model: OnnxModel, data: Dataset) -> str | None:
     return None
 
 
-def in_graph(network: Network) -> tuple[Values, Values] | None:
+def in_graph(network: Network) -> tuple[PerChannel, PerChannel] | None:
     """Mean and std of a normalisation that the graph itself starts with, per channel, if it does."""
     scale, shift = torch.ones(1, 1, 1, dtype=torch.float64), torch.zeros(1, 1, 1, dtype=torch.float64)
     at, moved = INPUT, False

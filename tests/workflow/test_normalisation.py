@@ -21,7 +21,7 @@ from citrus_tool.workflow.normalisation import (
     NORMALISATIONS,
     OF_DATA,
     PRESENTATIONS,
-    Trial,
+    Attempt,
     alike,
     choose,
     doubt,
@@ -70,9 +70,9 @@ def reordered(source: Path, target: Path, order: list[int]) -> OnnxModel:
     return onnx_io.read(target)
 
 
-def trial(right: list[bool], name: str = "") -> Trial:
+def attempt(right: list[bool], name: str = "") -> Attempt:
     flags = np.array(right, dtype=np.int64)
-    return Trial(name=name, mean=(0.0,), std=(1.0,), predictions=flags, labels=np.ones(len(right), dtype=np.int64))
+    return Attempt(name=name, mean=(0.0,), std=(1.0,), predictions=flags, labels=np.ones(len(right), dtype=np.int64))
 
 
 # --- near chance ------------------------------------------------------------------------------------------------------
@@ -112,11 +112,11 @@ def test_one_class_for_all_is_near_chance() -> None:
 
 
 def test_choose_needs_more_than_noise() -> None:
-    given_ = trial([False] * 40 + [True] * 60)
-    little, much = trial([True] * 8 + [False] * 32 + [True] * 60), trial([True] * 90 + [False] * 10)
+    given_ = attempt([False] * 40 + [True] * 60)
+    little, much = attempt([True] * 8 + [False] * 32 + [True] * 60), attempt([True] * 90 + [False] * 10)
     assert choose([given_, little]) is given_
     assert choose([given_, little, much]) is much
-    nearly = trial([True] * 89 + [False] * 11)
+    nearly = attempt([True] * 89 + [False] * 11)
     assert choose([given_, nearly, much]) is nearly  # the first one within noise of the best
     assert alike([given_, nearly, much], nearly) == [much]
 
@@ -135,9 +135,9 @@ def test_a_network_that_does_well_is_not_doubted(trained: Path, digits: Dataset)
     model = onnx_io.read(trained)
     assert doubt(model, digits) is None
     assert doubt(model, digits.take(29)) is None
-    trials = normalisations(model, sample(digits))
-    assert choose(trials) is trials[0]
-    assert trials[0].flags == ""
+    attempts = normalisations(model, sample(digits))
+    assert choose(attempts) is attempts[0]
+    assert attempts[0].flags == ""
 
 
 @pytest.mark.parametrize(
@@ -162,10 +162,10 @@ def test_half_right_is_a_guess_not_a_doubt(trained: Path, digits: Dataset, tmp_p
     """Half of the inputs right is no alarm; the guess finds the normalisation all the same."""
     model = behind(trained, tmp_path / "m.onnx", scale=0.5, shift=0.5)
     assert doubt(model, digits) is None
-    trials = normalisations(model, sample(digits))
-    by_name = {trial.name: trial for trial in trials}
-    assert by_name["pixels from -1 to 1"].correct > trials[0].correct + 50
-    assert choose(trials) in (by_name["pixels from -1 to 1"], *alike(trials, by_name["pixels from -1 to 1"]))
+    attempts = normalisations(model, sample(digits))
+    by_name = {attempt.name: attempt for attempt in attempts}
+    assert by_name["pixels from -1 to 1"].correct > attempts[0].correct + 50
+    assert choose(attempts) in (by_name["pixels from -1 to 1"], *alike(attempts, by_name["pixels from -1 to 1"]))
 
 
 def test_needless_normalisation(trained: Path, digits: Dataset) -> None:
