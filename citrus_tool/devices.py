@@ -22,5 +22,7 @@ def resolve_device(name: Device) -> Literal["cpu", "cuda"]:
 
 
 def resolved(context: RunContext) -> RunContext:
-    """The context with `cpu` or `cuda` as its device; raises as `resolve_device`."""
+    """The context with `cpu` or `cuda` as its device, once torch has its threads; raises as `resolve_device`."""
+    if context.threads is not None:
+        torch.set_num_threads(context.threads)
     return replace(context, device=resolve_device(context.device))

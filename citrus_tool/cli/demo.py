@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
-from citrus_tool.choices import Device
-from citrus_tool.cli import options, terminal
+from citrus_tool.cli import options, parameters, terminal
+from citrus_tool.cli.gathered import Outputs, gathered
 from citrus_tool.cli.train import show_harden
 from citrus_tool.context import RunContext
 
@@ -15,7 +16,7 @@ from citrus_tool.context import RunContext
 @click.command()
 @click.option(
     "--run-dir",
-    type=options.PATH,
+    type=parameters.PATH,
     default=Path("runs/demo"),
     show_default=True,
     metavar="DIR",
@@ -24,13 +25,10 @@ from citrus_tool.context import RunContext
 @options.device_option
 @options.report_option
 @options.output_options
+@gathered
 def demo(
-    run_dir: Path,
-    device: Device,
-    report_path: Path | None,
-    json_path: Path | None,
-    quiet: bool,
-    config: Path | None,
+    context: RunContext,
+    outputs: Outputs,
 ) -> None:
     """Certifies the embedded digits network, hardens it and certifies it again, in under two minutes.
 
@@ -38,13 +36,11 @@ def demo(
     Example:
       citrus demo
     """
-    terminal.require_output(json_path, report_path)
-    from citrus_tool.workflow import demo as library
+    from citrus_tool.workflow import demo as workflow
 
-    options.use_threads(1)  # so small a network gains nothing from more, and loses much on a busy machine
-    context = RunContext(device=device, run_dir=run_dir, progress=terminal.progress(quiet))
-    show_harden(library.demo(context), json_path)
-    page = report_path or run_dir / "report.html"
-    terminal.write_report(page, run_dir)
-    if not terminal.is_stdout(json_path):
+    # so small a network gains nothing from more threads, and loses much on a busy machine
+    show_harden(workflow.demo(replace(context, threads=1, effective=None)), outputs)
+    page = outputs.report or context.folder / "report.html"
+    terminal.write_report(page, context.folder)
+    if not outputs.on_stdout:
         click.echo(f"report: {page}")

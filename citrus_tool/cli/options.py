@@ -3,219 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import inspect
 import math
-import re
-import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
-from click.shell_completion import CompletionItem
 
 from citrus_tool.choices import DATA_NAMES, DEVICES, METHODS, SPLITS, TRACKERS, fields
 from citrus_tool.choices.fields import Rule
 from citrus_tool.choices.recipe import Recipe
-from citrus_tool.choices.settings import AttackSettings, CertifySettings, TuneSettings
+from citrus_tool.choices.settings import CertifySettings
+from citrus_tool.cli.config import read_config
+from citrus_tool.cli.parameters import PATH, Choice, Eps, EpsList, NameOrPath, Numbers, PartOption
 from citrus_tool.context import RunContext
-from citrus_tool.errors import InputFileError, UsageError
-from citrus_tool.names import meant
 from citrus_tool.training.recipes import RECIPES
 
 F = TypeVar("F", bound=Callable[..., Any])
 S = TypeVar("S")
-
-
-class Eps(click.ParamType[float]):
-    """A radius in pixel space: 0.1, 2/255 or 1e-2."""
-
-    name = "eps"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Raises UsageError for what is not a number in [0, 1]."""
-        from citrus_tool.threat import parse_eps
-
-        return value if isinstance(value, float) else parse_eps(str(value))
-
-
-class EpsList(click.ParamType[tuple[float, ...]]):
-    """One radius or several with commas between them, as `--eps 1/255,2/255`; a number or a list in a TOML file."""
-
-    name = "eps list"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
-        """Raises UsageError for what is not a number in [0, 1]."""
-        if isinstance(value, float):
-            return (value,)
-        parts = value if isinstance(value, list | tuple) else str(value).split(",")
-        return tuple(Eps().convert(part, param, ctx) for part in parts)
-
-
-class PartOption(click.ParamType[tuple[int, int]]):
-    """One of several parts, as `2/8`; a list of two numbers in a TOML file."""
-
-    name = "part"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        """Raises a usage error that shows the text."""
-        text = "/".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-        found = re.fullmatch(r"(\d+)/(\d+)", text)
-        if not found or not 1 <= int(found[1]) <= int(found[2]):
-            self.fail(f"{text!r} is no part; write I/N with I from 1 to N, e.g. 2/8.", param, ctx)
-        return int(found[1]), int(found[2])
-
-
-class Numbers(click.ParamType[tuple[float, ...]]):
-    """Numbers with commas between them, as `--mean 0.49,0.48,0.45`; a list in a TOML file."""
-
-    name = "numbers"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
-        """Raises a usage error that shows the text."""
-        parts = str(value).split(",") if not isinstance(value, list | tuple) else value
-        try:
-            return tuple(float(part) for part in parts)
-        except ValueError:
-            self.fail(f"{value!r} is not a list of numbers; write 0.49,0.48,0.45.", param, ctx)
-
-
-PATH = click.Path(path_type=Path)
-
-
-class Choice(click.Choice[str]):
-    """A choice that says which one a mistyped value is near to."""
-
-    def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
-        """Click's sentence, and what may have been meant."""
-        hint = meant(str(value), map(str, self.choices), " Did you mean {!r}?")
-        return super().get_invalid_choice_message(value, ctx) + hint
-
-
-class NameOrPath(click.ParamType[str]):
-    """One of `names`, or a path; the names are for the shell's completion, a command judges the value itself."""
-
-    name = "name or path"
-
-    def __init__(self, names: Sequence[str]) -> None:
-        self._names = tuple(names)
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Any text."""
-        return str(value)
-
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """Paths, and the names that begin so."""
-        names = [CompletionItem(name) for name in self._names if name.startswith(incomplete)]
-        return [CompletionItem(incomplete, type="file"), *names]
-
-
-NOT_SETTINGS = ("config", "json", "csv", "latex", "report", "quiet", "resume", "join")
-"""Options of one call, not of a run."""
-
-
-def _flags(command: click.Command) -> dict[str, str]:
-    """Long flag without dashes -> parameter name, of the options that a TOML file may hold."""
-    found = {o.opts[0].removeprefix("--"): o.name for o in command.params if isinstance(o, click.Option) and o.name}
-    return {flag: name for flag, name in found.items() if flag not in NOT_SETTINGS}
-
-
-def _known(command: click.Command) -> dict[str, str]:
-    """What a --config file may hold for this command: its options, and its network."""
-    model = {"model": "model"} if any(param.name == "model" for param in command.params) else {}
-    return {**_flags(command), **model}
-
-
-def _others(ctx: click.Context) -> dict[str, dict[str, str]]:
-    """What a --config file may hold for each command, by the command's name."""
-    root = ctx.find_root()
-    if not isinstance(root.command, click.Group):
-        return {}
-    commands = {name: root.command.get_command(root, name) for name in root.command.list_commands(root)}
-    return {name: _known(command) for name, command in commands.items() if command is not None}
-
-
-def effective(ctx: click.Context) -> dict[str, Any]:
-    """The values that this command runs with, by flag, as a --config file holds them."""
-    return {flag: ctx.params[name] for flag, name in _flags(ctx.command).items() if name in ctx.params}
-
-
-def given(ctx: click.Context, *names: str) -> dict[str, Any]:
-    """Those of these parameters that the user set, on the command line or in a --config file."""
-    default = click.core.ParameterSource.DEFAULT
-    return {name: ctx.params[name] for name in names if ctx.get_parameter_source(name) is not default}
-
-
-def _read_config(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
-    """Makes the entries of a TOML file the defaults of this command; flags on the command line win.
-
-    A table named after a command is for that one. Other entries are for every command; those that only other commands
-    know are passed over, and what no command knows is an error.
-    """
-    if value is None:
-        return None
-    try:
-        settings = tomllib.loads(value.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputFileError(f"{value}: cannot be read ({error.strerror}).") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputFileError(f"{value}: is not TOML ({error}).") from None
-    known = _known(ctx.command)
-    defaults: dict[str, Any] = {}
-    entries = {key: entry for key, entry in settings.items() if not isinstance(entry, dict)}
-    tables = {key: entry for key, entry in settings.items() if isinstance(entry, dict)}
-    others = _others(ctx) if tables or not entries.keys() <= known.keys() else {}
-    for table in tables:
-        if table not in others:
-            hint = meant(table, others, "did you mean [{}]?", "tables are named after commands.")
-            raise UsageError(f"{value}: [{table}] is no command; {hint}")
-    own = tables.get(ctx.info_name or "", {})
-    for key, entry in [*entries.items(), *own.items()]:
-        flag = key.replace("_", "-")
-        if flag in known:
-            defaults[known[flag]] = entry
-        elif key in own or not any(flag in flags for flags in others.values()):
-            hint = meant(flag, known, "; did you mean {}?", ".")
-            raise UsageError(f"{value}: {key!r} is not an option of {ctx.command_path}{hint}")
-    ctx.default_map = {**(ctx.default_map or {}), **defaults}
-    return value
-
-
-def gathered(function: F) -> F:
-    """Hands a command its options together, those of these that it has a parameter for, and sets --threads:
-
-    `source`: MODEL, --mean and --std as a workflow.ModelChoice.  `choice`: --data, --data-root and --seed as a
-    DataChoice.  `threats`: a Threat for each --eps; `threat`: of the only one.  `certify`: CertifySettings.
-    `attack`: AttackSettings.  `tuning`: TuneSettings.
-
-    Options that the command has no parameter for go no further. Raises as these classes do.
-    """
-    wanted = inspect.signature(function).parameters
-
-    @functools.wraps(function)
-    def command(*before: Any, **given: Any) -> Any:
-        from citrus_tool.sources import DataChoice, ModelChoice
-        from citrus_tool.threat import Threat
-
-        eps: Any = given.get("eps")
-        radii = eps if isinstance(eps, tuple) else (eps,)
-        forms = {name: given[name] for name in ("clip", "target") if name in given}
-        alone = {"group_size": None}  # one perturbation for all inputs
-        makers: dict[str, Callable[[], Any]] = {
-            "source": lambda: ModelChoice(path=given["model"], mean=given["mean"], std=given["std"]),
-            "choice": lambda: DataChoice(name=given["data_name"], root=given["data_root"], seed=given["seed"]),
-            "threats": lambda: [Threat(eps=one, **forms) for one in radii],
-            "threat": lambda: Threat(eps=eps, **forms),
-            "certify": lambda: collected(CertifySettings, given),
-            "attack": lambda: collected(AttackSettings, given | (alone if given.get("scope") == "dataset" else {})),
-            "tuning": lambda: collected(TuneSettings, given),
-        }
-        use_threads(given["threads"])
-        made = {name: make() for name, make in makers.items() if name in wanted}
-        return function(*before, **{name: value for name, value in given.items() if name in wanted}, **made)
-
-    return command  # type: ignore[return-value]
 
 
 def stacked(*decorators: Callable[[F], F]) -> Callable[[F], F]:
@@ -262,12 +67,6 @@ def changes(*names: str) -> Callable[[F], F]:
             number = int if known.rule.whole else float
             found.append(click.option(flag, type=number, help=f"{known.help} [default: the recipe's]."))
     return stacked(*found)
-
-
-def collected(settings: type[S], given: Mapping[str, Any]) -> S:
-    """The settings that a command's options hold; raises UsageError as the class does."""
-    options = {name: fields.parameter(field) for name, field in _fields(settings).items() if fields.about(field).help}
-    return settings(**{name: given[option] for name, option in options.items() if option in given})
 
 
 def _fields(settings: type[Any]) -> dict[str, dataclasses.Field[Any]]:
@@ -340,14 +139,6 @@ device_option = click.option(
 split_option = click.option(
     "--split", type=Choice(SPLITS), default="test", show_default=True, help="Which part of the data is judged."
 )
-
-
-def use_threads(count: int | None) -> None:
-    """Sets torch's CPU threads when --threads was given."""
-    if count is not None:
-        import torch
-
-        torch.set_num_threads(count)
 
 
 normalisation_options = stacked(
@@ -470,7 +261,7 @@ output_options = stacked(
         type=PATH,
         metavar="FILE.toml",
         is_eager=True,
-        callback=_read_config,
+        callback=read_config,
         help="Read options from a TOML file; flags win.",
     ),
 )

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import click
 
-from citrus_tool.cli import options, terminal
+from citrus_tool.cli import options, parameters, terminal
 
 
 @click.command()
-@click.argument("runs", nargs=-1, required=True, type=options.PATH, metavar="RUN...")
+@click.argument("runs", nargs=-1, required=True, type=parameters.PATH, metavar="RUN...")
 @click.option(
     "--out",
-    type=options.PATH,
+    type=parameters.PATH,
     default=Path("report.html"),
     show_default=True,
     metavar="FILE.html",
@@ -23,7 +23,7 @@ from citrus_tool.cli import options, terminal
     "--model",
     "models",
     multiple=True,
-    type=options.PATH,
+    type=parameters.PATH,
     metavar="M.onnx",
     help="Where a network lies that is no longer where it was; may be given several times.",
 )

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from citrus_tool.cli import options
+from citrus_tool.cli import options, parameters
+from citrus_tool.context import RunContext
 from citrus_tool.errors import UnsupportedNetworkError, UsageError
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ class Answers:
 
 
 @click.command("verify")
-@click.argument("query", type=options.PATH)
+@click.argument("query", type=parameters.PATH)
 @click.option(
     "--network",
     "networks",
@@ -147,6 +148,7 @@ def verify(
     end = None if timeout is None else STARTED + timeout - min(SPARE, timeout / 4)
     with Answers(None if end is None else max(0.0, end - time.monotonic())) as answers:
         from citrus_tool import queries
+        from citrus_tool.devices import resolved
         from citrus_tool.queries.black_box import sample
         from citrus_tool.queries.verify import Verdict, read_models
         from citrus_tool.queries.verify import verify as decide
@@ -155,7 +157,7 @@ def verify(
             if not quiet:
                 click.echo(f"{time.monotonic() - STARTED:8.1f} s  {text}", err=True)
 
-        options.use_threads(threads)
+        resolved(RunContext(device="cpu", threads=threads))
         spec = queries.read(query)
         paths = _paths(spec, networks)
         try:

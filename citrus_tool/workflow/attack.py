@@ -14,7 +14,7 @@ from citrus_tool.certification.individual import held, judged
 from citrus_tool.choices import Split
 from citrus_tool.choices.settings import AttackSettings
 from citrus_tool.context import RunContext
-from citrus_tool.devices import resolve_device
+from citrus_tool.devices import resolved
 from citrus_tool.files import require_writable_file, write_bytes
 from citrus_tool.onnx_io import OnnxRunner
 from citrus_tool.results.attack import AttackReport
@@ -47,7 +47,7 @@ def attack_file(
 
     With a target class, inputs that have it as label are left out.
     """
-    where, progress = resolve_device(context.device), context.progress
+    where, progress = resolved(context).device, context.progress
     whole = choice.load(split)
     model = source.read(whole)
     threat.require_target(model.network.num_classes)

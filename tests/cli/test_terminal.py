@@ -16,6 +16,7 @@ from click.testing import CliRunner
 
 from citrus_tool.choices.settings import CertifySettings
 from citrus_tool.cli import citrus, options, terminal
+from citrus_tool.cli.gathered import gathered
 from citrus_tool.sources import DataChoice
 from citrus_tool.threat import Threat
 from tests.cli.toys import Run
@@ -194,7 +195,7 @@ def test_options_come_together_where_a_command_asks_for_them() -> None:
     @options.threat_options
     @options.settings(CertifySettings, "group_size")
     @options.run_options
-    @options.gathered
+    @gathered
     def toy(choice: DataChoice, threats: list[Threat], certify: CertifySettings, device: str) -> None:
         seen.update(choice=choice, threats=threats, certify=certify, device=device)
 
