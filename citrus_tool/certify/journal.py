@@ -20,6 +20,9 @@ from citrus_tool.files import require_writable_file
 
 FORMAT: Final = 1
 
+TOLD_ONLY: Final = frozenset({"version"})
+"""Fields of a run that may differ: citrus's version says who wrote the groups; whether they may be mixed, `prover`."""
+
 
 class Journal:
     """An open journal; use as a context manager.
@@ -172,7 +175,7 @@ def _compare(path: Path, first: str, run: Mapping[str, Any]) -> None:
     if header.get("journal") != FORMAT or not isinstance(header.get("run"), dict):
         raise InputFileError(f"{path}: is not a journal of this citrus version; remove it to start again.")
     old = header["run"]
-    for field in [*run, *(key for key in old if key not in run)]:
+    for field in [key for key in {**run, **old} if key not in TOLD_ONLY]:
         if old.get(field) != run.get(field):
             raise UsageError(
                 f"{path} is of a run with {field} {old.get(field)!r}, this run has {run.get(field)!r};"
