@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import dataclasses
 import hashlib
 import importlib
 import importlib.metadata
@@ -21,7 +20,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import citrus_tool
-from citrus_tool.cli import citrus, options
+from citrus_tool.cli import citrus
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -51,12 +50,12 @@ def imports(path: Path) -> set[str]:
 @pytest.mark.parametrize("package", ["pulp", "highspy"])
 def test_only_the_master_problem_imports_a_solver(package: str) -> None:
     users = [p.relative_to(ROOT).as_posix() for p in modules() if any(i.split(".")[0] == package for i in imports(p))]
-    assert users == ["citrus_tool/certify/master.py"]
+    assert users == ["citrus_tool/certification/milp.py"]
 
 
 def test_harden_and_certify_do_not_know_each_other() -> None:
     for path in modules():
-        for one, other in (("harden", "certify"), ("certify", "harden")):
+        for one, other in (("training", "certification"), ("certification", "training")):
             if path.parent.name == one:
                 assert not any(i.startswith(f"citrus_tool.{other}") for i in imports(path)), path
 
@@ -228,22 +227,6 @@ def commands(group: click.Group, prefix: tuple[str, ...] = ()) -> Iterator[tuple
 @pytest.mark.parametrize(("name", "command"), list(commands(citrus)), ids=lambda value: str(value))
 def test_every_command_shows_an_example(name: tuple[str, ...], command: click.Command) -> None:
     assert f"citrus {' '.join(name)}" in (command.help or "").partition("Example:")[2]
-
-
-def test_command_line_defaults_are_the_library_s() -> None:
-    from citrus_tool.certify.settings import CertifySettings
-
-    library = {field.name: field.default for field in dataclasses.fields(CertifySettings)}
-    for name in ("certify-uap", "harden", "evaluate"):
-        for option in citrus.commands[name].params:
-            if option.name in library and option.name not in ("limit", "threads"):
-                assert option.default == library[option.name], (name, option.name)
-
-
-def test_command_line_knows_every_method() -> None:
-    from citrus_tool.harden.methods import METHODS
-
-    assert sorted(options.METHODS) == sorted(METHODS)
 
 
 def test_no_path_of_one_machine_in_any_file() -> None:

@@ -51,11 +51,15 @@ def test_wheel_holds_the_package_and_what_the_demo_needs(built: Path, tmp_path: 
     assert names == own | models
     assert any("templates" in name for name in names)
     assert "citrus_tool/py.typed" in names
-    code = "from citrus_tool.workflow import shipped_model as s; print(s('digits_convtiny.onnx'))"
+    code = "from citrus_tool.workflow.demo import shipped_model as s; print(s('digits_convtiny.onnx'))"
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)},
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert Path(done.stdout.strip()) == tmp_path / "citrus_tool" / "models" / "digits_convtiny.onnx"
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import click
 
+from citrus_tool.choices import BENCH_SCALES, Device
 from citrus_tool.cli import options, terminal
 from citrus_tool.errors import UsageError
 
@@ -17,8 +18,14 @@ _JOURNAL = Path("results") / "journal.jsonl"
 
 _PLOTTED = ("fig4", "fig5")
 
-_journal_option = click.option("--journal", type=options.PATH, default=_JOURNAL, show_default=True, metavar="FILE",
-                               help="Where finished runs stand; what stands there is not done again.")  # fmt: skip
+_journal_option = click.option(
+    "--journal",
+    type=options.PATH,
+    default=_JOURNAL,
+    show_default=True,
+    metavar="FILE",
+    help="Where finished runs stand; what stands there is not done again.",
+)
 
 
 @click.group()
@@ -33,31 +40,50 @@ def bench() -> None:
 
 def _table(name: str, about: str) -> click.Command:
     plotting = (
-        [click.option("--plot", type=options.PATH, metavar="FILE.svg",
-                      help="Draw the figure, as SVG or PNG; needs matplotlib.")]
-        if name in _PLOTTED else []
-    )  # fmt: skip
+        [
+            click.option(
+                "--plot",
+                type=options.PATH,
+                metavar="FILE.svg",
+                help="Draw the figure, as SVG or PNG; needs matplotlib.",
+            )
+        ]
+        if name in _PLOTTED
+        else []
+    )
 
     @options.stacked(
-        click.option("--scale", type=click.Choice(["cpu", "gpu", "smoke"]), default="cpu", show_default=True,
-                     help="cpu: ConvSmall, short recipes, 1000 test inputs; gpu: CNN7, the published recipes, all;"
-                          " smoke: three epochs on digits."),
+        click.option(
+            "--scale",
+            type=options.Choice(BENCH_SCALES),
+            default="cpu",
+            show_default=True,
+            help="cpu: ConvSmall, short recipes, 1000 test inputs; gpu: CNN7, the published recipes, all;"
+            " smoke: three epochs on digits.",
+        ),
         click.option("--data", "data_name", metavar="NAME", help="Only contests on this data set."),
         click.option("--eps", metavar="EPS", help="Only contests at this radius, as in 0.1 or 2/255."),
         click.option("--methods", metavar="A,B", help="Only these methods [default: the table's]."),
         click.option("--seeds", type=click.IntRange(min=1), help="At most this many seeds of a method."),
-        click.option("--models", type=options.PATH, metavar="DIR",
-                     help="Also judge the published networks in this folder."),
+        click.option(
+            "--models", type=options.PATH, metavar="DIR", help="Also judge the published networks in this folder."
+        ),
         click.option("--list", "only_list", is_flag=True, help="Print the table as the journal has it; run nothing."),
         _journal_option,
-        click.option("--runs", type=options.PATH, default=Path("runs") / "bench", show_default=True, metavar="DIR",
-                     help="Checkpoints and certificates of the runs."),
+        click.option(
+            "--runs",
+            type=options.PATH,
+            default=Path("runs") / "bench",
+            show_default=True,
+            metavar="DIR",
+            help="Checkpoints and certificates of the runs.",
+        ),
         options.data_root_option(),
         options.device_option,
         options.threads_option(),
         *plotting,
         options.quiet_option(),
-    )  # fmt: skip
+    )
     def command(
         scale: str,
         data_name: str | None,
@@ -69,17 +95,17 @@ def _table(name: str, about: str) -> click.Command:
         journal: Path,
         runs: Path,
         data_root: Path | None,
-        device: Literal["auto", "cpu", "cuda"],
+        device: Device,
         threads: int | None,
         quiet: bool,
         plot: Path | None = None,
     ) -> None:
         from citrus_tool import plots
         from citrus_tool.bench import contests, page
-        from citrus_tool.bench.journal import read, read_boxes
         from citrus_tool.bench.plots import PLOTS
         from citrus_tool.bench.run import Bench
-        from citrus_tool.workflow import resolve_device
+        from citrus_tool.devices import resolve_device
+        from citrus_tool.results.measurements import read, read_boxes
 
         if plot is not None:
             plots.require(plot)
@@ -93,9 +119,13 @@ def _table(name: str, about: str) -> click.Command:
             place, progress = resolve_device(device), terminal.progress(quiet)
             for contest in chosen:
                 bench = Bench(
-                    journal=journal, runs=runs, data_root=data_root, device=place, progress=progress,
+                    journal=journal,
+                    runs=runs,
+                    data_root=data_root,
+                    device=place,
+                    progress=progress,
                     certifier=contests.certifier(name, scale, contest),
-                )  # fmt: skip
+                )
                 base = f"citrus bench {name} --scale {scale} --data {contest.data} --eps {contest.eps}"
                 for published in contest.published if models is not None else ():
                     bench.run_published(contest, published, models or Path(), f"{base} --models DIR")
@@ -166,8 +196,13 @@ for _name, _about in (
 @bench.command()
 @_journal_option
 @click.option("--out", type=options.PATH, metavar="FILE.md", required=True, help="The page to write.")
-@click.option("--plots/--no-plots", "with_plots", default=True, show_default=True,
-              help="Draw Figs. 4 and 5 to images/ beside the page; needs matplotlib.")  # fmt: skip
+@click.option(
+    "--plots/--no-plots",
+    "with_plots",
+    default=True,
+    show_default=True,
+    help="Draw Figs. 4 and 5 to images/ beside the page; needs matplotlib.",
+)
 def results(journal: Path, out: Path, with_plots: bool) -> None:
     """Writes the page of results from the journal, and the plots of what was run.
 
@@ -175,10 +210,10 @@ def results(journal: Path, out: Path, with_plots: bool) -> None:
     Example:
       citrus bench results --out docs/results.md
     """
-    from citrus_tool.bench.journal import read, read_boxes
     from citrus_tool.bench.page import page
     from citrus_tool.bench.plots import draw
     from citrus_tool.files import require_writable_file, write_text
+    from citrus_tool.results.measurements import read, read_boxes
 
     require_writable_file(out)
     entries, losses = read(journal), read_boxes(journal)

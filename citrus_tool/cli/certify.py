@@ -4,28 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import click
 
+from citrus_tool.choices import Device, Split
+from citrus_tool.choices.settings import AttackSettings, CertifySettings
 from citrus_tool.cli import options, terminal
+from citrus_tool.context import RunContext
 from citrus_tool.errors import UsageError
 from citrus_tool.files import write_text
 
 if TYPE_CHECKING:
-    from citrus_tool.certify.certificate import Certificate
-    from citrus_tool.certify.settings import CertifySettings
+    from citrus_tool.choices.settings import CertifySettings
+    from citrus_tool.results.certificate import Certificate
+    from citrus_tool.sources import DataChoice, ModelChoice
     from citrus_tool.threat import Threat
-    from citrus_tool.workflow import DataChoice, ModelChoice
-
-Split = Literal["train", "validation", "test"]
-Device = Literal["auto", "cpu", "cuda"]
 
 
 def sweep_table(certificates: Sequence[Certificate], target: int | None) -> tuple[list[str], list[list[str]]]:
     """Headings and one row for each certificate: eps, the counts in percent, seconds."""
-    from citrus_tool.certify.certificate import clean_name
-    from citrus_tool.sweep import COLUMNS, percents, spelled
+    from citrus_tool.results.certificate import clean_name
+    from citrus_tool.results.sweep import COLUMNS, percents
+    from citrus_tool.threat import spelled
 
     headings = ["eps", *COLUMNS.values(), "seconds"]
     headings[1] = clean_name(target)
@@ -42,7 +43,7 @@ def write_tables(
     table: tuple[list[str], list[list[str]]],
 ) -> None:
     """Writes the files of --csv (counts and percentages) and --latex (`table`)."""
-    from citrus_tool.sweep import csv_rows, judged
+    from citrus_tool.results.sweep import csv_rows, judged
     from citrus_tool.tables import to_csv, to_latex
 
     if csv_path is not None:
@@ -102,26 +103,29 @@ def certify_uap(
         raise UsageError("--certificate holds the proof of one eps; give one --eps, or leave it out.")
     if len(threats) > 1 and (part is not None or join):
         raise UsageError("--part and --join go with one eps; make a run for each.")
-    from citrus_tool.sweep import judged, sweep_file
-    from citrus_tool.workflow import certify_file
+    from citrus_tool.results.sweep import judged
+    from citrus_tool.workflow.certify import certify_file
+    from citrus_tool.workflow.sweep import sweep_file
 
     target = threats[0].target
-    effective = options.effective(ctx)
     name = f"{source.path.stem}_{'certify' if len(threats) == 1 else 'sweep'}"
     run_dir = run_dir or Path("runs") / (name if part is None else f"{name}_{part[0]}_of_{part[1]}")
+    context = RunContext(
+        device=device,
+        run_dir=run_dir,
+        resume=resume,
+        workers=workers,
+        progress=terminal.progress(quiet),
+        effective=options.effective(ctx),
+    )
     if len(threats) > 1:
         swept = sweep_file(
             source,
             choice,
             threats,
             certify,
+            context,
             split=split,
-            run_dir=run_dir,
-            device=device,
-            resume=resume,
-            workers=workers,
-            settings=effective,
-            progress=terminal.progress(quiet),
         )
         table = sweep_table(swept.certificates, target)
         terminal.show(swept.to_json(), json_path, *table)
@@ -135,16 +139,11 @@ def certify_uap(
         choice,
         threats[0],
         certify,
+        context,
         split=split,
-        run_dir=run_dir,
-        device=device,
-        resume=resume,
         proof=certificate,
-        workers=workers,
         part=part,
         join=join,
-        settings={**effective, "eps": threats[0].eps},
-        progress=terminal.progress(quiet),
     )
     write_tables(csv_path, latex_path, [proven], sweep_table([proven], target))
     shown = proven.table()
@@ -187,10 +186,11 @@ def check(
       citrus check C M.onnx --data mnist
     """
     terminal.require_output(json_path)
-    from citrus_tool.workflow import DataChoice, check_file
+    from citrus_tool.sources import DataChoice
+    from citrus_tool.workflow.check import check_file
 
     choice = None if data_name is None else DataChoice(name=data_name, root=data_root, seed=seed)
-    found = check_file(certificate, model, choice, split=split, progress=terminal.progress(quiet)).to_json()
+    found = check_file(certificate, model, choice, RunContext(progress=terminal.progress(quiet)), split=split).to_json()
     rows = [[name, f"{found[name]:g}" if name == "eps" else str(found[name])] for name in found if name != "holds"]
     terminal.show(found, json_path, ["the proof holds", ""], rows)
 
@@ -199,19 +199,13 @@ def check(
 @options.model_argument
 @options.data_options
 @options.split_option
-@options.limit_option(None)
+@options.settings(AttackSettings, "limit")
 @options.normalisation_options
 @options.eps_option
 @options.threat_options
-@options.group_size_option
-@click.option(
-    "--scope",
-    type=click.Choice(["groups", "dataset"]),
-    default="groups",
-    show_default=True,
-    help="One perturbation for each group, or one for all inputs.",
-)
-@options.attack_options
+@options.settings(AttackSettings, "group_size")
+@options.setting(CertifySettings, "scope", about="One perturbation for each group, or one for all inputs.")
+@options.settings(AttackSettings, "steps", "restarts")
 @click.option("--save", type=options.PATH, metavar="u.npy", help="Write the perturbations (groups, C, H, W).")
 @options.run_options
 @options.output_options
@@ -221,14 +215,9 @@ def attack_uap(
     choice: DataChoice,
     threat: Threat,
     split: Split,
-    limit: int | None,
-    group_size: int,
-    scope: Literal["groups", "dataset"],
-    attack_steps: int,
-    attack_restarts: int,
+    attack: AttackSettings,
     save: Path | None,
     device: Device,
-    seed: int,
     json_path: Path | None,
     quiet: bool,
 ) -> None:
@@ -239,21 +228,16 @@ def attack_uap(
       citrus attack-uap M.onnx --data mnist --eps 0.1 --limit 1000 --save u.npy
     """
     terminal.require_output(json_path)
-    from citrus_tool.workflow import attack_file
+    from citrus_tool.workflow.attack import attack_file
 
     report = attack_file(
         source,
         choice,
         threat,
-        group_size=group_size if scope == "groups" else None,
-        steps=attack_steps,
-        restarts=attack_restarts,
-        seed=seed,
+        attack,
+        RunContext(device=device, progress=terminal.progress(quiet)),
         split=split,
-        limit=limit,
         save=save,
-        device=device,
-        progress=terminal.progress(quiet),
     )
     shown = report.table()
     terminal.show(report.to_json(), json_path, shown.columns, shown.rows)
@@ -263,11 +247,10 @@ def attack_uap(
 @options.model_argument
 @options.data_options
 @options.split_option
-@options.limit_option(1000)
+@options.settings(CertifySettings, "limit", limit=1000)
 @options.normalisation_options
 @options.eps_option
-@options.group_size_option
-@options.certify_options
+@options.settings(CertifySettings, "group_size", "bounds", "solver", "time_limit")
 @click.option("--pgd-steps", type=click.IntRange(min=1), default=50, show_default=True, help="Steps of the PGD attack.")
 @options.run_options
 @options.report_option
@@ -295,18 +278,17 @@ def evaluate(
       citrus evaluate M.onnx --data mnist --eps 0.1
     """
     terminal.require_output(json_path, report_path)
-    from citrus_tool.report.data import Origin
-    from citrus_tool.workflow import evaluate_file
+    from citrus_tool.reports.data import Origin
+    from citrus_tool.workflow.evaluate import evaluate_file
 
     result = evaluate_file(
         source,
         choice,
         threat,
         certify,
+        RunContext(device=device, progress=terminal.progress(quiet)),
         split=split,
         pgd_steps=pgd_steps,
-        device=device,
-        progress=terminal.progress(quiet),
     )
     shown = result.table()
     terminal.show(result.to_json(), json_path, shown.columns, shown.rows)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import click
 
+from citrus_tool.choices import Device, Split
 from citrus_tool.cli import options, terminal
+from citrus_tool.context import RunContext
 from citrus_tool.errors import UsageError
 from citrus_tool.files import write_text
 
 if TYPE_CHECKING:
-    from citrus_tool.certify.settings import CertifySettings
+    from citrus_tool.choices.settings import CertifySettings
+    from citrus_tool.sources import DataChoice
     from citrus_tool.threat import Threat
-    from citrus_tool.workflow import DataChoice
 
 
 @click.command("compare")
@@ -35,11 +37,11 @@ def compare(
     choice: DataChoice,
     threats: Sequence[Threat],
     certify: CertifySettings,
-    split: Literal["train", "validation", "test"],
+    split: Split,
     workers: int,
     run_dir: Path | None,
     resume: bool,
-    device: Literal["auto", "cpu", "cuda"],
+    device: Device,
     csv_path: Path | None,
     latex_path: Path | None,
     json_path: Path | None,
@@ -58,23 +60,25 @@ def compare(
     terminal.require_output(json_path, csv_path, latex_path)
     if len(models) < 2:
         raise UsageError("give at least two networks to compare; citrus certify-uap judges one.")
-    from citrus_tool.compare import compare_files
-    from citrus_tool.sweep import judged
+    from citrus_tool.results.sweep import judged
+    from citrus_tool.sources import ModelChoice
     from citrus_tool.tables import to_csv, to_latex
-    from citrus_tool.workflow import ModelChoice
+    from citrus_tool.workflow.compare import compare_files
 
     found = compare_files(
         [ModelChoice(path=model, mean=mean, std=std) for model in models],
         choice,
         threats,
         certify,
+        RunContext(
+            device=device,
+            run_dir=run_dir or Path("runs") / "compare",
+            resume=resume,
+            workers=workers,
+            progress=terminal.progress(quiet),
+            effective=options.effective(ctx),
+        ),
         split=split,
-        run_dir=run_dir or Path("runs") / "compare",
-        device=device,
-        resume=resume,
-        workers=workers,
-        settings=options.effective(ctx),
-        progress=terminal.progress(quiet),
     )
     terminal.show(found.to_json(), json_path, *found.table())
     first = [entry.sweep.certificates[0] for entry in found.networks if entry.sweep is not None]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from citrus_tool.choices import DATA_NAMES, SPLITS
 from citrus_tool.cli import options, terminal
 
 
@@ -33,9 +34,9 @@ def list_(data_root: Path | None, json_path: Path | None, quiet: bool, config: P
       citrus data list --data-root ~/datasets
     """
     terminal.require_output(json_path)
-    from citrus_tool.data import NAMES, locate
+    from citrus_tool.data import locate
 
-    sources = [locate(name, data_root) for name in NAMES]
+    sources = [locate(name, data_root) for name in DATA_NAMES]
     rows = []
     for source in sources:
         status = "embedded" if source.embedded else str(source.found) if source.found else f"missing: {source.how}"
@@ -68,7 +69,7 @@ def prepare(
       citrus data prepare mnist --data-root ~/datasets
     """
     terminal.require_output(json_path)
-    from citrus_tool.data import SPLITS, load
+    from citrus_tool.data import load
 
     columns = ["split", "images", "shape", "classes", "sha256"]
     splits = [load(name, split=split, root=data_root, seed=seed) for split in SPLITS]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import click
 
+from citrus_tool.choices import Device
 from citrus_tool.cli import options, terminal
 from citrus_tool.cli.train import show_harden
+from citrus_tool.context import RunContext
 
 
 @click.command()
@@ -25,7 +26,7 @@ from citrus_tool.cli.train import show_harden
 @options.output_options
 def demo(
     run_dir: Path,
-    device: Literal["auto", "cpu", "cuda"],
+    device: Device,
     report_path: Path | None,
     json_path: Path | None,
     quiet: bool,
@@ -38,10 +39,11 @@ def demo(
       citrus demo
     """
     terminal.require_output(json_path, report_path)
-    from citrus_tool import workflow
+    from citrus_tool.workflow import demo as library
 
     options.use_threads(1)  # so small a network gains nothing from more, and loses much on a busy machine
-    show_harden(workflow.demo(run_dir=run_dir, device=device, progress=terminal.progress(quiet)), json_path)
+    context = RunContext(device=device, run_dir=run_dir, progress=terminal.progress(quiet))
+    show_harden(library.demo(context), json_path)
     page = report_path or run_dir / "report.html"
     terminal.write_report(page, run_dir)
     if not terminal.is_stdout(json_path):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
 
 import click
 
+from citrus_tool.choices import Split
+from citrus_tool.choices.settings import CertifySettings
 from citrus_tool.cli import options, terminal
 from citrus_tool.errors import UsageError
 from citrus_tool.files import require_writable_folder
@@ -19,7 +20,7 @@ from citrus_tool.files import require_writable_folder
 @options.split_option
 @options.normalisation_options
 @options.eps_option
-@options.group_size_option
+@options.settings(CertifySettings, "group_size")
 @click.option("--group", type=click.IntRange(min=0), default=0, show_default=True, help="Which group, counted from 0.")
 @click.option(
     "--at-least",
@@ -34,7 +35,7 @@ def export_query(
     model: Path,
     data_name: str,
     data_root: Path | None,
-    split: Literal["train", "validation", "test"],
+    split: Split,
     mean: tuple[float, ...] | None,
     std: tuple[float, ...] | None,
     eps: float,
@@ -56,7 +57,7 @@ def export_query(
     terminal.require_output(json_path)
     require_writable_folder(out)
     from citrus_tool.queries.export import export_group
-    from citrus_tool.workflow import DataChoice, ModelChoice
+    from citrus_tool.sources import DataChoice, ModelChoice
 
     first = group * group_size
     dataset = DataChoice(name=data_name, root=data_root, seed=seed).load(split, first + group_size)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from citrus_tool.choices import DATA_NAMES
 from citrus_tool.cli import options, terminal
 from citrus_tool.errors import UsageError
 from citrus_tool.files import require_writable_file
@@ -16,7 +17,7 @@ from citrus_tool.files import require_writable_file
 @click.option(
     "--data",
     "data_name",
-    type=options.NameOrPath(options.DATA),
+    type=options.NameOrPath(DATA_NAMES),
     metavar="NAME|FILE.npz|FOLDER",
     help="The network's data [default: the named set that fits its input].",
 )
@@ -55,8 +56,8 @@ def init(
     if path.exists() and not force:
         raise UsageError(f"{path} exists and is left as it is; name another one with --out, or add --force.")
     require_writable_file(path)
-    from citrus_tool.starter import guess, look, write
-    from citrus_tool.workflow import DataChoice, ModelChoice
+    from citrus_tool.sources import DataChoice, ModelChoice
+    from citrus_tool.workflow.first_settings import guess, look, write
 
     source = ModelChoice(path=model, mean=mean, std=std)
     name = data_name or guess(source)

@@ -33,7 +33,8 @@ def inspect(
       citrus inspect M.onnx --data mnist
     """
     terminal.require_output(json_path)
-    from citrus_tool.workflow import DataChoice, ModelChoice, inspect_file
+    from citrus_tool.sources import DataChoice, ModelChoice
+    from citrus_tool.workflow.inspect import inspect_file
 
     choice = None if data_name is None else DataChoice(name=data_name, root=data_root)
     inspection = inspect_file(ModelChoice(path=model, mean=mean, std=std), choice)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import click
 
+from citrus_tool.choices import Device, Init, Tracker, TrainOn
+from citrus_tool.choices.settings import CertifySettings
 from citrus_tool.cli import options, terminal
+from citrus_tool.context import RunContext
 from citrus_tool.errors import UsageError
 
 if TYPE_CHECKING:
-    from citrus_tool.certify.settings import CertifySettings
-    from citrus_tool.workflow import DataChoice, HardenReport, ModelChoice, SpecVerdict
+    from citrus_tool.choices.settings import CertifySettings
+    from citrus_tool.results.harden import HardenReport, SpecVerdict
+    from citrus_tool.sources import DataChoice, ModelChoice
 
 
 @click.command()
@@ -41,23 +45,11 @@ if TYPE_CHECKING:
 )
 @options.method_option("citrus")
 @options.recipe_options
-@options.train_on_option
-@click.option(
-    "--init",
-    type=click.Choice(["keep", "shi"]),
-    default="keep",
-    show_default=True,
-    help="keep trains on from the file's weights, shi draws new ones.",
-)
-@click.option("--tau-ratio", type=float, help="Radius of the training boxes over eps [default: the recipe's].")
-@click.option("--pgd-steps", type=int, help="Steps of the training attack [default: the recipe's].")
-@click.option("--same-input", is_flag=True, help="Also train on each input's own perturbation (CITRUS + SI).")
+@options.changes("train_on", "init", "tau_ratio", "pgd_steps", "same_input")
 @click.option(
     "--batch-norm", is_flag=True, help="Train with batch norm, put in as the identity; the file's graph stays as it is."
 )
-@options.group_size_option
-@options.limit_option(1000)
-@options.certify_options
+@options.settings(CertifySettings, "group_size", "limit", "bounds", "solver", "time_limit", limit=1000)
 @click.option(
     "--out", type=options.PATH, metavar="H.onnx", help="The hardened file [default: RUN_DIR/MODEL_METHOD.onnx]."
 )
@@ -79,13 +71,13 @@ def harden(
     method: str,
     recipe: str | None,
     epochs: int | None,
-    init: Literal["keep", "shi"],
+    init: Init,
     batch_norm: bool,
     out: Path | None,
     run_dir: Path | None,
     resume: bool,
-    device: Literal["auto", "cpu", "cuda"],
-    tracker: Literal["tensorboard", "mlflow"] | None,
+    device: Device,
+    tracker: Tracker | None,
     report_path: Path | None,
     json_path: Path | None,
     quiet: bool,
@@ -107,8 +99,9 @@ def harden(
       citrus harden M.onnx --data mnist --spec prop.vnnlib --out H.onnx
     """
     terminal.require_output(json_path, report_path)
-    from citrus_tool.tracking import tracking
-    from citrus_tool.workflow import choose_recipe, harden_file, read_spec
+    from citrus_tool.training.tracking import tracking
+    from citrus_tool.workflow.harden import harden_file, read_spec
+    from citrus_tool.workflow.recipe_choice import choose_recipe
 
     target = read_spec(source, choice, specs, seconds=spec_timeout) if specs else None
     if target is not None:
@@ -118,9 +111,13 @@ def harden(
     defaults = {"method": method, "init": init, "group_size": certify.group_size, "seed": choice.seed}
     numbers = ("tau_ratio", "pgd_steps", "same_input", "lr", "l1", "groups_per_batch", "train_on")
     chosen = choose_recipe(
-        choice.name, name=recipe, eps=eps, epochs=epochs, changes=options.given(ctx, *defaults, *numbers),
+        choice.name,
+        name=recipe,
+        eps=eps,
+        epochs=epochs,
+        changes=options.given(ctx, *defaults, *numbers),
         defaults=defaults,
-    )  # fmt: skip
+    )
     stem = f"{source.path.stem}_{chosen.method}"
     run_dir = run_dir or Path("runs") / stem
     settings = options.effective(ctx)
@@ -129,15 +126,17 @@ def harden(
             source,
             choice,
             chosen,
+            RunContext(
+                device=device,
+                run_dir=run_dir,
+                resume=resume,
+                progress=terminal.progress(quiet),
+                effective=settings,
+            ),
             out=out or run_dir / f"{stem}.onnx",
-            run_dir=run_dir,
             certify=certify,
             target=target,
-            device=device,
-            resume=resume,
             batch_norm=batch_norm,
-            settings=settings,
-            progress=terminal.progress(quiet),
             on_epoch=on_epoch,
         )
     show_harden(report, json_path)
@@ -174,7 +173,7 @@ def show_spec(spec: Sequence[SpecVerdict]) -> None:
 @options.method_option("standard")
 @click.option("--eps", type=options.Eps(), default=None, help="Radius for a certified method, in pixel space.")
 @options.recipe_options
-@options.train_on_option
+@options.changes("train_on")
 @click.option("--out", type=options.PATH, metavar="M.onnx", help="The ONNX file [default: RUN_DIR/ARCHITECTURE.onnx].")
 @options.run_dir_options("runs/DATA_ARCHITECTURE_METHOD")
 @options.run_options
@@ -192,11 +191,11 @@ def train(
     lr: float | None,
     l1: float | None,
     groups_per_batch: int | None,
-    train_on: Literal["train", "all"],
+    train_on: TrainOn,
     out: Path | None,
     run_dir: Path | None,
     resume: bool,
-    device: Literal["auto", "cpu", "cuda"],
+    device: Device,
     threads: int | None,
     seed: int,
     json_path: Path | None,
@@ -210,16 +209,21 @@ def train(
       citrus train convtiny --data digits --out digits.onnx
     """
     terminal.require_output(json_path)
-    from citrus_tool.workflow import DataChoice, choose_recipe, train_file
+    from citrus_tool.sources import DataChoice
+    from citrus_tool.workflow.recipe_choice import choose_recipe
+    from citrus_tool.workflow.train import train_file
 
     options.use_threads(threads)
     standard = method == "standard"
     name = recipe or ("standard" if standard else None)
     chosen = choose_recipe(
-        data_name, name=name, eps=eps or 0.0, epochs=epochs,
+        data_name,
+        name=name,
+        eps=eps or 0.0,
+        epochs=epochs,
         changes=options.given(ctx, "method", "lr", "l1", "groups_per_batch", "train_on", "seed"),
         defaults={"method": method, "init": "keep" if standard else "shi", "seed": seed},
-    )  # fmt: skip
+    )
     if chosen.method != "standard" and eps is None:
         raise UsageError(f"method {chosen.method} needs a radius to train for; add --eps, e.g. --eps 0.1.")
     run_dir = run_dir or Path("runs") / f"{Path(data_name).stem}_{architecture}_{chosen.method}"
@@ -227,12 +231,14 @@ def train(
         architecture,
         DataChoice(name=data_name, root=data_root, seed=seed),
         chosen,
+        RunContext(
+            device=device,
+            run_dir=run_dir,
+            resume=resume,
+            progress=terminal.progress(quiet),
+            effective=options.effective(ctx),
+        ),
         out=out or run_dir / f"{architecture}.onnx",
-        run_dir=run_dir,
-        device=device,
-        resume=resume,
-        settings=options.effective(ctx),
-        progress=terminal.progress(quiet),
     )
     row = [
         architecture,

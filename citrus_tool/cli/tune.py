@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import click
 
+from citrus_tool.choices import Device, QuickBounds
+from citrus_tool.choices.settings import TuneSettings
 from citrus_tool.cli import options, terminal
+from citrus_tool.context import RunContext
 from citrus_tool.errors import UsageError
 
 if TYPE_CHECKING:
-    from citrus_tool.tune import TuneReport
+    from citrus_tool.workflow.tune import TuneReport
 
 
 @click.command()
@@ -22,23 +25,13 @@ if TYPE_CHECKING:
 @options.eps_option
 @options.method_option("citrus")
 @options.recipe_options
-@click.option("--search", multiple=True, metavar="FIELD=LOW:HIGH[:log]|A,B", help="Search only this field and other "
-              "--search ones [default: the numbers that the method is sensitive to].")  # fmt: skip
 @click.option(
-    "--trials", type=click.IntRange(min=1), default=20, show_default=True, help="Recipes to try, resumed ones included."
+    "--search",
+    multiple=True,
+    metavar="FIELD=LOW:HIGH[:log]|A,B",
+    help="Search only this field and other --search ones [default: the numbers that the method is sensitive to].",
 )
-@options.limit_option(500)
-@click.option(
-    "--bounds",
-    type=click.Choice(["ibp", "crown"]),
-    default="crown",
-    show_default=True,
-    help="What proves the certified accuracy that is maximised.",
-)
-@options.group_size_option
-@click.option("--weight", type=click.FloatRange(0, 1), default=0.5, show_default=True,
-              help="Share of certified accuracy in the score that chooses one recipe of the front.")  # fmt: skip
-@click.option("--prune/--no-prune", default=True, show_default=True, help="Give poor trials up early.")
+@options.settings(TuneSettings, "trials", "inputs", "bounds", "group_size", "weight", "prune")
 @click.option("--storage", type=options.PATH, metavar="FILE", help="The study [default: RUN_DIR/study.db].")
 @click.option("--plot", type=options.PATH, metavar="FILE.svg", help="Draw the front, as SVG or PNG; needs matplotlib.")
 @options.run_dir_options("runs/DATA_NAME_METHOD_tune")
@@ -63,7 +56,7 @@ def tune(
     search: tuple[str, ...],
     trials: int,
     limit: int,
-    bounds: Literal["ibp", "crown"],
+    bounds: QuickBounds,
     group_size: int,
     weight: float,
     prune: bool,
@@ -71,7 +64,7 @@ def tune(
     plot: Path | None,
     run_dir: Path | None,
     resume: bool,
-    device: Literal["auto", "cpu", "cuda"],
+    device: Device,
     threads: int | None,
     seed: int,
     json_path: Path | None,
@@ -92,31 +85,38 @@ def tune(
     terminal.require_output(json_path)
     if (model is None) == (architecture is None):
         raise UsageError("tune takes one network: a file M.onnx, or --architecture NAME.")
-    from citrus_tool import tune as library
-    from citrus_tool.workflow import DataChoice, ModelChoice, choose_recipe
+    from citrus_tool.sources import DataChoice, ModelChoice
+    from citrus_tool.workflow import tune as library
+    from citrus_tool.workflow.recipe_choice import choose_recipe
 
     options.use_threads(threads)
     defaults = {"method": method, "init": "keep" if model else "shi", "group_size": group_size, "seed": seed}
     chosen = choose_recipe(
-        data_name, name=recipe, eps=eps, epochs=epochs, defaults=defaults,
+        data_name,
+        name=recipe,
+        eps=eps,
+        epochs=epochs,
+        defaults=defaults,
         changes=options.given(ctx, "method", "group_size", "seed", "lr", "l1", "groups_per_batch"),
-    )  # fmt: skip
+    )
     name = model.stem if model else architecture
     report = library.tune_file(
         ModelChoice(path=model, mean=mean, std=std) if model else architecture or "",
         DataChoice(name=data_name, root=data_root, seed=seed),
         chosen,
-        library.TuneSettings(
+        TuneSettings(
             trials=trials, inputs=limit, bounds=bounds, group_size=group_size, weight=weight, prune=prune, seed=seed
         ),
+        RunContext(
+            device=device,
+            run_dir=run_dir or Path("runs") / f"{Path(data_name).stem}_{name}_{chosen.method}_tune",
+            resume=resume,
+            progress=terminal.progress(quiet),
+            effective=options.effective(ctx),
+        ),
         space=dict(map(library.dimension, search)) or None,
-        run_dir=run_dir or Path("runs") / f"{Path(data_name).stem}_{name}_{chosen.method}_tune",
         storage=storage,
-        device=device,
-        resume=resume,
         plot=plot,
-        effective=options.effective(ctx),
-        progress=terminal.progress(quiet),
     )
     show(report, json_path)
 

@@ -27,11 +27,44 @@ BLIND: Final = 5.0
 """Seconds of the search for a witness where a network is not supported."""
 
 OPERATORS: Final = (
-    "Add", "AveragePool", "BatchNormalization", "Cast", "Concat", "Constant", "Conv", "Div", "Dropout", "Expand",
-    "Flatten", "Gather", "Gemm", "GlobalAveragePool", "GlobalMaxPool", "Identity", "LeakyRelu", "MatMul", "MaxPool",
-    "Mul", "Neg", "Pad", "ReduceMean", "ReduceSum", "Relu", "Reshape", "Shape", "Sigmoid", "Slice", "Split", "Squeeze",
-    "Sub", "Sum", "Tanh", "Tile", "Transpose", "Unsqueeze",
-)  # fmt: skip
+    "Add",
+    "AveragePool",
+    "BatchNormalization",
+    "Cast",
+    "Concat",
+    "Constant",
+    "Conv",
+    "Div",
+    "Dropout",
+    "Expand",
+    "Flatten",
+    "Gather",
+    "Gemm",
+    "GlobalAveragePool",
+    "GlobalMaxPool",
+    "Identity",
+    "LeakyRelu",
+    "MatMul",
+    "MaxPool",
+    "Mul",
+    "Neg",
+    "Pad",
+    "ReduceMean",
+    "ReduceSum",
+    "Relu",
+    "Reshape",
+    "Shape",
+    "Sigmoid",
+    "Slice",
+    "Split",
+    "Squeeze",
+    "Sub",
+    "Sum",
+    "Tanh",
+    "Tile",
+    "Transpose",
+    "Unsqueeze",
+)
 """ONNX operators between activations (`citrus inspect` says more about a file); constants are folded beyond these."""
 
 CAPABILITIES: Final = {
@@ -114,7 +147,7 @@ def verify(
     end = None if timeout is None else STARTED + timeout - min(SPARE, timeout / 4)
     with Answers(None if end is None else max(0.0, end - time.monotonic())) as answers:
         from citrus_tool import queries
-        from citrus_tool.queries.blind import sample
+        from citrus_tool.queries.black_box import sample
         from citrus_tool.queries.verify import Verdict, read_models
         from citrus_tool.queries.verify import verify as decide
 
