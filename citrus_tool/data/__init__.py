@@ -3,7 +3,7 @@
 A Dataset cannot be out of contract: construction checks rank, range, NaN, labels and lengths, and
 names the first offending entry. Splits:
 
-    digits           60/20/20 of scikit-learn's 1,797 images, stratified, drawn by the seed
+    digits           60/20/20 of 1,797 images (assets/README.md), stratified, drawn by the seed
     mnist, cifar10   test is the official test set in its own order; validation is 5,000 images drawn by
                      the seed from the official training set, train is the rest
     tinyimagenet     test is the official validation folder (the official test labels are not public);
@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import hashlib
+import importlib.resources
 import math
 import os
 import pickle
@@ -318,7 +319,7 @@ def cache_dir() -> Path:
 def locate(name: str, root: Path | None = None) -> Source:
     """Looks for a named data set (choices.DATA_NAMES) without reading it."""
     if name == "digits":
-        return Source(name=name, found=None, searched=(), how="It comes with scikit-learn.", embedded=True)
+        return Source(name=name, found=None, searched=(), how="It comes with citrus.", embedded=True)
     named = _NAMED[name]
     searched = roots(root)
     for base in searched:
@@ -375,12 +376,14 @@ def _stratified(labels: Array, shares: tuple[float, float], seed: int) -> dict[s
 
 
 def _digits(split: Split, seed: int) -> Dataset:
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    index = np.sort(_stratified(bunch.target, (0.6, 0.2), seed)[split])
-    images = torch.from_numpy((bunch.images[index] / 16).astype(np.float32)).unsqueeze(1)
-    labels = torch.from_numpy(bunch.target[index].astype(np.int64))
+    with (
+        importlib.resources.files("citrus_tool").joinpath("assets", "digits.npz").open("rb") as file,
+        np.load(file, allow_pickle=False) as archive,
+    ):
+        x, y = archive["x"], archive["y"]  # (1797, 8, 8) from 0 to 16 and (1797,), both uint8
+    index = np.sort(_stratified(y, (0.6, 0.2), seed)[split])
+    images = torch.from_numpy((x[index] / 16).astype(np.float32)).unsqueeze(1)
+    labels = torch.from_numpy(y[index].astype(np.int64))
     return Dataset(
         name="digits", split=split, images=images, labels=labels, num_classes=10, class_names=CLASS_NAMES["digits"]
     )

@@ -23,6 +23,9 @@ FORMAT: Final = 1
 FINISHED: Final = {"finished": True}
 """The last line of a run whose groups are all there."""
 
+TOLD_ONLY: Final = frozenset({"version"})
+"""Fields of a run that may differ: citrus's version says who wrote the groups; whether they may be mixed, `prover`."""
+
 
 class Journal:
     """An open journal; use as a context manager.
@@ -151,7 +154,8 @@ def _require_same(path: Path, header: Mapping[str, Any], run: Mapping[str, Any])
     if header.get("journal") != FORMAT or not isinstance(header.get("run"), dict):
         raise InputFileError(f"{path}: is not a journal of this citrus version; remove it to start again.")
     old = header["run"]
-    if (field := differing(old, run)) is not None:
+    binding = ({key: value for key, value in one.items() if key not in TOLD_ONLY} for one in (old, run))
+    if (field := differing(*binding)) is not None:
         raise UsageError(
             f"{path} is of a run with {field} {old.get(field)!r}, this run has {run.get(field)!r};"
             " give the same settings, or remove the file to start again."

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+import citrus_tool
 from citrus_tool.bounds.crown import LinearMargins, crown
 from citrus_tool.certification import individual, milp, uap
 from citrus_tool.certification import run as stages
@@ -480,6 +481,29 @@ def test_a_journal_of_another_run_is_refused(
     with pytest.raises(UsageError) as raised:
         run(resume=True, **change)
     assert f"is of a run with {message}" in str(raised.value)
+
+
+def test_a_journal_of_another_version_is_continued_and_one_of_another_prover_is_not(
+    run: Callable[..., Certificate], tmp_path: Path
+) -> None:
+    whole = comparable(run())
+    journal = tmp_path / "journal.jsonl"
+    first, *groups = journal.read_text().splitlines()
+    head = json.loads(first)
+    assert head["run"]["version"] == citrus_tool.__version__
+
+    def written_by(**fields: object) -> None:
+        """The journal's first two groups, as another citrus wrote them."""
+        changed = json.dumps({**head, "run": {**head["run"], **fields}})
+        journal.write_text("\n".join([changed, *groups[:2]]) + "\n")
+
+    written_by(version="0.1.0")
+    before = journal.read_text()
+    assert comparable(run(resume=True)) == whole
+    assert journal.read_text().startswith(before)  # these groups are not judged again, and their writer stays named
+    written_by(prover=head["run"]["prover"] - 1)
+    with pytest.raises(UsageError, match="is of a run with prover"):
+        run(resume=True)
 
 
 def test_a_journal_of_other_data_or_another_model_is_refused(run: Callable[..., Certificate], tmp_path: Path) -> None:

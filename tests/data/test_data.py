@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import pickle
 import struct
 from pathlib import Path
@@ -13,8 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
+import citrus_tool
 from citrus_tool import data
-from citrus_tool.choices import SPLITS
+from citrus_tool.choices import SPLITS, Split
 from citrus_tool.data import Dataset, load, locate
 from citrus_tool.errors import DataError, UsageError
 
@@ -49,12 +51,31 @@ def test_digits_are_all_there_once_and_stratified() -> None:
     assert 0 == train.images.min() < train.images.max() == 1
     together = torch.cat([part.images.flatten(1) for part in (train, validation, test)])
     assert len(together) == 1797
-    from sklearn.datasets import load_digits
-
-    theirs = torch.from_numpy(load_digits().data / 16).float()
-    assert torch.equal(together.sum(0), theirs.sum(0))  # sixteenths: sums are exact
+    pixels = (together * 16).to(torch.uint8)
+    assert torch.equal(pixels / 16, together)  # sixteenths
+    assert pixels.sum() == 561_718
     for part in (train, validation, test):
         assert (torch.bincount(part.labels, minlength=10) / len(part)).sub(0.1).abs().max() < 0.01
+
+
+@pytest.mark.parametrize(
+    ("seed", "split", "digest"),
+    [
+        (0, "train", "8f51e5ae7cb03a55577200206108f4c1279b87a161f8defec4e1dfc89220d1c0"),
+        (0, "validation", "be78ef5fe8061b0fa9e4fb63675f441f3efb6f31d42020287f3ebd29b85f9e4d"),
+        (0, "test", "d844d3b8a29b7e3ef63aa7bf0af90df1638bba541257e4b1f11f285ddc70e799"),
+        (1, "test", "fbe3d46c98f2b088bacb4233622578a8d88905372797c94dfd730e3a56d59571"),
+    ],
+)
+def test_digits_are_what_scikit_learn_s_load_digits_gives(seed: int, split: Split, digest: str) -> None:
+    """Digests of pixels and labels as they were when scikit-learn 1.9.1 gave them: journals and proofs hold these."""
+    assert load("digits", split=split, seed=seed).sha256() == digest
+
+
+def test_the_file_of_digits_is_the_one_described() -> None:
+    path = Path(citrus_tool.__file__).parent / "assets" / "digits.npz"
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert f"`{digest}`" in (path.parent / "README.md").read_text()
 
 
 def test_splits_depend_on_the_seed_only() -> None:
