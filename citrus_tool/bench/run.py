@@ -37,7 +37,7 @@ BATCH = 500
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Origin:
+class _Provenance:
     """Where a network comes from: a job of a contest, or a published file, which was not trained here."""
 
     contest: Contest
@@ -79,7 +79,7 @@ class Bench:
         result = self._trained(job, train, validation)
         about = {"method": job.method, "contest": contest.name, "recipe": job.digest, "seed": str(job.seed)}
         model = onnx_io.export(onnx_io.fold_batch_norm(result.network), folder / "model.onnx", metadata=about)
-        origin = _Origin(
+        origin = _Provenance(
             contest=contest,
             method=job.method,
             recipe=job.digest,
@@ -141,11 +141,11 @@ class Bench:
         test = data.load(contest.data, split="test", root=self.data_root)
         model = onnx_io.read(models / published.file, input_shape=test.shape, samples=test.take(16).pixels())
         folder = self.runs / f"{contest.name}_{Path(published.file).stem}"
-        origin = _Origin(contest=contest, method=published.label, recipe=published.file, command=command)
+        origin = _Provenance(contest=contest, method=published.label, recipe=published.file, command=command)
         measurements.append(self.journal, self._judged(model, test, folder, origin))
         return True
 
-    def _judged(self, model: OnnxModel, test: Dataset, folder: Path, origin: _Origin) -> Entry:
+    def _judged(self, model: OnnxModel, test: Dataset, folder: Path, origin: _Provenance) -> Entry:
         started = time.monotonic()
         folder.mkdir(parents=True, exist_ok=True)
         digest = certifier_digest(self.certifier)
