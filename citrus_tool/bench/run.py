@@ -23,9 +23,9 @@ from citrus_tool.bench.contests import Contest, Job, Published
 from citrus_tool.certification.uap import PROVER, certify_uap
 from citrus_tool.choices import SPLITS
 from citrus_tool.choices.settings import CertifySettings
+from citrus_tool.context import RunContext
 from citrus_tool.data import Dataset
 from citrus_tool.onnx_io import OnnxModel, OnnxRunner
-from citrus_tool.progress import Progress
 from citrus_tool.results import measurements
 from citrus_tool.results.measurements import BoxLosses, Entry
 from citrus_tool.threat import Threat, parse_eps
@@ -57,15 +57,14 @@ class Bench:
         journal: file of finished runs; a run that stands there is not done again.
         runs: folder of checkpoints and certificates of the runs.
         data_root: where named data sets lie; None: the usual places.
-        device: "cpu" or "cuda".
+        context: device and progress of all runs; the device is "cpu" or "cuda".
         certifier: how every network is judged.
     """
 
     journal: Path
     runs: Path
     data_root: Path | None
-    device: str
-    progress: Progress
+    context: RunContext
     certifier: CertifySettings
 
     def run(self, job: Job, command: str) -> bool:
@@ -100,7 +99,9 @@ class Bench:
         result = self._trained(job, train, validation)
         network = onnx_io.fold_batch_norm(result.network)
         drawn = training_images(train, validation, job.recipe)
-        own, total, largest, inputs = box_sizes.last_epoch(network, drawn, job.recipe, self.device, self.progress)
+        own, total, largest, inputs = box_sizes.last_epoch(
+            network, drawn, job.recipe, self.context.device, self.context.progress
+        )
         entry = BoxLosses(
             contest=job.contest.name,
             method=job.method,
@@ -111,7 +112,7 @@ class Bench:
             largest=largest,
             inputs=inputs,
             command=command,
-            **_place(self.device),
+            **_place(self.context.device),
         )
         measurements.append(self.journal, entry)
         return True
@@ -129,8 +130,8 @@ class Bench:
             job.recipe,
             run_dir=folder,
             resume=checkpoint.exists(folder),
-            device=self.device,
-            progress=self.progress,
+            device=self.context.device,
+            progress=self.context.progress,
         )
 
     def run_published(self, contest: Contest, published: Published, models: Path, command: str) -> bool:
@@ -155,10 +156,10 @@ class Bench:
             test,
             Threat(eps=parse_eps(origin.contest.eps)),
             self.certifier,
-            device=self.device,
+            device=self.context.device,
             journal=log,
             resume=log.exists(),
-            progress=self.progress,
+            progress=self.context.progress,
         ).to_json()
         inputs = certificate["inputs"]
         return Entry(
@@ -178,7 +179,7 @@ class Bench:
             certify_seconds=round(time.monotonic() - started, 1),
             model=model.sha256,
             command=origin.command,
-            **_place(self.device),
+            **_place(self.context.device),
         )
 
 
