@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from citrus_tool.attacks.dataset import attack_dataset
 from citrus_tool.attacks.universal import attack_groups
@@ -14,9 +16,12 @@ from citrus_tool.certification.individual import held, judged
 from citrus_tool.choices import Split
 from citrus_tool.choices.settings import AttackSettings
 from citrus_tool.context import RunContext
-from citrus_tool.devices import resolved
+from citrus_tool.data import Dataset
+from citrus_tool.devices import device_of, resolved
 from citrus_tool.files import require_writable_file, write_bytes
+from citrus_tool.network import Network
 from citrus_tool.onnx_io import OnnxRunner
+from citrus_tool.progress import Progress
 from citrus_tool.results.attack import AttackReport
 from citrus_tool.sources import DataSource, ModelSource
 from citrus_tool.threat import Threat
@@ -47,7 +52,7 @@ def attack_file(
 
     With a target class, inputs that have it as label are left out.
     """
-    where, progress = resolved(context).device, context.progress
+    context = resolved(context)
     whole = choice.load(split)
     model = source.read(whole)
     threat.require_target(model.network.num_classes)
@@ -56,11 +61,37 @@ def attack_file(
     warn_of_accuracy(model, whole, choice)
     dataset = whole.select(judged(whole, threat.target)[: settings.limit])
     k = settings.group_size or len(dataset)
+    network = perturbed_network(model.network, threat).frozen(dtype=torch.float32, device=context.device)
+    perturbations = _strongest(network, dataset, threat, replace(settings, group_size=k), context.progress)
+    runner = OnnxRunner(model)
+    images, labels = dataset.pixels(), dataset.labels.numpy()
+    shifted = threat.inputs(images, perturbations.repeat_interleave(k, dim=0)[: len(dataset)])
+    context.progress.finish()
+    if save is not None:
+        buffer = io.BytesIO()
+        np.save(buffer, perturbations.numpy())
+        write_bytes(save, buffer.getvalue())
+    return AttackReport(
+        model=source.path,
+        data=choice.name,
+        split=split,
+        threat=threat,
+        group_size=k,
+        inputs=len(dataset),
+        correct=int(held(runner.logits(images), labels, threat.target).sum()),
+        attacked=int(held(runner.logits(shifted), labels, threat.target).sum()),
+        perturbations=perturbations,
+    )
+
+
+def _strongest(
+    network: Network, dataset: Dataset, threat: Threat, settings: AttackSettings, progress: Progress
+) -> Tensor:
+    """One perturbation for each `group_size` consecutive inputs, (groups, C, H, W) on the CPU."""
+    k, where = settings.group_size or len(dataset), device_of(network)
     groups = -(-len(dataset) // k)
     index = torch.arange(groups * k).clamp(max=len(dataset) - 1).reshape(groups, k)
     present = (torch.arange(groups * k) < len(dataset)).reshape(groups, k)
-    images = dataset.pixels(index.flatten()).reshape(groups, k, *dataset.shape)
-    network = perturbed_network(model.network, threat).frozen(dtype=torch.float32, device=where)
     generator = torch.Generator().manual_seed(settings.seed)
     progress.start("attack", groups, "groups")
     found = []
@@ -83,7 +114,7 @@ def attack_file(
         else:
             several, _ = attack_groups(
                 network,
-                images[part].to(where),
+                dataset.pixels(index[part]).to(where),
                 dataset.labels[index[part]].to(where),
                 present[part].to(where),
                 threat.eps,
@@ -94,23 +125,4 @@ def attack_file(
             )
             found.append(several.cpu())
         progress.advance(part.stop - part.start)
-    perturbations = torch.cat(found)
-    runner = OnnxRunner(model)
-    images, labels = dataset.pixels(), dataset.labels.numpy()
-    shifted = threat.inputs(images, perturbations.repeat_interleave(k, dim=0)[: len(dataset)])
-    progress.finish()
-    if save is not None:
-        buffer = io.BytesIO()
-        np.save(buffer, perturbations.numpy())
-        write_bytes(save, buffer.getvalue())
-    return AttackReport(
-        model=source.path,
-        data=choice.name,
-        split=split,
-        threat=threat,
-        group_size=k,
-        inputs=len(dataset),
-        correct=int(held(runner.logits(images), labels, threat.target).sum()),
-        attacked=int(held(runner.logits(shifted), labels, threat.target).sum()),
-        perturbations=perturbations,
-    )
+    return torch.cat(found)
