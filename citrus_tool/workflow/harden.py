@@ -91,16 +91,7 @@ def harden_file(
         train = target.joined(train)
 
     def figures(network: OnnxModel, journal: str) -> Figures:
-        found = certify_uap(
-            network,
-            test,
-            threat,
-            certify,
-            device=context.device,
-            journal=run_dir / journal,
-            resume=context.resume,
-            progress=progress,
-        )
+        found = certify_uap(network, test, threat, certify, context, journal=run_dir / journal)
         return judged_figures(network, test, found, context)
 
     before = figures(model, "before.jsonl")

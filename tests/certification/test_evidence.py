@@ -10,6 +10,7 @@ import torch
 
 from citrus_tool.certification.uap import certify_uap
 from citrus_tool.choices.settings import CertifySettings
+from citrus_tool.context import RunContext
 from citrus_tool.errors import InterruptedRunError
 from citrus_tool.onnx_io import OnnxRunner
 from citrus_tool.progress import Progress
@@ -77,8 +78,8 @@ def test_a_resumed_run_keeps_the_same(tmp_path: Path) -> None:
     arguments = (model, data, Threat(eps=0.15), CertifySettings(**QUICK))
     whole = certify_uap(*arguments, journal=tmp_path / "whole.jsonl")
     with pytest.raises(InterruptedRunError):
-        certify_uap(*arguments, journal=tmp_path / "cut.jsonl", progress=StopsAfter(2))
-    again = certify_uap(*arguments, journal=tmp_path / "cut.jsonl", resume=True)
+        certify_uap(*arguments, RunContext(device="cpu", progress=StopsAfter(2)), journal=tmp_path / "cut.jsonl")
+    again = certify_uap(*arguments, RunContext(device="cpu", resume=True), journal=tmp_path / "cut.jsonl")
     assert kept(again) == kept(whole)
     pairs = [
         (one.evidence.perturbation, other.evidence.perturbation)

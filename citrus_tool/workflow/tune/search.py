@@ -17,6 +17,7 @@ from citrus_tool.choices import Device
 from citrus_tool.choices.recipe import Recipe
 from citrus_tool.choices.settings import CertifySettings, TuneSettings
 from citrus_tool.choices.space import Space, plain, with_fields
+from citrus_tool.context import RunContext
 from citrus_tool.data import Dataset
 from citrus_tool.errors import InputFileError, InterruptedRunError, UsageError
 from citrus_tool.network import Network
@@ -186,7 +187,11 @@ class Tuning:
         )
         threat = Threat(eps=recipe.eps)
         certificate = certify_uap(
-            model, self.validation, threat, settings, device=self.device, progress=Staged(self.progress, stage)
+            model,
+            self.validation,
+            threat,
+            settings,
+            RunContext(device=self.device, progress=Staged(self.progress, stage)),
         ).to_json()
         best = result.history[result.best_epoch - 1]
         return dataclasses.replace(
