@@ -414,9 +414,9 @@ def test_progress_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
 
 
 def test_progress_bars_write_to_stderr_only(capsys: pytest.CaptureFixture[str]) -> None:
-    from citrus_tool.cli import terminal
+    from citrus_tool.cli import drawn
 
-    bars = terminal.Bars()
+    bars = drawn.Bars()
     bars.advance(1)  # before any stage: nothing to draw
     bars.start("groups", 3, "groups")
     bars.advance(2, "certified 90.0 %")
