@@ -196,4 +196,4 @@ def evaluate(
     shown = result.table()
     terminal.show(result.to_json(), outputs.json, shown.columns, shown.rows)
     name = f"evaluation of {source.path.name}"
-    terminal.write_report_of(outputs.report, result.to_json(perturbations=True), name, source, choice)
+    terminal.write_report_of(outputs.report, result, name, source, choice)

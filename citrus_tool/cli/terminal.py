@@ -21,6 +21,7 @@ from citrus_tool.tables import Table
 from citrus_tool.tables import percent as percent
 
 if TYPE_CHECKING:
+    from citrus_tool.reports.data import Result
     from citrus_tool.sources import DataChoice, ModelChoice
 
 LINE_SECONDS = 10.0
@@ -126,16 +127,16 @@ def write_report(report_path: Path | None, run: Path) -> None:
 
 
 def write_report_of(
-    report_path: Path | None, result: Mapping[str, Any], name: str, source: ModelChoice, choice: DataChoice
+    report_path: Path | None, result: Result, name: str, source: ModelChoice, choice: DataChoice
 ) -> None:
-    """Writes the page of --report about a result in JSON values that is called `name`."""
+    """Writes the page of --report about a result that is called `name`."""
     if report_path is None:
         return
-    from citrus_tool.reports import parse, write_report
-    from citrus_tool.reports.data import Origin
+    from citrus_tool.reports import write_report
+    from citrus_tool.reports.data import Origin, Run
 
     origin = Origin(mean=source.mean, std=source.std, root=choice.root, seed=choice.seed)
-    _left_out(write_report([parse(result, name, origin=origin)], report_path))
+    _left_out(write_report([Run.of(result, name, origin)], report_path))
 
 
 def _left_out(reasons: Sequence[str]) -> None:

@@ -125,8 +125,8 @@ def show_harden(report: HardenReport, outputs: Outputs) -> None:
     terminal.show(report.to_json(), outputs.json, shown.columns, shown.rows)
     if not outputs.on_stdout:
         click.echo(
-            f"\neps {report.recipe.eps:g}, groups of {report.group_size}, {report.inputs} test inputs;"
-            f" trained {report.recipe.epochs} epochs in {terminal.clock(report.seconds)}; written to {report.out}"
+            f"\neps {report.eps:g}, groups of {report.group_size}, {report.inputs} test inputs;"
+            f" trained {report.epochs} epochs in {terminal.clock(report.seconds)}; written to {report.out}"
         )
         show_spec(report.spec)
 

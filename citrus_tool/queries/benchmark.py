@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
@@ -27,6 +27,7 @@ from citrus_tool.files import write_text
 from citrus_tool.progress import Progress
 from citrus_tool.results import lines
 from citrus_tool.results.instance import Record, Word, read_records
+from citrus_tool.results.record import to_json
 
 POINTS = 10
 """For a right sat or unsat."""
@@ -152,7 +153,7 @@ def run(
                 for future in finished:
                     record = future.result()
                     records.append(record)
-                    file.write(asdict(record))
+                    file.write(to_json(record))
                     progress.advance(note=f"{Path(record.vnnlib).name}: {record.verdict}")
                     yield record
         except BaseException:

@@ -19,16 +19,26 @@ from numpy.typing import NDArray
 
 from citrus_tool import __version__
 from citrus_tool.reports import citations, figures, pictures
-from citrus_tool.reports.data import FIGURES, Benchmarked, Certified, Trained
+from citrus_tool.reports.data import Certified
 from citrus_tool.reports.replay import Replay, Seen
 from citrus_tool.results.certificate import GroupResult, Status
 from citrus_tool.results.evidence import Verdict
+from citrus_tool.results.harden import HardenReport
+from citrus_tool.results.instance import Record
+from citrus_tool.results.train import TrainReport
 
 TEMPLATES: Final = Path(__file__).parent / "templates"
 PICTURE_BYTES: Final = 4 * 2**20
 """What pictures may take of a page; inputs beyond it are listed without one."""
 GALLERY: Final = 24
 """Images in one row of pictures, at most."""
+FIGURES: Final[Mapping[str, str]] = {
+    "standard_accuracy": "Standard",
+    "ibp_certified_accuracy": "IBP certified",
+    "certified_uap_accuracy": "Certified UAP",
+    "attacked_uap_accuracy": "Attacked UAP",
+}
+"""The accuracies (percent) that `harden` and `evaluate` give, with their names."""
 STAGES: Final[Mapping[str, str]] = {
     "clean": "Clean predictions",
     "ibp": "Interval bounds",
@@ -132,10 +142,6 @@ class CertifiedView:
         kept = [g.result.evidence for g in self.groups if g.result.evidence is not None]
         fallen = any(Verdict.FOOLED in one.verdicts for one in kept)
         return not fallen or any(one.perturbation is not None for one in kept)
-
-    @property
-    def statuses(self) -> Mapping[Status, int]:
-        return {status: sum(g.result.status is status for g in self.groups) for status in Status}
 
 
 class Album:
@@ -288,7 +294,7 @@ def _size(perturbation: NDArray[np.float32], eps: float) -> tuple[float, float]:
     return 100 * float((size >= 0.999 * eps).mean()), float(size.mean())
 
 
-def training(run: Trained, key: str) -> Mapping[str, Any]:
+def training(run: HardenReport | TrainReport, key: str) -> Mapping[str, Any]:
     """The curves of a training run, by name."""
     history = run.history
     if not history:
@@ -379,12 +385,12 @@ def question(run: Certified) -> tuple[object, ...]:
     """What two certificates have in common when they differ in eps only."""
     one = run.certificate
     groups = tuple(group.indices for group in one.groups)
-    return one.sha256, one.data_sha256, run.group_size, one.threat.clip, one.threat.target, groups
+    return one.sha256, one.data_sha256, one.group_size, one.threat.clip, one.threat.target, groups
 
 
-def cactus(run: Benchmarked, key: str) -> Any:
+def cactus(records: Sequence[Record], key: str) -> Any:
     """How many instances were decided within a time each (the field's cactus plot)."""
-    decided = sorted(one.seconds for one in run.instances if one.verdict in ("sat", "unsat"))
+    decided = sorted(one.seconds for one in records if one.verdict in ("sat", "unsat"))
     if not decided:
         return None
     return figures.curves(

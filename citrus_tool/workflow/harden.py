@@ -121,6 +121,9 @@ def harden_file(
     report = HardenReport(
         model=source.path,
         out=out,
+        method=recipe.method,
+        eps=recipe.eps,
+        epochs=recipe.epochs,
         recipe=recipe,
         seconds=result.seconds,
         best_epoch=result.best_epoch,
