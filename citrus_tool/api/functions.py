@@ -71,7 +71,7 @@ def report(
         CheckFailedError: a replay contradicts a certificate.
     """
     from citrus_tool.reports import read, write_report
-    from citrus_tool.reports.data import Origin, Run
+    from citrus_tool.reports.data import Origin, Reported
 
     own = [*models, *(result.model for result in results if isinstance(result, Hardened))]
     normalised = {model.sha256: Origin(mean=model.mean, std=model.std) for model in own}
@@ -82,10 +82,10 @@ def report(
         elif isinstance(result, Certificate | Evaluation):
             one = result if isinstance(result, Certificate) else result.certificate
             origin = None if one is None else normalised.get(one.sha256)
-            runs.append(Run.of(result, type(result).__name__, origin))
+            runs.append(Reported.of(result, type(result).__name__, origin))
         else:
             record = result.report if isinstance(result, Hardened) else result
-            runs.append(Run.of(record, type(record).__name__))
+            runs.append(Reported.of(record, type(record).__name__))
     with tempfile.TemporaryDirectory(prefix="citrus-") as folder:
         files = [model.save(Path(folder) / f"{number}.onnx") for number, model in enumerate(own)]
         return write_report(runs, Path(out), models=files, root=data_root, progress=progress_of(on_progress))

@@ -18,7 +18,7 @@ from citrus_tool.certification.individual import Screened
 from citrus_tool.certification.joint_loop import Grounds
 from citrus_tool.certification.proof import Refutation
 from citrus_tool.results.certificate import GroupResult, Status
-from citrus_tool.results.evidence import Evidence, Verdict
+from citrus_tool.results.evidence import Evidence, InputVerdict
 
 
 @contextmanager
@@ -110,12 +110,12 @@ class OpenGroup:
             ),
         )
 
-    def _verdict(self, place: int) -> Verdict:
+    def _verdict(self, place: int) -> InputVerdict:
         if not self.held[place]:
-            return Verdict.LOST
+            return InputVerdict.LOST
         if self.proven[place]:
-            return Verdict.IBP if self.ibp[place] else Verdict.PROVEN
-        return Verdict.FOOLED if self.fallen[place] else Verdict.OPEN
+            return InputVerdict.IBP if self.ibp[place] else InputVerdict.PROVEN
+        return InputVerdict.FOOLED if self.fallen[place] else InputVerdict.OPEN
 
 
 def remainder_of(

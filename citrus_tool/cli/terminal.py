@@ -133,10 +133,10 @@ def write_report_of(
     if report_path is None:
         return
     from citrus_tool.reports import write_report
-    from citrus_tool.reports.data import Origin, Run
+    from citrus_tool.reports.data import Origin, Reported
 
     origin = Origin(mean=source.mean, std=source.std, root=choice.root, seed=choice.seed)
-    _left_out(write_report([Run.of(result, name, origin)], report_path))
+    _left_out(write_report([Reported.of(result, name, origin)], report_path))
 
 
 def _left_out(reasons: Sequence[str]) -> None:

@@ -53,7 +53,7 @@ class Certified:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class Reported:
     """A result, the file that it was read from, and the certificates that it holds or has beside it.
 
     `certificates` are known by what leads the paths of their numbers in the file: "" for a certificate itself, "0."
@@ -65,7 +65,7 @@ class Run:
     certificates: Mapping[str, Certified] = field(default_factory=dict)
 
     @staticmethod
-    def of(result: Result, source: str, origin: Origin | None = None, folder: Path | None = None) -> Run:
+    def of(result: Result, source: str, origin: Origin | None = None, folder: Path | None = None) -> Reported:
         """A result, with what the journals in `folder` hold of it.
 
         `origin` is needed where there is no such folder and the network takes normalised inputs or the data lie
@@ -86,10 +86,10 @@ class Run:
                 if kept is not None:
                     figures.require(kept.certificate, kept.source)
                     found[name] = kept
-        return Run(source=source, result=result, certificates=found)
+        return Reported(source=source, result=result, certificates=found)
 
 
-def read(path: Path) -> Run:
+def read(path: Path) -> Reported:
     """What `path` holds: a run folder, or a result file.
 
     Raises InputFileError: missing, not JSON, not a result of citrus, unfinished, or at odds with itself.
@@ -108,13 +108,13 @@ def read(path: Path) -> Run:
     return parse(_json(path), str(path), folder=path.parent if path.name in OWN else None)
 
 
-def parse(content: object, source: str, *, folder: Path | None = None, origin: Origin | None = None) -> Run:
-    """The run of a result in JSON values, as `to_json` gives it; `folder` and `origin` as `Run.of` takes them.
+def parse(content: object, source: str, *, folder: Path | None = None, origin: Origin | None = None) -> Reported:
+    """The run of a result in JSON values, as `to_json` gives it; `folder` and `origin` as `Reported.of` takes them.
 
     Raises InputFileError, with `source` in front.
     """
     try:
-        return Run.of(_result(content, Place(where=source)), source, origin, folder)
+        return Reported.of(_result(content, Place(where=source)), source, origin, folder)
     except InputFileError:
         raise
     except CitrusError as error:  # a count that lies above another one, an eps that is none
@@ -209,7 +209,7 @@ def _settings(folder: Path | None) -> Origin:
     )
 
 
-def _benchmarked(path: Path) -> Run:
+def _benchmarked(path: Path) -> Reported:
     if not (records := read_records(path)):
         raise InputFileError(f"{path}: holds no result yet; run the same command again with --resume.")
-    return Run(source=str(path), result=tuple(records))
+    return Reported(source=str(path), result=tuple(records))

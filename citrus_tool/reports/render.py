@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from citrus_tool import __version__
 from citrus_tool.reports import citations, figures, pictures
 from citrus_tool.reports.data import Certified
-from citrus_tool.reports.replay import Replay, Seen
+from citrus_tool.reports.replay import Replayed, Seen
 from citrus_tool.results.certificate import GroupResult, Status
-from citrus_tool.results.evidence import Verdict
+from citrus_tool.results.evidence import InputVerdict
 from citrus_tool.results.harden import HardenReport
 from citrus_tool.results.instance import Record
 from citrus_tool.results.train import TrainReport
@@ -64,7 +64,7 @@ class Picture:
 
     index: int
     label: int
-    verdict: Verdict
+    verdict: InputVerdict
     image: str | None
     shifted: str | None
     before: int | None
@@ -117,7 +117,7 @@ class CertifiedView:
 
     key: str
     run: Certified
-    replay: Replay
+    replay: Replayed
     groups: tuple[GroupView, ...]
     classes: tuple[ClassRow, ...]
     worst: Worst | None
@@ -140,7 +140,7 @@ class CertifiedView:
     def kept(self) -> bool:
         """Whether the record holds what was found: no input fell, or there are perturbations that made some fall."""
         kept = [g.result.evidence for g in self.groups if g.result.evidence is not None]
-        fallen = any(Verdict.FOOLED in one.verdicts for one in kept)
+        fallen = any(InputVerdict.FOOLED in one.verdicts for one in kept)
         return not fallen or any(one.perturbation is not None for one in kept)
 
 
@@ -176,7 +176,7 @@ def plain(value: object) -> str:
     return ("yes" if value else "no") if isinstance(value, bool) else str(value)
 
 
-def view(key: str, run: Certified, seen: Replay, album: Album) -> CertifiedView:
+def view(key: str, run: Certified, seen: Replayed, album: Album) -> CertifiedView:
     """The certificate with its pictures."""
     results = run.certificate.groups
     order = sorted(range(len(results)), key=lambda n: (results[n].attacked - len(results[n].indices), n))
@@ -185,8 +185,8 @@ def view(key: str, run: Certified, seen: Replay, album: Album) -> CertifiedView:
     }
     groups = tuple(made[n] for n in range(len(results)))
     worst = _worst_of_all(run, seen, album) if run.certificate.together is not None else _worst(groups, run)
-    proven = [p for g in groups for p in g.inputs if p.verdict in (Verdict.IBP, Verdict.PROVEN)]
-    wrong = [p for g in groups for p in g.inputs if p.verdict is Verdict.LOST]
+    proven = [p for g in groups for p in g.inputs if p.verdict in (InputVerdict.IBP, InputVerdict.PROVEN)]
+    wrong = [p for g in groups for p in g.inputs if p.verdict is InputVerdict.LOST]
     return CertifiedView(
         key=key,
         run=run,
@@ -223,7 +223,7 @@ def _group(result: GroupResult, seen: Sequence[Seen], eps: float, album: Album) 
 
 def _picture(one: Seen, album: Album) -> Picture:
     """An input in pictures; with its perturbation where that fools it."""
-    shifted = one.shifted if one.verdict is Verdict.FOOLED else None
+    shifted = one.shifted if one.verdict is InputVerdict.FOOLED else None
     return Picture(
         index=one.index,
         label=one.label,
@@ -242,7 +242,7 @@ def _classes(groups: Sequence[GroupResult]) -> tuple[ClassRow, ...]:
     for group in groups:
         if group.evidence is not None:
             for label, verdict in zip(group.evidence.labels, group.evidence.verdicts, strict=True):
-                row = found.setdefault(label, {one.value: 0 for one in Verdict})
+                row = found.setdefault(label, {one.value: 0 for one in InputVerdict})
                 row[verdict.value] += 1
     return tuple(ClassRow(label=label, inputs=sum(row.values()), verdicts=row) for label, row in sorted(found.items()))
 
@@ -254,7 +254,7 @@ def _worst(groups: Sequence[GroupView], run: Certified) -> Worst | None:
         kept = group.result.evidence
         if kept is None or kept.perturbation is None or not group.perturbation:
             continue
-        fooled = [one for one in group.inputs if one.verdict is Verdict.FOOLED]
+        fooled = [one for one in group.inputs if one.verdict is InputVerdict.FOOLED]
         if best is None or len(fooled) > best.fooled:
             saturated, mean = _size(kept.perturbation, run.certificate.threat.eps)
             best = Worst(
@@ -269,13 +269,13 @@ def _worst(groups: Sequence[GroupView], run: Certified) -> Worst | None:
     return best
 
 
-def _worst_of_all(run: Certified, seen: Replay, album: Album) -> Worst | None:
+def _worst_of_all(run: Certified, seen: Replayed, album: Album) -> Worst | None:
     """The one perturbation of scope dataset; None where it is not kept or fools nothing."""
     one = run.certificate
     if one.perturbation is None:
         return None
     channels = tuple(album.add(pictures.signed(channel, one.threat.eps)) for channel in one.perturbation)
-    fooled = [entry for entry in seen.together if entry.verdict is Verdict.FOOLED]
+    fooled = [entry for entry in seen.together if entry.verdict is InputVerdict.FOOLED]
     saturated, mean = _size(one.perturbation, one.threat.eps)
     return Worst(
         channels=tuple(uri for uri in channels if uri is not None),
@@ -432,7 +432,7 @@ def page(title: str, sections: Sequence[Mapping[str, Any]]) -> str:
         script_digest=digest,
         figure_names=FIGURES,
         stage_names=STAGES,
-        verdicts=list(Verdict),
+        verdicts=list(InputVerdict),
         statuses=list(Status),
         version=__version__,
         python=platform.python_version(),

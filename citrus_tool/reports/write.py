@@ -9,7 +9,7 @@ from typing import Any, get_args
 from citrus_tool.files import require_writable_file, write_text
 from citrus_tool.progress import Progress, Silent
 from citrus_tool.reports import citations, data, render
-from citrus_tool.reports.data import Certified, Run
+from citrus_tool.reports.data import Certified, Reported
 from citrus_tool.reports.replay import replay
 from citrus_tool.results.attack import AttackReport
 from citrus_tool.results.certificate import Certificate
@@ -22,7 +22,7 @@ from citrus_tool.results.train import TrainReport
 
 
 def write_report(
-    runs: Sequence[Run | Path],
+    runs: Sequence[Reported | Path],
     out: Path,
     *,
     models: Sequence[Path] = (),
@@ -63,7 +63,7 @@ def write_report(
     return tuple(dict.fromkeys(missing))
 
 
-def _name(run: Run) -> str:
+def _name(run: Reported) -> str:
     if isinstance(run.result, Sweep):
         return run.result.certificates[0].model
     if isinstance(run.result, HardenReport | TrainReport):
@@ -71,7 +71,7 @@ def _name(run: Run) -> str:
     return run.source if isinstance(run.result, tuple) else str(run.result.model)
 
 
-def _section(key: str, run: Run, seen: Callable[[str, Certified], render.CertifiedView]) -> Mapping[str, Any]:
+def _section(key: str, run: Reported, seen: Callable[[str, Certified], render.CertifiedView]) -> Mapping[str, Any]:
     found: dict[str, Any] = {"key": key, "source": run.source, "run": run.result}
     views = {name: seen(_key(key, name), one) for name, one in run.certificates.items()}
     if isinstance(run.result, Certificate):
@@ -103,7 +103,7 @@ def _key(key: str, name: str) -> str:
     return key + {"": "", "certificate.": "c"}.get(name, f"e{name[:-1]}" if name.endswith(".") else name)
 
 
-def _curves(runs: Sequence[Run]) -> list[Mapping[str, Any]]:
+def _curves(runs: Sequence[Reported]) -> list[Mapping[str, Any]]:
     """A curve over eps for certificates given as runs of their own that differ in eps only."""
     alike: dict[tuple[object, ...], list[Certified]] = {}
     for run in runs:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from citrus_tool.errors import SoundnessError
-from citrus_tool.results.evidence import Evidence, Verdict, pack, unpacked
+from citrus_tool.results.evidence import Evidence, InputVerdict, pack, unpacked
 from citrus_tool.results.record import Place, about, from_json, to_json, value_of
 from citrus_tool.tables import Table, Tabular, percent
 from citrus_tool.threat import Threat
@@ -137,14 +137,14 @@ class GroupResult:
         """
         group = from_json(GroupResult, content, place, **given)
         if (kept := group.evidence) is not None:
-            said = {verdict: kept.verdicts.count(verdict) for verdict in Verdict}
-            size, proven = len(group.indices), said[Verdict.IBP] + said[Verdict.PROVEN]
+            said = {verdict: kept.verdicts.count(verdict) for verdict in InputVerdict}
+            size, proven = len(group.indices), said[InputVerdict.IBP] + said[InputVerdict.PROVEN]
             fits = (
                 len(kept.labels) == len(kept.verdicts) == size
-                and size - said[Verdict.LOST] == group.clean_correct
-                and said[Verdict.IBP] == group.ibp_certified
+                and size - said[InputVerdict.LOST] == group.clean_correct
+                and said[InputVerdict.IBP] == group.ibp_certified
                 and proven <= group.individually_certified
-                and group.attacked <= group.clean_correct - said[Verdict.FOOLED]
+                and group.attacked <= group.clean_correct - said[InputVerdict.FOOLED]
             )
             if not fits:
                 raise place.wrong(f"the verdicts of its inputs do not give its counts{place.remedy}")

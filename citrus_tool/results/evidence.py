@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from citrus_tool.results.record import Place, about, to_json
 
 
-class Verdict(Enum):
+class InputVerdict(Enum):
     """What is known of one input, each verdict with its sentence for the user."""
 
     LOST = "lost"
@@ -29,6 +29,10 @@ class Verdict(Enum):
     FOOLED = "fooled"
     OPEN = "open"
 
+    @classmethod
+    def _missing_(cls, value: object) -> None:
+        raise ValueError(f"{value!r} is not a valid Verdict")
+
     @property
     def sentence(self) -> str:
         """What the verdict means, for the user."""
@@ -36,11 +40,11 @@ class Verdict(Enum):
 
 
 _SENTENCES = {
-    Verdict.LOST: "lost without any perturbation",
-    Verdict.IBP: "proven for every perturbation, by interval bounds",
-    Verdict.PROVEN: "proven for every perturbation, by stronger bounds than intervals",
-    Verdict.FOOLED: "not proven, and lost under the worst shared perturbation found",
-    Verdict.OPEN: "not proven by itself, and not lost under the worst shared perturbation found",
+    InputVerdict.LOST: "lost without any perturbation",
+    InputVerdict.IBP: "proven for every perturbation, by interval bounds",
+    InputVerdict.PROVEN: "proven for every perturbation, by stronger bounds than intervals",
+    InputVerdict.FOOLED: "not proven, and lost under the worst shared perturbation found",
+    InputVerdict.OPEN: "not proven by itself, and not lost under the worst shared perturbation found",
 }
 
 
@@ -87,7 +91,7 @@ class Evidence:
     """
 
     labels: tuple[int, ...]
-    verdicts: tuple[Verdict, ...]
+    verdicts: tuple[InputVerdict, ...]
     perturbation: NDArray[np.float32] | None = about(
         default=None, written=False, read=unpacked, compare=False, repr=False
     )

@@ -15,7 +15,7 @@ from citrus_tool.errors import InterruptedRunError
 from citrus_tool.onnx_io import OnnxRunner
 from citrus_tool.progress import Progress
 from citrus_tool.results.certificate import Certificate
-from citrus_tool.results.evidence import Verdict
+from citrus_tool.results.evidence import InputVerdict
 from citrus_tool.threat import Threat
 from tests.certification.toys import as_onnx, data_for, tiny_chain
 
@@ -38,19 +38,19 @@ def test_verdicts_give_the_counts_and_perturbations_the_fooled(bounds: Any, eps:
         assert one is not None
         index = torch.tensor(group.indices)
         assert list(one.labels) == data.labels[index].tolist()
-        said = {verdict: one.verdicts.count(verdict) for verdict in Verdict}
-        assert said[Verdict.LOST] == len(group.indices) - group.clean_correct
-        assert said[Verdict.IBP] == group.ibp_certified
-        assert said[Verdict.IBP] + said[Verdict.PROVEN] == group.individually_certified
-        assert said[Verdict.FOOLED] == group.clean_correct - group.attacked
-        assert (one.perturbation is None) == (said[Verdict.FOOLED] == 0)
+        said = {verdict: one.verdicts.count(verdict) for verdict in InputVerdict}
+        assert said[InputVerdict.LOST] == len(group.indices) - group.clean_correct
+        assert said[InputVerdict.IBP] == group.ibp_certified
+        assert said[InputVerdict.IBP] + said[InputVerdict.PROVEN] == group.individually_certified
+        assert said[InputVerdict.FOOLED] == group.clean_correct - group.attacked
+        assert (one.perturbation is None) == (said[InputVerdict.FOOLED] == 0)
         if one.perturbation is not None:
             u = torch.from_numpy(one.perturbation)
             assert float(u.abs().max()) <= eps
             seen = runner.logits(data.pixels(index) + u).argmax(axis=1)
             for verdict, label, winner in zip(one.verdicts, one.labels, seen, strict=True):
-                assert (verdict is Verdict.FOOLED) <= (label != winner)
-                assert (verdict in (Verdict.IBP, Verdict.PROVEN, Verdict.OPEN)) <= (label == winner)
+                assert (verdict is InputVerdict.FOOLED) <= (label != winner)
+                assert (verdict in (InputVerdict.IBP, InputVerdict.PROVEN, InputVerdict.OPEN)) <= (label == winner)
 
 
 class StopsAfter(Progress):

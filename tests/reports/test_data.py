@@ -15,12 +15,12 @@ import pytest
 
 from citrus_tool.errors import InputFileError
 from citrus_tool.reports.citations import BOUNDS, CITATIONS, METHODS, STAGES, of_certificate, of_method
-from citrus_tool.reports.data import Certified, Run, parse, read
+from citrus_tool.reports.data import Certified, Reported, parse, read
 from citrus_tool.reports.render import STAGES as NAMES
 from citrus_tool.results.attack import AttackReport
 from citrus_tool.results.certificate import Certificate, Status
 from citrus_tool.results.evaluation import Evaluation
-from citrus_tool.results.evidence import Evidence, Verdict
+from citrus_tool.results.evidence import Evidence, InputVerdict
 from citrus_tool.results.harden import HardenReport
 from citrus_tool.results.record import Place, from_json
 from citrus_tool.results.sweep import Sweep
@@ -31,7 +31,7 @@ from tests.reports.conftest import ATTACK, EVALUATION, Edit, harden_report
 HERE = Place(where="here")
 
 
-def certified(run: Run) -> Certified:
+def certified(run: Reported) -> Certified:
     """The certificate that the run is."""
     assert isinstance(run.result, Certificate)
     return run.certificates[""]
@@ -59,9 +59,9 @@ def test_a_certificate_alone_has_verdicts_but_no_perturbations(gold: Path, tmp_p
     shutil.copy(gold / "certificate.json", tmp_path / "c.json")
     run = certified(read(tmp_path / "c.json"))
     assert {v for g in run.certificate.groups if g.evidence for v in g.evidence.verdicts} == {
-        Verdict.PROVEN,
-        Verdict.FOOLED,
-        Verdict.OPEN,
+        InputVerdict.PROVEN,
+        InputVerdict.FOOLED,
+        InputVerdict.OPEN,
     }
     assert all(g.evidence is not None and g.evidence.perturbation is None for g in run.certificate.groups)
 
@@ -106,7 +106,7 @@ def test_a_sweep_folder_finds_the_perturbations_of_each_eps(gold: Path, tmp_path
 
 def test_evidence_round_trip() -> None:
     u = np.linspace(-0.1, 0.1, 12, dtype=np.float32).reshape(3, 2, 2)
-    one = Evidence(labels=(1, 2), verdicts=(Verdict.FOOLED, Verdict.LOST), perturbation=u)
+    one = Evidence(labels=(1, 2), verdicts=(InputVerdict.FOOLED, InputVerdict.LOST), perturbation=u)
     again = from_json(Evidence, json.loads(json.dumps(one.packed())), HERE)
     assert again == one
     assert again.perturbation is not None

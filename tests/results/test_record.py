@@ -19,7 +19,7 @@ from citrus_tool.results.attack import AttackReport
 from citrus_tool.results.certificate import Certificate, GroupResult, Status
 from citrus_tool.results.comparison import Comparison, Judged, Pair
 from citrus_tool.results.evaluation import Evaluation, Figures
-from citrus_tool.results.evidence import Evidence, Verdict
+from citrus_tool.results.evidence import Evidence, InputVerdict
 from citrus_tool.results.harden import HardenReport, SpecVerdict
 from citrus_tool.results.instance import Record
 from citrus_tool.results.measurements import BoxLosses, Entry
@@ -41,7 +41,9 @@ GROUP = GroupResult(
     status=Status.EXACT,
     detail="found",
     stages={"all": 1.5},
-    evidence=Evidence(labels=(4, 0, 2), verdicts=(Verdict.LOST, Verdict.PROVEN, Verdict.FOOLED), perturbation=U),
+    evidence=Evidence(
+        labels=(4, 0, 2), verdicts=(InputVerdict.LOST, InputVerdict.PROVEN, InputVerdict.FOOLED), perturbation=U
+    ),
 )
 CERTIFICATE = Certificate(
     model="M.onnx",
