@@ -30,10 +30,13 @@ from citrus_tool.attacks.margin import float32_at_most
 from citrus_tool.bounds.fold import Fold, beside
 from citrus_tool.bounds.rounding import exact_products
 from citrus_tool.certification import joint
+from citrus_tool.certification.chunks import Chunk, Prepared, prepared
 from citrus_tool.certification.conflicts import Combination
-from citrus_tool.certification.joint_loop import Arena, Loop, executions
+from citrus_tool.certification.group_result import executions_of
+from citrus_tool.certification.joint_loop import Arena, Loop
 from citrus_tool.certification.milp import named
-from citrus_tool.certification.run import Chunk, Prepared, Run
+from citrus_tool.certification.selection import selected
+from citrus_tool.certification.setup import Setup
 from citrus_tool.choices.settings import CertifySettings
 from citrus_tool.progress import Silent
 from citrus_tool.threat import Threat, parse_eps
@@ -84,27 +87,24 @@ def opened(row: Row, options: argparse.Namespace) -> tuple[Callable[[], Loop], i
         limit=row.group_size * options.groups,
     )
     threat = Threat(eps=parse_eps(row.eps))
-    run = Run.of(model, test, threat, settings, named(settings.solver), "cpu", None, resume=False)
-    candidates, clean = run.clean(Silent())
-    chosen = run.chosen(candidates, clean)
-    k = row.group_size
+    setup = Setup.of(model, test, threat, settings, named(settings.solver), "cpu", None, resume=False)
+    selection = selected(setup, Silent())
     for index in range(options.groups):
-        some = chosen[index * k : (index + 1) * k]
-        task = Chunk(first=index, indices=candidates[some], clean=clean.select(some), skip=frozenset())
-        (group,) = run.prepared(task)
+        indices, clean = selection.of(range(index, index + 1))
+        (group,) = prepared(setup, Chunk(first=index, indices=indices, clean=clean, skip=frozenset()))
         if int(group.group.open.sum()) > 1:
-            return partial(loop_of, run, group), index
+            return partial(loop_of, setup, group), index
     raise SystemExit(f"none of the first {options.groups} groups has two open inputs.")
 
 
-def loop_of(run: Run, prepared: Prepared) -> Loop:
+def loop_of(setup: Setup, prepared: Prepared) -> Loop:
     """A loop over the group's open inputs that knows nothing yet."""
-    group, screened = prepared.group, prepared.screened
+    group, screened, eps = prepared.group, prepared.screened, setup.threat.eps
     open_ = torch.nonzero(group.open).flatten()
-    x, truth = prepared.x[open_], prepared.rivals[open_]
-    labels = [tuple(screened.planes[place].label.tolist()) for place in open_.tolist()]
-    inputs = executions(run.bounded, x, truth.tolist(), labels, screened.guard[open_].tolist(), run.eps)
-    arena = Arena(network=run.attacked, x=x, truth=truth, eps=float32_at_most(run.eps), target=None, best=group.u)
+    x, reference = group.x[open_], group.reference[open_]
+    rivals = [tuple(screened.planes[place].label.tolist()) for place in open_.tolist()]
+    inputs = executions_of(setup, rivals, x, reference, screened.guard[open_])
+    arena = Arena(network=setup.attacked, x=x, truth=reference, eps=float32_at_most(eps), target=None, best=group.u)
     arena.judge(group.u[None])
     return Loop(inputs, arena, time.monotonic() + 1e9, torch.Generator().manual_seed(0), record=False)
 

@@ -14,6 +14,7 @@ from citrus_tool.bounds.crown import crown
 from citrus_tool.certification.uap import certify_uap
 from citrus_tool.choices.recipe import Recipe
 from citrus_tool.choices.settings import CertifySettings
+from citrus_tool.context import RunContext
 from citrus_tool.data import load
 from citrus_tool.network import Network
 from citrus_tool.threat import Threat
@@ -96,7 +97,8 @@ def test_certificates(bounds: str) -> None:
     model = onnx_io.read(MODEL, input_shape=(1, 8, 8))
     settings = CertifySettings(bounds=bounds)  # type: ignore[arg-type]
     one, other = (
-        certify_uap(model, data, Threat(eps=0.05), settings, device=device).to_json() for device in ("cpu", "cuda")
+        certify_uap(model, data, Threat(eps=0.05), settings, RunContext(device=device)).to_json()
+        for device in ("cpu", "cuda")
     )
     for name in ("clean_correct", "ibp_certified", "individually_certified", "certified", "attacked"):
         assert one[name] == other[name], name

@@ -70,8 +70,8 @@ def report(
         InputFileError: `out` cannot be written, or a file holds no result.
         CheckFailedError: a replay contradicts a certificate.
     """
-    from citrus_tool.reports import parse, read, write_report
-    from citrus_tool.reports.data import Origin
+    from citrus_tool.reports import read, write_report
+    from citrus_tool.reports.data import Origin, Reported
 
     own = [*models, *(result.model for result in results if isinstance(result, Hardened))]
     normalised = {model.sha256: Origin(mean=model.mean, std=model.std) for model in own}
@@ -81,11 +81,11 @@ def report(
             runs.append(read(Path(result)))
         elif isinstance(result, Certificate | Evaluation):
             one = result if isinstance(result, Certificate) else result.certificate
-            content = result.to_json(perturbations=True)
-            runs.append(parse(content, type(result).__name__, origin=normalised.get(one.sha256)))
+            origin = None if one is None else normalised.get(one.sha256)
+            runs.append(Reported.of(result, type(result).__name__, origin))
         else:
             record = result.report if isinstance(result, Hardened) else result
-            runs.append(parse(record.to_json(), type(record).__name__))
+            runs.append(Reported.of(record, type(record).__name__))
     with tempfile.TemporaryDirectory(prefix="citrus-") as folder:
         files = [model.save(Path(folder) / f"{number}.onnx") for number, model in enumerate(own)]
         return write_report(runs, Path(out), models=files, root=data_root, progress=progress_of(on_progress))

@@ -330,7 +330,7 @@ SCALES: Mapping[str, Scale] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table:
+class PaperTable:
     """A table: its methods, in the order of its rows, and the contests that it is about.
 
     Attributes:
@@ -347,40 +347,40 @@ class Table:
     judged: Mapping[str, Any] = field(default_factory=dict)
 
 
-TABLES: Mapping[str, Table] = {
-    "table1": Table(
+TABLES: Mapping[str, PaperTable] = {
+    "table1": PaperTable(
         title="Certified training methods (the paper's Table 1)",
         methods=("ibp", "sabr", "taps", "mtl-ibp", "citrus", "citrus-plus"),
         contests=("mnist-0.1", "mnist-0.3", "cifar10-2", "cifar10-8", "tinyimagenet-1", "digits"),
     ),
-    "table2": Table(
+    "table2": PaperTable(
         title="Adversarial training against universal perturbations (the paper's Table 2)",
         methods=("pgd", "uat", "cw-uat", "citrus"),
         contests=("cifar10-8",),
         judged={"limit": 200, "time_limit": 20.0},  # nearly every group of the first three uses its time up
     ),
-    "table3": Table(
+    "table3": PaperTable(
         title="Same-input boxes (the paper's Table 3)", methods=("citrus", "citrus-si"), contests=("cifar10-8",)
     ),
-    "table4": Table(
+    "table4": PaperTable(
         title="Training time (the paper's Table 4)",
         methods=("citrus", "sabr"),
         contests=("mnist-0.1", "mnist-0.3", "cifar10-2", "cifar10-8", "tinyimagenet-1", "digits"),
         layout="time",
     ),
-    "fig4": Table(
+    "fig4": PaperTable(
         title="Same-input and cross-input boxes (the paper's Fig. 4)",
         methods=("citrus",),
         contests=("cifar10-8", "digits"),
         layout="boxes",
     ),
-    "fig5": Table(
+    "fig5": PaperTable(
         title="Box size and group size (the paper's Fig. 5)",
         methods=("citrus",),
         contests=tuple(contest.name for contest in FIG5),
         layout="sweep",
     ),
-    "published": Table(
+    "published": PaperTable(
         title="Against the paper group's own networks",
         methods=("citrus", "citrus-plus"),
         contests=("mnist-0.1-long", "cifar10-2-long"),

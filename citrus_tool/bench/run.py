@@ -156,10 +156,8 @@ class Bench:
             test,
             Threat(eps=parse_eps(origin.contest.eps)),
             self.certifier,
-            device=self.context.device,
+            dataclasses.replace(self.context, resume=log.exists()),
             journal=log,
-            resume=log.exists(),
-            progress=self.context.progress,
         ).to_json()
         inputs = certificate["inputs"]
         return Entry(

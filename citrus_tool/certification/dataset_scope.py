@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from itertools import accumulate, combinations, pairwise, product
 from typing import Any, Final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from citrus_tool.attacks.dataset import attack_dataset
@@ -120,6 +122,10 @@ class Rest:
             ),
             tried=tuple(one.u for one in some if one.u is not None),
         )
+
+    def allows(self, number: int, rivals: NDArray[np.int64], u: NDArray[np.float64]) -> bool:
+        """Whether all these rivals of an open input may win, as far as bounds over the whole box say (at any `u`)."""
+        return not self.labels[number] or set(rivals.tolist()) <= set(self.labels[number])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from citrus_tool.certification.individual import Screened
 from citrus_tool.certification.joint_loop import Grounds
 from citrus_tool.certification.proof import Refutation
 from citrus_tool.results.certificate import GroupResult, Status
-from citrus_tool.results.evidence import Evidence, Verdict
+from citrus_tool.results.evidence import Evidence, InputVerdict
 
 
 @contextmanager
@@ -33,20 +33,28 @@ def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True)
 class OpenGroup:
-    """One group of k inputs on its way: `position` (k,) in the chunk, flags (k,), and the worst u (C, H, W) found.
+    """One group of k inputs that share a perturbation, on its way through the stages.
 
-    `correct`: correct without a perturbation, or for a target class, not driven to it; see screen.Clean.held.
+    Attributes:
+        index: number of the group; `indices`: its inputs, in the data split; `labels`: their true classes.
+        x: (k, C, H, W) float32 pixels.
+        reference: (k,) the class whose logit must stay above (individual.Clean).
+        held, ibp, proven: (k,) not lost without a perturbation; and proven, by IBP or by any bound.
+        u: (C, H, W) float32, the worst perturbation found.
+        fallen: (k,) fooled by `u`, replayed.
+        seconds: by stage; updated in place.
     """
 
     index: int
     indices: tuple[int, ...]
-    position: Tensor  # (k,) int64
-    correct: Tensor  # (k,) bool
+    labels: tuple[int, ...]
+    x: Tensor
+    reference: Tensor
+    held: Tensor
     ibp: Tensor
     proven: Tensor
-    labels: tuple[int, ...]
-    u: Tensor  # (C, H, W) float32
-    fallen: Tensor  # (k,) bool, fooled by u, replayed
+    u: Tensor
+    fallen: Tensor
     seconds: dict[str, float]
 
     @property
@@ -56,8 +64,8 @@ class OpenGroup:
 
     @property
     def open(self) -> Tensor:
-        """(k,) the inputs that are correct and not proven."""
-        return self.correct & ~self.proven
+        """(k,) the inputs that are held and not proven."""
+        return self.held & ~self.proven
 
     def of(self, members: Sequence[int], index: int) -> OpenGroup:
         """Some of the inputs as a group of their own, without a witness."""
@@ -65,24 +73,29 @@ class OpenGroup:
         return OpenGroup(
             index=index,
             indices=tuple(self.indices[member] for member in some),
-            position=self.position[some],
-            correct=self.correct[some],
+            labels=tuple(self.labels[member] for member in some),
+            x=self.x[some],
+            reference=self.reference[some],
+            held=self.held[some],
             ibp=self.ibp[some],
             proven=self.proven[some],
-            labels=tuple(self.labels[member] for member in some),
             u=torch.zeros_like(self.u),
             fallen=torch.zeros(len(some), dtype=torch.bool),
             seconds={},
         )
 
+    def witnessed(self, u: Tensor, fallen: Tensor) -> OpenGroup:
+        """The group with `u` as its witness, which fools the inputs `fallen` (k,), if these are more than before."""
+        return replace(self, u=u, fallen=fallen) if int(fallen.sum()) > self.fooled else self
+
     def result(self, fooled_upper: int, status: Status, detail: str) -> GroupResult:
-        """The group's result where at most `fooled_upper` of its correct inputs can be fooled."""
-        correct = int(self.correct.sum())
-        certified, attacked = correct - fooled_upper, correct - self.fooled
+        """The group's result where at most `fooled_upper` of its held inputs can be fooled."""
+        held = int(self.held.sum())
+        certified, attacked = held - fooled_upper, held - self.fooled
         return GroupResult(
             index=self.index,
             indices=self.indices,
-            clean_correct=correct,
+            clean_correct=held,
             ibp_certified=int(self.ibp.sum()),
             individually_certified=int(self.proven.sum()),
             certified=certified,
@@ -97,12 +110,12 @@ class OpenGroup:
             ),
         )
 
-    def _verdict(self, place: int) -> Verdict:
-        if not self.correct[place]:
-            return Verdict.LOST
+    def _verdict(self, place: int) -> InputVerdict:
+        if not self.held[place]:
+            return InputVerdict.LOST
         if self.proven[place]:
-            return Verdict.IBP if self.ibp[place] else Verdict.PROVEN
-        return Verdict.FOOLED if self.fallen[place] else Verdict.OPEN
+            return InputVerdict.IBP if self.ibp[place] else InputVerdict.PROVEN
+        return InputVerdict.FOOLED if self.fallen[place] else InputVerdict.OPEN
 
 
 def remainder_of(
@@ -110,7 +123,7 @@ def remainder_of(
 ) -> Remainder:
     """What the group's stages left open; `u` (C, H, W) is the worst perturbation found, `eps` in pixel space."""
     places = [p for p, is_open in enumerate(group.open.tolist()) if is_open]
-    entries = [screened.planes.get(int(group.position[place])) for place in places]
+    entries = [screened.planes.get(place) for place in places]
     gaps = [
         math.inf if entry is None else float((eps * np.abs(entry.coefficient).sum(1) - entry.offset).max(initial=0.0))
         for entry in entries

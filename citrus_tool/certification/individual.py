@@ -28,8 +28,6 @@ from citrus_tool.network import INPUT, Network, walk
 from citrus_tool.onnx_io import OnnxRunner
 from citrus_tool.threat import Box
 
-"""The strongest bounds in use, each after the ones before it; `full` adds branch and bound to alpha-CROWN."""
-
 GUARD: Final = 2.0**-17
 """A margin counts as positive only above this fraction (8e-6) of the input's largest clean |logit|.
 
@@ -99,6 +97,13 @@ class Screened:
     excluded: dict[int, tuple[int, ...]]
     proofs: dict[int, tuple[LabelProof, ...]]
     seconds: dict[str, float]
+
+    def allows(self, position: int, rivals: NDArray[np.int64], u: NDArray[np.float64]) -> bool:
+        """Whether the bounds of an unproven input leave open that all these rivals win at u (d,)."""
+        entry = self.planes.get(position)
+        if entry is None:  # IBP only: nothing is known about an unproven input
+            return True
+        return bool(np.isin(rivals, entry.label[entry.coefficient @ u + entry.offset <= 0]).all())
 
     def select(self, part: Int[Tensor, " m"]) -> Screened:
         """The same for the inputs at these positions, which are counted from 0 then; without `seconds`."""

@@ -1,43 +1,43 @@
 """Certified worst-case UAP accuracy of a network on a data split (the `certify-uap` command).
 
 Per group of inputs that share one perturbation: clean -> IBP -> CROWN -> branch and bound on each input alone, an
-attack with a shared u on the inputs that stay open, then how many of them one u can fool: with bounds `full` the
-counterexample-guided loop over joint proofs (settle.py), otherwise the MILP on their planes (master.py); and the replay
-of every witness on onnxruntime. Summed over groups this bounds the worst-case UAP accuracy from below and above
-(Theorem 3 of the paper).
-
-The MILP is skipped where it cannot help: with at most one open input its value is known, since an open input has a
-plane that reaches 0 in the box, so that the optimum is 1; and when the attack fooled all open inputs with one u.
+attack with a shared u on the inputs that stay open (chunks.py); then how many of them one u can fool, and the replay of
+every witness on onnxruntime (group_result.py). Summed over groups this bounds the worst-case UAP accuracy from below
+and above (Theorem 3 of the paper); scope dataset goes on from there (dataset_result.py).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import torch
-from torch import Tensor
 
 from citrus_tool import __version__
+from citrus_tool.certification.chunks import Chunk, Plan, Prepared, prepared
+from citrus_tool.certification.dataset_result import Whole, whole_data_set
 from citrus_tool.certification.dataset_scope import Remainder
+from citrus_tool.certification.group_result import Finished, finished
 from citrus_tool.certification.milp import Solver, named
 from citrus_tool.certification.proof import GroupProof
-from citrus_tool.certification.run import Chunk, Finished, Prepared, Run
+from citrus_tool.certification.selection import selected
+from citrus_tool.certification.setup import Setup
 from citrus_tool.choices.settings import CertifySettings
+from citrus_tool.context import RunContext
 from citrus_tool.data import Dataset
 from citrus_tool.engines.processes import More, spread
 from citrus_tool.errors import InputFileError, InterruptedRunError, UsageError
 from citrus_tool.onnx_io import OnnxModel, OnnxRunner, require_parity
-from citrus_tool.progress import Progress, Silent
 from citrus_tool.results.certificate import Certificate, GroupResult
 from citrus_tool.results.journal import Journal, open_journal
 from citrus_tool.threat import Threat
 
+ON_CPU: Final = RunContext(device="cpu")
 PROVER: Final = 2
 """Raised when results of the procedure before are no longer to be mixed with those of today's, or were wrong."""
 
@@ -47,25 +47,23 @@ def certify_uap(
     data: Dataset,
     threat: Threat,
     settings: CertifySettings,
+    context: RunContext = ON_CPU,
     *,
-    device: str = "cpu",
     journal: Path | None = None,
-    resume: bool = False,
     proof: Path | None = None,
-    progress: Progress | None = None,
     solver: Solver | None = None,
-    workers: int = 1,
     part: tuple[int, int] | None = None,
     join: Sequence[Path] = (),
 ) -> Certificate:
     """The certificate of `model` on `data` under one shared perturbation per group.
 
     Args:
-        device: where bounds and attacks are computed; clean accuracy and witnesses are judged on onnxruntime's CPU.
-        journal: file that gets one line per finished group; `resume` goes on with it.
+        context: on its device bounds and attacks are computed, while clean accuracy and witnesses are judged on
+            onnxruntime's CPU; groups are spread over its workers, each with as many threads as this process, with the
+            same result; `resume` goes on with the journal and the proof.
+        journal: file that gets one line per finished group.
         proof: file that gets the proof, for `citrus check`.
         solver: another MILP solver in place of the one that `settings` names.
-        workers: processes that groups are spread over, each with as many threads as this one; the result is the same.
         part: (i, n), i from 1 to n: only the groups of every n-th batch, from the i-th. The certificate is of their
             inputs alone, and the journal stays open for another run to `join`.
         join: journals of parts of this run, whose groups are taken over; what they lack is done here.
@@ -74,85 +72,46 @@ def certify_uap(
         DataError: shape or number of classes do not fit the network, or no input is left to judge.
         CheckFailedError: the network is not (any more) that of the file.
         UsageError: the target is no class of the network; a proof is wanted of bounds that have none; a part of no
-            group, or of a run that is about all inputs together or writes a proof.
+            group, or of a run that is about all inputs together or writes a proof; no GPU for device cuda.
         UnsupportedNetworkError: a proof is wanted of a network that the checker cannot read.
         UsageError, InputFileError: the journal is of another run, or no journal (journal.open_journal).
         SoundnessError: a lower bound lies above an upper bound; names group, stage and values.
         InterruptedRunError: Ctrl-C, or a worker died; finished groups are in the journal.
     """
-    progress = progress or Silent()
-    data.require_classifier(model.network.input_shape, model.network.num_classes, str(model.path))
-    threat.require_target(model.network.num_classes)
-    require_parity(model.network, OnnxRunner(model), model.path)
-    if part is not None and (settings.scope == "dataset" or proof is not None):
-        raise UsageError(
-            "a part of the groups has no certificate for one perturbation of all inputs (scope dataset) and no proof;"
-            " make the parts without them."
-        )
+    _require_sense(model, data, threat, settings, proof, part)
     solver = solver or named(settings.solver)
-    build = partial(Run.of, model, data, threat, settings, solver, device, proof)
-    run = build(resume=resume)
-    results: dict[int, GroupResult] = {}
-    remainders: dict[int, Remainder] = {}
-    proofs: dict[int, GroupProof] = {}
-    dataset = settings.scope == "dataset"
-    groups: list[tuple[int, ...]] = []
-    with ExitStack() as stack:
-        log: Journal | None = None
-        try:
-            start = time.monotonic()
-            candidates, clean = run.clean(progress)
-            chosen = run.chosen(candidates, clean)
-            k = settings.group_size
-            groups = [tuple(part.tolist()) for part in torch.split(candidates[chosen], k)]
-            clean_seconds = time.monotonic() - start
-            if journal is not None:
-                log = stack.enter_context(
-                    open_journal(journal, _identity(model, data, threat, settings), groups, resume=resume, join=join)
-                )
-                results.update(run.recorded(log.done))
-                if dataset:
-                    remainders.update(_remainders(journal, {index: log.notes.get(index) for index in results}))
-            size = run.chunk_groups()
-            batches = range(0, len(groups), size)
-            wanted: Sequence[int] = range(len(groups))
-            if part is not None:
-                batches = _share(batches, part, size)
-                wanted = [index for first in batches for index in range(first, min(first + size, len(groups)))]
-                results = {index: result for index, result in results.items() if index in set(wanted)}
-            progress.start("groups", len(wanted), "groups")
-            progress.advance(len(results))
-            tasks = []
-            for first in batches:
-                members = range(first, min(first + size, len(groups)))
-                some = chosen[first * k : (members[-1] + 1) * k]
-                skip = frozenset(results).intersection(members)
-                if len(skip) < len(members):
-                    tasks.append(Chunk(first=first, indices=candidates[some], clean=clean.select(some), skip=skip))
-            if tasks and not results:
-                progress.advance(0, note=f"in batches of {min(size, len(groups))}")
-            for one in _finished(run, partial(build, resume=True), tasks, min(workers, len(wanted) - len(results))):
-                result, index = one.result, one.result.index
-                results[index], remainders[index] = result, one.remainder
-                if one.proof is not None:
-                    proofs[index] = one.proof
-                if log is not None:
-                    log.write(result, one.remainder.to_json() if dataset else None)
-                progress.advance(1, note=_note(results))
-            ordered: tuple[GroupResult, ...] = tuple(results[index] for index in wanted)
-            together, worst = None, None
-            if dataset:
-                row = dict(zip(candidates[chosen].tolist(), chosen.tolist(), strict=True))
-                ordered, together, worst = run.together(ordered, remainders, proofs, clean, row, progress)
-            if log is not None and part is None:
-                log.finish()
-        except KeyboardInterrupt:
-            saved = f"continue with --resume ({journal})" if journal is not None else "nothing was saved (no journal)"
-            raise InterruptedRunError(f"stopped after {len(results)} of {len(groups)} groups; {saved}.") from None
-    if run.recorder is not None:
-        run.recorder.pack(len(ordered), {"data": data.name, "split": data.split, "version": __version__})
-    progress.finish()
-    judged = torch.isin(_looked_at(chosen, len(candidates)) // k, torch.tensor(wanted))
+    build = partial(Setup.of, model, data, threat, settings, solver, context.device, proof)
+    setup = build(resume=context.resume)
+    ledger = _Ledger()
+    with _interruptible(ledger, journal), ExitStack() as stack:
+        start = time.monotonic()
+        selection = selected(setup, context.progress)
+        clean_seconds = time.monotonic() - start
+        ledger.groups = groups = selection.groups
+        if journal is not None:
+            identity = _identity(model, data, threat, settings)
+            log = stack.enter_context(open_journal(journal, identity, groups, resume=context.resume, join=join))
+            ledger.take_over(log, setup, journal)
+        plan = Plan.of(setup, len(groups), part)
+        ledger.keep(plan.groups)
+        context.progress.start("groups", len(plan.groups), "groups")
+        context.progress.advance(len(ledger.results))
+        tasks = plan.todo(selection, ledger.results)
+        if tasks and not ledger.results:
+            context.progress.advance(0, note=f"in batches of {min(plan.size, len(groups))}")
+        workers = min(context.workers, len(plan.groups) - len(ledger.results))
+        for one in _finished(setup, partial(build, resume=True), tasks, workers):
+            ledger.note(one)
+            context.progress.advance(1, note=ledger.words)
+        whole = Whole(groups=tuple(ledger.results[index] for index in plan.groups))
+        if settings.scope == "dataset":
+            whole = whole_data_set(setup, whole.groups, ledger.remainders, ledger.proofs, selection, context.progress)
+        if ledger.log is not None and part is None:
+            ledger.log.finish()
+    if setup.recorder is not None:
+        setup.recorder.pack(len(whole.groups), {"data": data.name, "split": data.split, "version": __version__})
+    context.progress.finish()
+    examined = selection.examined(plan.groups)
     return Certificate(
         model=str(model.path),
         sha256=model.sha256,
@@ -161,44 +120,115 @@ def certify_uap(
         data_sha256=data.sha256(),
         threat=threat,
         settings=asdict(settings),
-        examined=int(judged.sum()),
-        examined_correct=int(clean.correct[judged].sum()),
-        groups=ordered,
-        stages={"clean": clean_seconds, **_total(group.stages for group in ordered)},
+        examined=int(examined.sum()),
+        examined_correct=int(selection.clean.correct[examined].sum()),
+        groups=whole.groups,
+        stages={"clean": clean_seconds, **_total(group.stages for group in whole.groups)},
         version=__version__,
-        together=together,
-        perturbation=worst,
+        together=whole.held,
+        perturbation=whole.perturbation,
     )
 
 
-def _share(batches: range, part: tuple[int, int], size: int) -> range:
-    number, parts = part
-    if not 1 <= number <= parts <= len(batches):
+def _require_sense(
+    model: OnnxModel,
+    data: Dataset,
+    threat: Threat,
+    settings: CertifySettings,
+    proof: Path | None,
+    part: tuple[int, int] | None,
+) -> None:
+    data.require_classifier(model.network.input_shape, model.network.num_classes, str(model.path))
+    threat.require_target(model.network.num_classes)
+    require_parity(model.network, OnnxRunner(model), model.path)
+    if part is not None and (settings.scope == "dataset" or proof is not None):
         raise UsageError(
-            f"part {number}/{parts} of {len(batches)} batches of {size} groups; parts are 1/N to N/N, N at most"
-            f" {len(batches)}."
+            "a part of the groups has no certificate for one perturbation of all inputs (scope dataset) and no proof;"
+            " make the parts without them."
         )
-    return batches[number - 1 :: parts]
 
 
-def _looked_at(chosen: Tensor, count: int) -> Tensor:
-    """For which of the chosen inputs each of `count` candidates was looked at: the next one, or the last one of all."""
-    return torch.searchsorted(chosen, torch.arange(count)).clamp(max=len(chosen) - 1)
+@dataclass(kw_only=True)
+class _Ledger:
+    """What is known of the groups so far, by their index; updated in place.
+
+    Attributes:
+        groups: each group's inputs, once they are chosen.
+        log: the journal, which gets every group that is done; with remainders where `noting`.
+    """
+
+    groups: Sequence[tuple[int, ...]] = ()
+    results: dict[int, GroupResult] = field(default_factory=dict)
+    remainders: dict[int, Remainder] = field(default_factory=dict)
+    proofs: dict[int, GroupProof] = field(default_factory=dict)
+    log: Journal | None = None
+    noting: bool = False
+
+    def take_over(self, log: Journal, setup: Setup, path: Path) -> None:
+        """Takes the journal at `path`, and the groups in it that need not be found again."""
+        self.log, self.noting, recorder = log, setup.settings.scope == "dataset", setup.recorder
+        self.results.update(log.done)
+        if recorder is not None and self.noting:  # proofs are regrouped at the end, from memory
+            self.results.clear()
+        elif recorder is not None:
+            for index, group in log.done.items():
+                if not recorder.has(index, group.indices, group.certified):
+                    del self.results[index]
+        if self.noting:
+            self.remainders.update(_remainders(path, {index: log.notes.get(index) for index in self.results}))
+
+    def keep(self, groups: Sequence[int]) -> None:
+        """Drops the results of all other groups."""
+        wanted = set(groups)
+        self.results = {index: result for index, result in self.results.items() if index in wanted}
+
+    def note(self, one: Finished) -> None:
+        """Takes in a group that is done."""
+        index = one.result.index
+        self.results[index], self.remainders[index] = one.result, one.remainder
+        if one.proof is not None:
+            self.proofs[index] = one.proof
+        if self.log is not None:
+            self.log.write(one.result, one.remainder.to_json() if self.noting else None)
+
+    @property
+    def words(self) -> str:
+        """The bracket so far, for progress."""
+        inputs = sum(len(group.indices) for group in self.results.values())
+        certified = 100 * sum(group.certified for group in self.results.values()) / inputs
+        attacked = 100 * sum(group.attacked for group in self.results.values()) / inputs
+        return f"certified {certified:.1f} %, attacked {attacked:.1f} %"
 
 
-def _finished(run: Run, build: Callable[[], Run], tasks: Sequence[Chunk], workers: int) -> Iterator[Finished]:
-    """The groups of all chunks, here or by worker processes, each of which builds a run of its own."""
+@contextmanager
+def _interruptible(ledger: _Ledger, journal: Path | None) -> Iterator[None]:
+    """Ctrl-C inside becomes an InterruptedRunError that says what is kept."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        saved = f"continue with --resume ({journal})" if journal is not None else "nothing was saved (no journal)"
+        raise InterruptedRunError(
+            f"stopped after {len(ledger.results)} of {len(ledger.groups)} groups; {saved}."
+        ) from None
+
+
+def _finished(setup: Setup, build: Callable[[], Setup], tasks: Sequence[Chunk], workers: int) -> Iterator[Finished]:
+    """The groups of all chunks, here or by worker processes, each of which builds a setup of its own."""
     if workers > 1:
         yield from spread(partial(_worker, build), tasks, workers, threads=torch.get_num_threads())
     else:
         for task in tasks:
-            yield from map(run.finished, run.prepared(task))
+            yield from (finished(setup, one) for one in prepared(setup, task))
 
 
-def _worker(build: Callable[[], Run]) -> Callable[[Chunk | Prepared], Finished | More]:
+def _worker(build: Callable[[], Setup]) -> Callable[[Chunk | Prepared], Finished | More]:
     """What a worker process does: a chunk's batched stages, or one group."""
-    run = build()
-    return lambda task: run.finished(task) if isinstance(task, Prepared) else More(tasks=tuple(run.prepared(task)))
+    setup = build()
+
+    def work(task: Chunk | Prepared) -> Finished | More:
+        return finished(setup, task) if isinstance(task, Prepared) else More(tasks=tuple(prepared(setup, task)))
+
+    return work
 
 
 def _remainders(path: Path, notes: Mapping[int, Any]) -> dict[int, Remainder]:
@@ -225,14 +255,7 @@ def _identity(model: OnnxModel, data: Dataset, threat: Threat, settings: Certify
     }
 
 
-def _note(results: Mapping[int, GroupResult]) -> str:
-    inputs = sum(len(group.indices) for group in results.values())
-    certified = 100 * sum(group.certified for group in results.values()) / inputs
-    attacked = 100 * sum(group.attacked for group in results.values()) / inputs
-    return f"certified {certified:.1f} %, attacked {attacked:.1f} %"
-
-
-def _total(stages: Iterator[Mapping[str, float]]) -> dict[str, float]:
+def _total(stages: Iterable[Mapping[str, float]]) -> dict[str, float]:
     total: dict[str, float] = {}
     for stage in stages:
         for name, seconds in stage.items():

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from citrus_tool.choices import BENCH_SCALES, BenchScale
-from citrus_tool.cli import options, parameters, terminal
-from citrus_tool.cli.gathered import ContestChoice, Outputs, gathered
+from citrus_tool.cli import options, parameters
+from citrus_tool.cli.gathered import ContestChoice, Outputs, Places, gathered
 from citrus_tool.context import RunContext
-from citrus_tool.errors import UsageError
 from citrus_tool.threat import parse_eps
-
-if TYPE_CHECKING:
-    from citrus_tool.bench.contests import Contest
 
 _JOURNAL = Path("results") / "journal.jsonl"
 
@@ -91,57 +86,16 @@ def _table(name: str, about: str) -> click.Command:
     def command(
         scale: BenchScale,
         contest: ContestChoice,
-        models: Path | None,
+        places: Places,
         only_list: bool,
-        journal: Path,
-        runs: Path,
-        data_root: Path | None,
         context: RunContext,
         outputs: Outputs,
     ) -> None:
-        from citrus_tool import plots
-        from citrus_tool.bench import contests, page
-        from citrus_tool.bench.plots import PLOTS
-        from citrus_tool.bench.run import Bench
-        from citrus_tool.devices import resolved
-        from citrus_tool.results.measurements import read, read_boxes
+        if contest.eps is not None:
+            parse_eps(contest.eps)
+        from citrus_tool.cli.bench_tables import show_table
 
-        if outputs.plot is not None:
-            plots.require(outputs.plot)
-        about = tuple(one for one in contests.SCALES[scale].contests if contests.jobs(name, one))
-        if not about:
-            raise UsageError(f"{name} has no contest at scale {scale}; choose another --scale.")
-        chosen = _chosen(about, contest.data_name, contest.eps)
-        wanted = _methods(contests.TABLES[name].methods, contest.methods)
-        context = resolved(context)
-        if not only_list:
-            for one in chosen:
-                bench = Bench(
-                    journal=journal,
-                    runs=runs,
-                    data_root=data_root,
-                    context=context,
-                    certifier=contests.certifier(name, scale, one),
-                )
-                base = f"citrus bench {name} --scale {scale} --data {one.data} --eps {one.eps}"
-                for published in one.published if models is not None else ():
-                    bench.run_published(one, published, models or Path(), f"{base} --models DIR")
-                do = bench.measure_boxes if contests.TABLES[name].layout == "boxes" else bench.run
-                for job in contests.jobs(name, one):
-                    if job.method in wanted and job.seed < (contest.seeds or job.seed + 1):
-                        do(job, f"{base} --methods {job.method} --seeds {job.seed + 1}")
-        entries, losses = read(journal), read_boxes(journal)
-        for section in page.sections(name, scale, chosen, entries, losses):
-            setting = f"{section.contest.data}, eps {section.contest.eps}, {section.contest.architecture}"
-            click.echo("minutes of training" if section.header is page.TIME_HEADER else setting)
-            terminal.table(section.header, section.rows)
-        if outputs.plot is not None:
-            figure = PLOTS[name](entries, losses)
-            if figure is None:
-                raise UsageError(
-                    f"{outputs.plot}: nothing of {name} is measured at scale cpu yet; leave out --list, or --plot."
-                )
-            plots.save(figure, outputs.plot)
+        show_table(name, scale, contest, places, context, outputs, only_list=only_list)
 
     command.__doc__ = f"""{about}
 
@@ -152,28 +106,6 @@ def _table(name: str, about: str) -> click.Command:
       citrus bench {name}
     """
     return click.command(name)(command)
-
-
-def _chosen(contests: tuple[Contest, ...], data_name: str | None, eps: str | None) -> list[Contest]:
-    found = [
-        contest
-        for contest in contests
-        if data_name in (None, contest.data) and (eps is None or parse_eps(eps) == parse_eps(contest.eps))
-    ]
-    if not found:
-        known = ", ".join(f"{contest.data} at {contest.eps}" for contest in contests)
-        raise UsageError(f"no contest is on {data_name or 'any data'} at {eps or 'any eps'}; contests are {known}.")
-    return found
-
-
-def _methods(known: tuple[str, ...], text: str | None) -> tuple[str, ...]:
-    if text is None:
-        return known
-    names = tuple(text.split(","))
-    for name in names:
-        if name not in known:
-            raise UsageError(f"{name!r} is no method of this table; its methods are {', '.join(known)}.")
-    return names
 
 
 for _name, _about in (
@@ -205,13 +137,6 @@ def results(journal: Path, out: Path, with_plots: bool) -> None:
     Example:
       citrus bench results --out docs/results.md
     """
-    from citrus_tool.bench.page import page
-    from citrus_tool.bench.plots import draw
-    from citrus_tool.files import require_writable_file, write_text
-    from citrus_tool.results.measurements import read, read_boxes
+    from citrus_tool.cli.bench_tables import write_page
 
-    require_writable_file(out)
-    entries, losses = read(journal), read_boxes(journal)
-    drawn = draw(out.parent / "images", entries, losses) if with_plots else {}
-    links = {name: path.relative_to(out.parent).as_posix() for name, path in drawn.items()}
-    write_text(out, page(entries, losses, links))
+    write_page(journal, out, with_plots=with_plots)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -15,40 +14,8 @@ from citrus_tool.cli import options, parameters, terminal
 from citrus_tool.cli.gathered import Outputs, gathered
 from citrus_tool.context import RunContext
 from citrus_tool.errors import UsageError
-from citrus_tool.files import write_text
 from citrus_tool.sources import DataChoice, ModelChoice
-from citrus_tool.threat import Threat, spelled
-
-if TYPE_CHECKING:
-    from citrus_tool.results.certificate import Certificate
-
-
-def sweep_table(certificates: Sequence[Certificate], target: int | None) -> tuple[list[str], list[list[str]]]:
-    """Headings and one row for each certificate: eps, the counts in percent, seconds."""
-    from citrus_tool.results.certificate import clean_name
-    from citrus_tool.results.sweep import COLUMNS, percents
-
-    headings = ["eps", *COLUMNS.values(), "seconds"]
-    headings[1] = clean_name(target)
-    return headings, [
-        [spelled(one.threat.eps), *(terminal.percent(share) for share in percents(one).values()), f"{one.seconds:.1f}"]
-        for one in certificates
-    ]
-
-
-def write_tables(
-    outputs: Outputs, certificates: Sequence[Certificate], table: tuple[list[str], list[list[str]]]
-) -> None:
-    """Writes the files of --csv (counts and percentages) and --latex (`table`)."""
-    from citrus_tool.results.sweep import csv_rows, judged
-    from citrus_tool.tables import to_csv, to_latex
-
-    if outputs.csv is not None:
-        write_text(outputs.csv, to_csv(*csv_rows(certificates)))
-    if outputs.latex is not None:
-        one = certificates[0]
-        note = f"{one.model}: percent of {judged(one)}, protocol {one.settings['protocol']}; citrus {one.version}"
-        write_text(outputs.latex, to_latex(*table, note))
+from citrus_tool.threat import Threat
 
 
 @click.command("certify-uap")
@@ -90,7 +57,7 @@ def certify_uap(
         raise UsageError("--certificate holds the proof of one eps; give one --eps, or leave it out.")
     if len(threats) > 1 and (part is not None or join):
         raise UsageError("--part and --join go with one eps; make a run for each.")
-    from citrus_tool.results.sweep import judged
+    from citrus_tool.cli.sweep_tables import judged, sweep_table, write_tables
     from citrus_tool.workflow.certify import certify_file
     from citrus_tool.workflow.sweep import sweep_file
 
@@ -223,13 +190,10 @@ def evaluate(
     Example:
       citrus evaluate M.onnx --data mnist --eps 0.1
     """
-    from citrus_tool.reports.data import Origin
     from citrus_tool.workflow.evaluate import evaluate_file
 
     result = evaluate_file(source, choice, threat, certify, context, split=split, pgd_steps=pgd_steps)
     shown = result.table()
     terminal.show(result.to_json(), outputs.json, shown.columns, shown.rows)
-    origin = Origin(mean=source.mean, std=source.std, root=choice.root, seed=choice.seed)
-    terminal.write_report(
-        outputs.report, result.to_json(perturbations=True), f"evaluation of {source.path.name}", origin
-    )
+    name = f"evaluation of {source.path.name}"
+    terminal.write_report_of(outputs.report, result, name, source, choice)

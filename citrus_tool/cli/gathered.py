@@ -18,6 +18,7 @@ from citrus_tool.cli.config import effective, given
 from citrus_tool.context import RunContext
 from citrus_tool.sources import DataChoice, ModelChoice
 from citrus_tool.threat import Threat
+from citrus_tool.workflow.recipe_choice import choose_recipe
 
 F = TypeVar("F", bound=Callable[..., Any])
 S = TypeVar("S")
@@ -53,8 +54,6 @@ class RecipeChoice:
 
     def at(self, eps: float, data: str, **defaults: Any) -> Recipe:
         """The recipe for this radius (pixel space) and data set; raises as `choose_recipe`."""
-        from citrus_tool.workflow.recipe_choice import choose_recipe
-
         return choose_recipe(
             data,
             name=self.name,
@@ -83,12 +82,22 @@ class ContestChoice:
     seeds: int | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """Where the benchmark's journal, runs, published networks and data sets lie."""
+
+    journal: Path
+    runs: Path
+    models: Path | None
+    data_root: Path | None
+
+
 def gathered(function: F) -> F:
     """Hands a command its options together, those of these that it has a parameter for:
 
     `source`: MODEL, --mean and --std as a ModelChoice.  `choice`: --data, --data-root and --seed as a DataChoice.
     `threats`: a Threat for each --eps; `threat`: of the only one.  `certify`, `attack`, `tuning`: the settings.
-    `recipe`: a RecipeChoice.  `spec`: a SpecChoice.  `contest`: a ContestChoice.  `context`: a RunContext.
+    `recipe`: a RecipeChoice.  `spec`: a SpecChoice.  `contest`, `places`: of the benchmark.  `context`: a RunContext.
     `outputs`: Outputs, whose files can be written.
 
     Options that the command has no parameter for go no further. Raises as these classes do.
@@ -172,5 +181,6 @@ _MAKERS: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
     "recipe": _recipe,
     "spec": functools.partial(_same, SpecChoice),
     "contest": functools.partial(_same, ContestChoice),
+    "places": functools.partial(_same, Places),
     "context": _context,
 }

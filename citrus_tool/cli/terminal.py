@@ -21,9 +21,8 @@ from citrus_tool.tables import Table
 from citrus_tool.tables import percent as percent
 
 if TYPE_CHECKING:
-    from rich.progress import Progress as RichProgress
-
-    from citrus_tool.reports.data import Origin
+    from citrus_tool.reports.data import Result
+    from citrus_tool.sources import DataChoice, ModelChoice
 
 LINE_SECONDS = 10.0
 """Seconds between two progress lines when stderr is not a terminal."""
@@ -37,7 +36,11 @@ def progress(quiet: bool) -> Progress:
     click.get_current_context().with_resource(_warnings(quiet))
     if quiet:
         return Silent()
-    return Bars() if sys.stderr.isatty() and os.environ.get("TERM") != "dumb" else PlainLines()
+    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+        return PlainLines()
+    from citrus_tool.cli.drawn import Bars
+
+    return Bars()
 
 
 @contextmanager
@@ -95,49 +98,6 @@ class PlainLines(Progress):
         click.echo(f"{self._stage}: {amount} {self._unit} in {clock(seconds)}, {rate:.3g}/s{left}{note}", err=True)
 
 
-class Bars(Progress):
-    """A live bar on stderr with amount, rate, time left and the latest note."""
-
-    def __init__(self) -> None:
-        self._bars: RichProgress | None = None
-        self._task: Any = None
-
-    def start(self, stage: str, total: int | None, unit: str) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
-        from rich.progress import Progress as RichProgress
-        from rich.table import Column
-
-        self.finish()
-        self._bars = RichProgress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=16),
-            MofNCompleteColumn(),
-            TextColumn(f"{unit}{{task.fields[rate]}}"),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[left]}"),
-            TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
-            console=Console(stderr=True),
-            transient=True,
-        )
-        self._task = self._bars.add_task(stage, total=total, note="", rate="", left="")
-        self._bars.start()
-
-    def advance(self, amount: int = 1, note: str = "") -> None:
-        if self._bars is None:
-            return
-        task = self._bars.tasks[0]
-        speed = f", {task.speed:.3g}/s" if task.speed else ""
-        left = f"{clock(task.time_remaining)} left" if task.time_remaining else ""
-        self._bars.update(self._task, advance=amount, rate=speed, left=left, note=note or task.fields["note"])
-
-    def finish(self) -> None:
-        if self._bars is not None:
-            self._bars.stop()
-        self._bars = None
-
-
 def clock(seconds: float) -> str:
     """0:07, 12:34 or 1:02:03."""
     whole = round(seconds)
@@ -157,15 +117,30 @@ def require_output(*paths: Path | None) -> None:
             require_writable_file(path)
 
 
-def write_report(
-    report_path: Path | None, run: Path | Mapping[str, Any], name: str = "", origin: Origin | None = None
-) -> None:
-    """Writes the page of --report about a run folder, or about a result in JSON values that is called `name`."""
+def write_report(report_path: Path | None, run: Path) -> None:
+    """Writes the page of --report about a run folder."""
     if report_path is None:
         return
-    from citrus_tool.reports import parse, write_report
+    from citrus_tool.reports import write_report
 
-    for reason in write_report([run if isinstance(run, Path) else parse(run, name, origin=origin)], report_path):
+    _left_out(write_report([run], report_path))
+
+
+def write_report_of(
+    report_path: Path | None, result: Result, name: str, source: ModelChoice, choice: DataChoice
+) -> None:
+    """Writes the page of --report about a result that is called `name`."""
+    if report_path is None:
+        return
+    from citrus_tool.reports import write_report
+    from citrus_tool.reports.data import Origin, Reported
+
+    origin = Origin(mean=source.mean, std=source.std, root=choice.root, seed=choice.seed)
+    _left_out(write_report([Reported.of(result, name, origin)], report_path))
+
+
+def _left_out(reasons: Sequence[str]) -> None:
+    for reason in reasons:
         click.echo(f"report: left out: {reason}", err=True)
 
 
@@ -186,24 +161,9 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table on stdout: drawn on a terminal, aligned plain text elsewhere. Numbers are set flush right."""
     plain = Table(title="", columns=columns, rows=rows)
     if sys.stdout.isatty():
-        from rich import box
-        from rich.console import Console
-        from rich.table import Table as RichTable
+        from citrus_tool.cli.drawn import draw
 
-        drawn = RichTable(box=box.SIMPLE_HEAD, header_style="bold")
-        for column, right in zip(columns, plain.numeric, strict=True):
-            drawn.add_column(column, justify="right" if right else "left", overflow="fold", style=_style(column))
-        for row in rows:
-            drawn.add_row(*row, style=_style("failed" if "failed" in row else row[0]))
-        Console(markup=False, highlight=False).print(drawn)
+        draw(plain)
         return
     for line in plain.lines():
         click.echo(line)
-
-
-COLOURS: Mapping[str, str] = {"certified UAP": "green", "attacked UAP": "yellow", "failed": "red"}
-"""The colour of a column, or row, with this heading."""
-
-
-def _style(heading: str) -> str:
-    return COLOURS.get(heading, "none")

@@ -91,14 +91,18 @@ def harden(
     """
     if eps is None and not spec.specs:
         raise UsageError("harden needs a radius to train for; add --eps, e.g. --eps 0.1, or --spec F.vnnlib.")
-    from citrus_tool.training.tracking import tracking
-    from citrus_tool.workflow.harden import harden_file, read_spec
+    target = None
+    if spec.specs:
+        from citrus_tool.workflow.harden import read_spec
 
-    target = read_spec(source, choice, spec.specs, seconds=spec.spec_timeout) if spec.specs else None
-    radius = target.eps if target is not None and eps is None else eps
-    chosen = recipe.at(radius or 0.0, choice.name)
+        target = read_spec(source, choice, spec.specs, seconds=spec.spec_timeout)
+        eps = target.eps if eps is None else eps
+    chosen = recipe.at(eps or 0.0, choice.name)
     stem = f"{source.path.stem}_{chosen.method}"
     run_dir = context.run_dir or Path("runs") / stem
+    from citrus_tool.training.tracking import tracking
+    from citrus_tool.workflow.harden import harden_file
+
     with tracking(outputs.tracker, run_dir, name=run_dir.name, settings=context.effective or {}) as on_epoch:
         report = harden_file(
             source,
@@ -121,8 +125,8 @@ def show_harden(report: HardenReport, outputs: Outputs) -> None:
     terminal.show(report.to_json(), outputs.json, shown.columns, shown.rows)
     if not outputs.on_stdout:
         click.echo(
-            f"\neps {report.recipe.eps:g}, groups of {report.group_size}, {report.inputs} test inputs;"
-            f" trained {report.recipe.epochs} epochs in {terminal.clock(report.seconds)}; written to {report.out}"
+            f"\neps {report.eps:g}, groups of {report.group_size}, {report.inputs} test inputs;"
+            f" trained {report.epochs} epochs in {terminal.clock(report.seconds)}; written to {report.out}"
         )
         show_spec(report.spec)
 
@@ -168,8 +172,6 @@ def train(
     Example:
       citrus train convtiny --data digits --out digits.onnx
     """
-    from citrus_tool.workflow.train import train_file
-
     standard = recipe.defaults["method"] == "standard"
     recipe = replace(recipe, name=recipe.name or ("standard" if standard else None))
     chosen = recipe.at(eps or 0.0, choice.name, init="keep" if standard else "shi")
@@ -177,6 +179,8 @@ def train(
         raise UsageError(f"method {chosen.method} needs a radius to train for; add --eps, e.g. --eps 0.1.")
     run_dir = context.run_dir or Path("runs") / f"{Path(choice.name).stem}_{architecture}_{chosen.method}"
     context = replace(context, run_dir=run_dir)
+    from citrus_tool.workflow.train import train_file
+
     report = train_file(architecture, choice, chosen, context, out=out or run_dir / f"{architecture}.onnx")
     row = [
         architecture,

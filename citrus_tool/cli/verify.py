@@ -8,24 +8,18 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import click
 
 from citrus_tool.cli import options, parameters
 from citrus_tool.context import RunContext
-from citrus_tool.errors import UnsupportedNetworkError, UsageError
-
-if TYPE_CHECKING:
-    from citrus_tool.queries import Spec
+from citrus_tool.errors import UsageError
 
 STARTED: Final = time.monotonic()
 """When this process began, but for the interpreter's own start: what --timeout counts from."""
 SPARE: Final = 2.0
 """Seconds before --timeout at which the answer is out, at most a quarter of it."""
-
-BLIND: Final = 5.0
-"""Seconds of the search for a witness where a network is not supported."""
 
 OPERATORS: Final = (
     "Add",
@@ -147,58 +141,13 @@ def verify(
     """
     end = None if timeout is None else STARTED + timeout - min(SPARE, timeout / 4)
     with Answers(None if end is None else max(0.0, end - time.monotonic())) as answers:
-        from citrus_tool import queries
-        from citrus_tool.devices import resolved
-        from citrus_tool.queries.black_box import sample
-        from citrus_tool.queries.verify import Verdict, read_models
-        from citrus_tool.queries.verify import verify as decide
+        from citrus_tool.cli.answering import answer
 
         def log(text: str) -> None:
             if not quiet:
                 click.echo(f"{time.monotonic() - STARTED:8.1f} s  {text}", err=True)
 
-        resolved(RunContext(device="cpu", threads=threads))
-        spec = queries.read(query)
-        paths = _paths(spec, networks)
-        try:
-            models = read_models(spec, paths)
-            seconds = float("inf") if end is None else end - time.monotonic()
-            answer = decide(spec, models, seconds=seconds, seed=seed, log=log)
-        except UnsupportedNetworkError as error:
-            log(str(error))
-            late = time.monotonic() + BLIND if end is None else min(end, time.monotonic() + BLIND)
-            witness = sample(spec, paths, deadline=late, seed=seed)
-            answers.give("unknown\n" if witness is None else f"sat\n{queries.format_witness(spec, witness)}")
-            return
-        if answer.reason:
-            log(answer.reason)
-        text = f"{answer.verdict.value}\n"
-        if answer.verdict is Verdict.SAT and answer.witness is not None:
-            text += queries.format_witness(spec, answer.witness)
-        answers.give(text)
-
-
-def _paths(spec: Spec, networks: tuple[str, ...]) -> dict[str, Path]:
-    """Network name -> file. A bare file, or any name, will do for a 1.0 query, which does not name its network.
-
-    A list of pairs, as VNN-COMP's instances.csv has it, stands for several networks.
-    """
-    found: dict[str, Path] = {}
-    from citrus_tool.queries.benchmark import network_pairs
-
-    listed = [
-        f"{name}={path}" for text in networks if text.startswith("[") for name, path in network_pairs(text).items()
-    ]
-    for text in [*(text for text in networks if not text.startswith("[")), *listed]:
-        name, equals, path = text.partition("=")
-        if spec.version == "1.0":
-            name, path = spec.networks[0].name, path if equals else text
-        elif not equals:
-            raise UsageError(f"--network {text}: write NAME=FILE, with the name that the query declares.")
-        if name in found:
-            raise UsageError(f"--network gives {name} twice; one file for each network.")
-        found[name] = Path(path)
-    return found
+        answers.give(answer(query, networks, RunContext(device="cpu", threads=threads, seed=seed), end=end, log=log))
 
 
 def _flags() -> list[Callable[[options.F], options.F]]:

@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
@@ -27,6 +27,7 @@ from citrus_tool.files import write_text
 from citrus_tool.progress import Progress
 from citrus_tool.results import lines
 from citrus_tool.results.instance import Record, Word, read_records
+from citrus_tool.results.record import to_json
 
 POINTS = 10
 """For a right sat or unsat."""
@@ -37,7 +38,7 @@ RECORDS, TABLE, WITNESSES = "results.jsonl", "results.csv", "witnesses"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Instance:
+class BenchmarkInstance:
     """One line of instances.csv: the fields as written (timeout in seconds), and what they stand for."""
 
     onnx: str
@@ -69,7 +70,7 @@ def network_pairs(field: str) -> dict[str, str]:
     return found
 
 
-def read_instances(path: Path) -> list[Instance]:
+def read_instances(path: Path) -> list[BenchmarkInstance]:
     """Reads instances.csv. Raises InputFileError with the line for what is missing or malformed."""
     try:
         rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8")), skipinitialspace=True))
@@ -92,7 +93,9 @@ def read_instances(path: Path) -> list[Instance]:
             raise InputFileError(
                 f"{path}:{line}: a line is onnx,vnnlib,timeout with a number of seconds{why}."
             ) from None
-        found.append(Instance(onnx=onnx, vnnlib=vnnlib, timeout=seconds, networks=networks, query=path.parent / vnnlib))
+        found.append(
+            BenchmarkInstance(onnx=onnx, vnnlib=vnnlib, timeout=seconds, networks=networks, query=path.parent / vnnlib)
+        )
     if not found:
         raise InputFileError(f"{path}: holds no instance; a line is onnx,vnnlib,timeout.")
     return found
@@ -121,7 +124,13 @@ def points(record: Record, known: Word | None) -> int:
 
 
 def run(
-    instances: Sequence[Instance], folder: Path, *, workers: int, threads: int, limit: float | None, progress: Progress
+    instances: Sequence[BenchmarkInstance],
+    folder: Path,
+    *,
+    workers: int,
+    threads: int,
+    limit: float | None,
+    progress: Progress,
 ) -> Iterator[Record]:
     """Runs the instances that `folder` has no record of; yields every record, old ones first.
 
@@ -152,7 +161,7 @@ def run(
                 for future in finished:
                     record = future.result()
                     records.append(record)
-                    file.write(asdict(record))
+                    file.write(to_json(record))
                     progress.advance(note=f"{Path(record.vnnlib).name}: {record.verdict}")
                     yield record
         except BaseException:
@@ -200,7 +209,9 @@ class _Children:
             self.end(child)
 
 
-def _run_one(instance: Instance, witness: Path, threads: int, limit: float | None, children: _Children) -> Record:
+def _run_one(
+    instance: BenchmarkInstance, witness: Path, threads: int, limit: float | None, children: _Children
+) -> Record:
     seconds = instance.timeout if limit is None else min(limit, instance.timeout)
     command = [sys.executable, "-c", "from citrus_tool.cli import main; raise SystemExit(main())", "verify"]
     command += [str(instance.query), "--timeout", str(seconds), "--threads", str(threads)]
@@ -241,7 +252,7 @@ def _word(first: str) -> Word:
     return words.get(first.strip(), "error")
 
 
-def check_witness(instance: Instance, text: str) -> tuple[bool, str]:
+def check_witness(instance: BenchmarkInstance, text: str) -> tuple[bool, str]:
     """Whether the witness below `sat` holds, by a replay of its inputs on onnxruntime; and if not, why not."""
     from citrus_tool.queries import parse_witness, read
     from citrus_tool.queries.problem import Files, Replay

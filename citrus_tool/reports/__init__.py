@@ -9,12 +9,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from citrus_tool.reports.data import Run as Run
+    from citrus_tool.reports.data import Reported as Reported
     from citrus_tool.reports.data import parse as parse
     from citrus_tool.reports.data import read as read
     from citrus_tool.reports.write import write_report as write_report
 
-_HOME = {"Run": "data", "parse": "data", "read": "data", "write_report": "write"}
+_HOME = {"Reported": "data", "parse": "data", "read": "data", "write_report": "write"}
 
 
 def __getattr__(name: str) -> Any:

@@ -19,16 +19,26 @@ from numpy.typing import NDArray
 
 from citrus_tool import __version__
 from citrus_tool.reports import citations, figures, pictures
-from citrus_tool.reports.data import FIGURES, Benchmarked, Certified, Trained
-from citrus_tool.reports.replay import Replay, Seen
+from citrus_tool.reports.data import Certified
+from citrus_tool.reports.replay import Replayed, Seen
 from citrus_tool.results.certificate import GroupResult, Status
-from citrus_tool.results.evidence import Verdict
+from citrus_tool.results.evidence import InputVerdict
+from citrus_tool.results.harden import HardenReport
+from citrus_tool.results.instance import Record
+from citrus_tool.results.train import TrainReport
 
 TEMPLATES: Final = Path(__file__).parent / "templates"
 PICTURE_BYTES: Final = 4 * 2**20
 """What pictures may take of a page; inputs beyond it are listed without one."""
 GALLERY: Final = 24
 """Images in one row of pictures, at most."""
+FIGURES: Final[Mapping[str, str]] = {
+    "standard_accuracy": "Standard",
+    "ibp_certified_accuracy": "IBP certified",
+    "certified_uap_accuracy": "Certified UAP",
+    "attacked_uap_accuracy": "Attacked UAP",
+}
+"""The accuracies (percent) that `harden` and `evaluate` give, with their names."""
 STAGES: Final[Mapping[str, str]] = {
     "clean": "Clean predictions",
     "ibp": "Interval bounds",
@@ -54,7 +64,7 @@ class Picture:
 
     index: int
     label: int
-    verdict: Verdict
+    verdict: InputVerdict
     image: str | None
     shifted: str | None
     before: int | None
@@ -107,7 +117,7 @@ class CertifiedView:
 
     key: str
     run: Certified
-    replay: Replay
+    replay: Replayed
     groups: tuple[GroupView, ...]
     classes: tuple[ClassRow, ...]
     worst: Worst | None
@@ -130,12 +140,8 @@ class CertifiedView:
     def kept(self) -> bool:
         """Whether the record holds what was found: no input fell, or there are perturbations that made some fall."""
         kept = [g.result.evidence for g in self.groups if g.result.evidence is not None]
-        fallen = any(Verdict.FOOLED in one.verdicts for one in kept)
+        fallen = any(InputVerdict.FOOLED in one.verdicts for one in kept)
         return not fallen or any(one.perturbation is not None for one in kept)
-
-    @property
-    def statuses(self) -> Mapping[Status, int]:
-        return {status: sum(g.result.status is status for g in self.groups) for status in Status}
 
 
 class Album:
@@ -170,7 +176,7 @@ def plain(value: object) -> str:
     return ("yes" if value else "no") if isinstance(value, bool) else str(value)
 
 
-def view(key: str, run: Certified, seen: Replay, album: Album) -> CertifiedView:
+def view(key: str, run: Certified, seen: Replayed, album: Album) -> CertifiedView:
     """The certificate with its pictures."""
     results = run.certificate.groups
     order = sorted(range(len(results)), key=lambda n: (results[n].attacked - len(results[n].indices), n))
@@ -179,8 +185,8 @@ def view(key: str, run: Certified, seen: Replay, album: Album) -> CertifiedView:
     }
     groups = tuple(made[n] for n in range(len(results)))
     worst = _worst_of_all(run, seen, album) if run.certificate.together is not None else _worst(groups, run)
-    proven = [p for g in groups for p in g.inputs if p.verdict in (Verdict.IBP, Verdict.PROVEN)]
-    wrong = [p for g in groups for p in g.inputs if p.verdict is Verdict.LOST]
+    proven = [p for g in groups for p in g.inputs if p.verdict in (InputVerdict.IBP, InputVerdict.PROVEN)]
+    wrong = [p for g in groups for p in g.inputs if p.verdict is InputVerdict.LOST]
     return CertifiedView(
         key=key,
         run=run,
@@ -217,7 +223,7 @@ def _group(result: GroupResult, seen: Sequence[Seen], eps: float, album: Album) 
 
 def _picture(one: Seen, album: Album) -> Picture:
     """An input in pictures; with its perturbation where that fools it."""
-    shifted = one.shifted if one.verdict is Verdict.FOOLED else None
+    shifted = one.shifted if one.verdict is InputVerdict.FOOLED else None
     return Picture(
         index=one.index,
         label=one.label,
@@ -236,7 +242,7 @@ def _classes(groups: Sequence[GroupResult]) -> tuple[ClassRow, ...]:
     for group in groups:
         if group.evidence is not None:
             for label, verdict in zip(group.evidence.labels, group.evidence.verdicts, strict=True):
-                row = found.setdefault(label, {one.value: 0 for one in Verdict})
+                row = found.setdefault(label, {one.value: 0 for one in InputVerdict})
                 row[verdict.value] += 1
     return tuple(ClassRow(label=label, inputs=sum(row.values()), verdicts=row) for label, row in sorted(found.items()))
 
@@ -248,7 +254,7 @@ def _worst(groups: Sequence[GroupView], run: Certified) -> Worst | None:
         kept = group.result.evidence
         if kept is None or kept.perturbation is None or not group.perturbation:
             continue
-        fooled = [one for one in group.inputs if one.verdict is Verdict.FOOLED]
+        fooled = [one for one in group.inputs if one.verdict is InputVerdict.FOOLED]
         if best is None or len(fooled) > best.fooled:
             saturated, mean = _size(kept.perturbation, run.certificate.threat.eps)
             best = Worst(
@@ -263,13 +269,13 @@ def _worst(groups: Sequence[GroupView], run: Certified) -> Worst | None:
     return best
 
 
-def _worst_of_all(run: Certified, seen: Replay, album: Album) -> Worst | None:
+def _worst_of_all(run: Certified, seen: Replayed, album: Album) -> Worst | None:
     """The one perturbation of scope dataset; None where it is not kept or fools nothing."""
     one = run.certificate
     if one.perturbation is None:
         return None
     channels = tuple(album.add(pictures.signed(channel, one.threat.eps)) for channel in one.perturbation)
-    fooled = [entry for entry in seen.together if entry.verdict is Verdict.FOOLED]
+    fooled = [entry for entry in seen.together if entry.verdict is InputVerdict.FOOLED]
     saturated, mean = _size(one.perturbation, one.threat.eps)
     return Worst(
         channels=tuple(uri for uri in channels if uri is not None),
@@ -288,7 +294,7 @@ def _size(perturbation: NDArray[np.float32], eps: float) -> tuple[float, float]:
     return 100 * float((size >= 0.999 * eps).mean()), float(size.mean())
 
 
-def training(run: Trained, key: str) -> Mapping[str, Any]:
+def training(run: HardenReport | TrainReport, key: str) -> Mapping[str, Any]:
     """The curves of a training run, by name."""
     history = run.history
     if not history:
@@ -379,12 +385,12 @@ def question(run: Certified) -> tuple[object, ...]:
     """What two certificates have in common when they differ in eps only."""
     one = run.certificate
     groups = tuple(group.indices for group in one.groups)
-    return one.sha256, one.data_sha256, run.group_size, one.threat.clip, one.threat.target, groups
+    return one.sha256, one.data_sha256, one.group_size, one.threat.clip, one.threat.target, groups
 
 
-def cactus(run: Benchmarked, key: str) -> Any:
+def cactus(records: Sequence[Record], key: str) -> Any:
     """How many instances were decided within a time each (the field's cactus plot)."""
-    decided = sorted(one.seconds for one in run.instances if one.verdict in ("sat", "unsat"))
+    decided = sorted(one.seconds for one in records if one.verdict in ("sat", "unsat"))
     if not decided:
         return None
     return figures.curves(
@@ -426,7 +432,7 @@ def page(title: str, sections: Sequence[Mapping[str, Any]]) -> str:
         script_digest=digest,
         figure_names=FIGURES,
         stage_names=STAGES,
-        verdicts=list(Verdict),
+        verdicts=list(InputVerdict),
         statuses=list(Status),
         version=__version__,
         python=platform.python_version(),

@@ -23,7 +23,7 @@ from citrus_tool.errors import CheckFailedError, CitrusError, InputFileError
 from citrus_tool.onnx_io import Inspection, OnnxRunner
 from citrus_tool.reports.data import Certified
 from citrus_tool.results.certificate import GroupResult
-from citrus_tool.results.evidence import Verdict
+from citrus_tool.results.evidence import InputVerdict
 
 BATCH: Final = 256
 """Inputs in one pass of onnxruntime."""
@@ -38,7 +38,7 @@ class Seen:
 
     index: int
     label: int
-    verdict: Verdict
+    verdict: InputVerdict
     image: NDArray[np.float32]
     before: int
     shifted: NDArray[np.float32] | None
@@ -46,7 +46,7 @@ class Seen:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Replay:
+class Replayed:
     """What could be seen again.
 
     Attributes:
@@ -66,7 +66,7 @@ class Replay:
     class_names: tuple[str, ...] = ()
 
 
-def replay(run: Certified, *, models: Sequence[Path] = (), root: Path | None = None) -> Replay:
+def replay(run: Certified, *, models: Sequence[Path] = (), root: Path | None = None) -> Replayed:
     """Reads the run's network (from its own path, or one of `models`) and data (under `root`) and replays all groups.
 
     Raises CheckFailedError where a prediction contradicts the certificate.
@@ -89,7 +89,7 @@ def replay(run: Certified, *, models: Sequence[Path] = (), root: Path | None = N
         missing.append(f"{run.source}: made by a citrus that kept no verdicts of single inputs.")
     elif dataset is not None and inspection is not None:
         groups, together = _replayed(run, inspection, dataset)
-    return Replay(
+    return Replayed(
         inspection=inspection,
         groups=groups,
         missing=tuple(missing),
@@ -161,7 +161,11 @@ def _together(
                 Seen(
                     index=index,
                     label=int(truth[place]),
-                    verdict=Verdict.LOST if not fine[place] else Verdict.OPEN if kept[place] else Verdict.FOOLED,
+                    verdict=InputVerdict.LOST
+                    if not fine[place]
+                    else InputVerdict.OPEN
+                    if kept[place]
+                    else InputVerdict.FOOLED,
                     image=dataset.pixels(part[place : place + 1])[0].numpy(),
                     before=int(before[place].argmax()),
                     shifted=moved[place].numpy(),
@@ -195,9 +199,9 @@ def _group(
     fine, lost = held(before, truth, threat.target), None if after is None else ~held(after, truth, threat.target)
     seen = []
     for place, (number, verdict) in enumerate(zip(group.indices, kept.verdicts, strict=True)):
-        agrees = kept.labels[place] == truth[place] and (verdict is Verdict.LOST or bool(fine[place]))
+        agrees = kept.labels[place] == truth[place] and (verdict is InputVerdict.LOST or bool(fine[place]))
         if lost is not None:
-            agrees = agrees and (verdict is not Verdict.FOOLED or bool(lost[place]))
+            agrees = agrees and (verdict is not InputVerdict.FOOLED or bool(lost[place]))
         if not agrees:
             raise CheckFailedError(
                 f"{run.source}: input {number} of group {group.index} is said to be {verdict.value}, which onnxruntime"

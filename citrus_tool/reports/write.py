@@ -4,17 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from citrus_tool.files import require_writable_file, write_text
 from citrus_tool.progress import Progress, Silent
 from citrus_tool.reports import citations, data, render
-from citrus_tool.reports.data import Attacked, Benchmarked, Certified, Evaluated, Run, Swept, Trained
+from citrus_tool.reports.data import Certified, Reported
 from citrus_tool.reports.replay import replay
+from citrus_tool.results.attack import AttackReport
+from citrus_tool.results.certificate import Certificate
+from citrus_tool.results.evaluation import Evaluation
+from citrus_tool.results.harden import HardenReport
+from citrus_tool.results.instance import Word
+from citrus_tool.results.record import plain
+from citrus_tool.results.sweep import Sweep
+from citrus_tool.results.train import TrainReport
 
 
 def write_report(
-    runs: Sequence[Run | Path],
+    runs: Sequence[Reported | Path],
     out: Path,
     *,
     models: Sequence[Path] = (),
@@ -24,7 +32,7 @@ def write_report(
     """Writes a self-contained HTML page about `runs`; returns what is missing in it, one sentence each.
 
     Args:
-        runs: records, or run folders and result files (data.read).
+        runs: runs, or run folders and result files (data.read).
         models: ONNX files that stand in for those that are no longer where they were; found by sha256.
         root: where named data sets lie, in place of the run's own --data-root.
 
@@ -55,62 +63,52 @@ def write_report(
     return tuple(dict.fromkeys(missing))
 
 
-def _name(run: Run) -> str:
-    if isinstance(run, Certified):
-        return run.certificate.model
-    if isinstance(run, Swept):
-        return run.certificates[0].certificate.model
-    if isinstance(run, Trained):
-        return run.out
-    return run.source if isinstance(run, Benchmarked) else run.model
+def _name(run: Reported) -> str:
+    if isinstance(run.result, Sweep):
+        return run.result.certificates[0].model
+    if isinstance(run.result, HardenReport | TrainReport):
+        return str(run.result.out)
+    return run.source if isinstance(run.result, tuple) else str(run.result.model)
 
 
-def _section(key: str, run: Run, seen: Callable[[str, Certified], render.CertifiedView]) -> Mapping[str, Any]:
-    if isinstance(run, Certified):
-        return {"kind": "certified", "key": key, "run": run, "view": seen(key, run)}
-    if isinstance(run, Swept):
-        several = [seen(f"{key}e{number}", one) for number, one in enumerate(run.certificates)]
-        prefixes = [f"{number}." for number in range(len(several))]
+def _section(key: str, run: Reported, seen: Callable[[str, Certified], render.CertifiedView]) -> Mapping[str, Any]:
+    found: dict[str, Any] = {"key": key, "source": run.source, "run": run.result}
+    views = {name: seen(_key(key, name), one) for name, one in run.certificates.items()}
+    if isinstance(run.result, Certificate):
+        return {**found, "kind": "certified", "view": views[""]}
+    if isinstance(run.result, Sweep):
+        curve = render.sweep(list(run.certificates.values()), f"{key}-eps")
+        return {**found, "kind": "swept", "views": views, "curve": curve}
+    if isinstance(run.result, HardenReport | TrainReport):
+        recipe = plain(run.result.recipe)
         return {
-            "kind": "swept",
-            "key": key,
-            "run": run,
-            "views": several,
-            "prefixes": prefixes,
-            "curve": render.sweep(run.certificates, f"{key}-eps"),
-        }
-    if isinstance(run, Trained):
-        parts = {"before": run.before, "after": run.after}
-        views = {name: seen(f"{key}{name}", one) for name, one in parts.items() if one is not None}
-        return {
+            **found,
             "kind": "trained",
-            "key": key,
-            "run": run,
+            "hardened": isinstance(run.result, HardenReport),
+            "recipe": recipe,
             "views": views,
-            "charts": render.training(run, key),
-            "citations": citations.of_method(run.method, run.recipe),
+            "charts": render.training(run.result, key),
+            "citations": citations.of_method(run.result.method, recipe),
         }
-    if isinstance(run, Evaluated):
-        one = None if run.certified is None else seen(f"{key}c", run.certified)
-        return {"kind": "evaluated", "key": key, "run": run, "view": one}
-    if isinstance(run, Attacked):
-        return {"kind": "attacked", "key": key, "run": run}
-    words = ("sat", "unsat", "unknown", "timeout", "error")
-    return {
-        "kind": "benchmarked",
-        "key": key,
-        "run": run,
-        "curve": render.cactus(run, f"{key}-cactus"),
-        "verdicts": {word: sum(one.verdict == word for one in run.instances) for word in words},
-    }
+    if isinstance(run.result, Evaluation):
+        return {**found, "kind": "evaluated", "view": views.get("certificate.")}
+    if isinstance(run.result, AttackReport):
+        return {**found, "kind": "attacked"}
+    verdicts = {word: sum(one.verdict == word for one in run.result) for word in get_args(Word)}
+    return {**found, "kind": "benchmarked", "curve": render.cactus(run.result, f"{key}-cactus"), "verdicts": verdicts}
 
 
-def _curves(runs: Sequence[Run]) -> list[Mapping[str, Any]]:
+def _key(key: str, name: str) -> str:
+    """What a certificate of a run is called on the page."""
+    return key + {"": "", "certificate.": "c"}.get(name, f"e{name[:-1]}" if name.endswith(".") else name)
+
+
+def _curves(runs: Sequence[Reported]) -> list[Mapping[str, Any]]:
     """A curve over eps for certificates given as runs of their own that differ in eps only."""
     alike: dict[tuple[object, ...], list[Certified]] = {}
     for run in runs:
-        if isinstance(run, Certified):
-            alike.setdefault(render.question(run), []).append(run)
+        if isinstance(run.result, Certificate):
+            alike.setdefault(render.question(run.certificates[""]), []).append(run.certificates[""])
     return [
         {
             "kind": "curve",

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from citrus_tool import __version__
 from citrus_tool.results.certificate import clean_name
+from citrus_tool.results.record import about, to_json
 from citrus_tool.tables import Table, Tabular, percent
 from citrus_tool.threat import Threat
 
@@ -20,35 +22,34 @@ class AttackReport(Tabular):
 
     `perturbations` is (g, C, H, W) in pixel space; `correct` and `attacked` count inputs that onnxruntime classifies
     correctly (with a target class: that it does not drive there) without and with their group's perturbation; a tie
-    counts as fooled.
+    counts as fooled. A report that was read from a file has none.
     """
 
     model: Path
     data: str
     split: str
-    threat: Threat
+    threat: Threat = about(stated=("eps",))
     group_size: int
     inputs: int
-    correct: int
+    groups: int
+    correct: int = about(key="clean_correct")
     attacked: int
-    perturbations: Tensor
+    version: str = about(default=__version__, stated=("attacked_uap_accuracy",))
+    perturbations: Tensor = about(default_factory=lambda: torch.zeros(0), written=False, compare=False)
+
+    @property
+    def eps(self) -> float:
+        """The threat's radius, in pixel space."""
+        return self.threat.eps
+
+    @property
+    def attacked_uap_accuracy(self) -> float:
+        """`attacked` in percent of the inputs."""
+        return 100 * self.attacked / self.inputs
 
     def to_json(self) -> dict[str, Any]:
         """Every field but the perturbations, and accuracies in percent."""
-        return {
-            "model": str(self.model),
-            "data": self.data,
-            "split": self.split,
-            "eps": self.threat.eps,
-            "threat": self.threat.to_json(),
-            "group_size": self.group_size,
-            "inputs": self.inputs,
-            "groups": len(self.perturbations),
-            "clean_correct": self.correct,
-            "attacked": self.attacked,
-            "attacked_uap_accuracy": 100 * self.attacked / self.inputs,
-            "version": __version__,
-        }
+        return to_json(self)
 
     def table(self) -> Table:
         """Inputs that hold without and with the perturbations."""

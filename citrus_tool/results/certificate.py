@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import pairwise
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from citrus_tool.errors import SoundnessError
-from citrus_tool.results.evidence import Evidence, pack
+from citrus_tool.results.evidence import Evidence, InputVerdict, pack, unpacked
+from citrus_tool.results.record import Place, about, from_json, to_json, value_of
 from citrus_tool.tables import Table, Tabular, percent
 from citrus_tool.threat import Threat
+
+COUNTS: Final = ("clean_correct", "ibp_certified", "individually_certified", "certified", "attacked")
+"""Totals of a certificate, each the sum of its groups' (but `attacked` in scope dataset)."""
+ACCURACIES: Final = ("certified_uap_accuracy", "attacked_uap_accuracy", "standard_accuracy")
+"""Percentages of a certificate."""
 
 
 class Status(Enum):
@@ -57,8 +65,8 @@ class GroupResult:
     Raises: SoundnessError unless 0 <= IBP <= individual <= certified <= attacked <= clean <= number of inputs.
     """
 
-    index: int
-    indices: tuple[int, ...]
+    index: int = about(written=False)
+    indices: tuple[int, ...] = about(read=lambda value, name, place: _indices(value, name, place))
     clean_correct: int
     ibp_certified: int
     individually_certified: int
@@ -66,8 +74,8 @@ class GroupResult:
     attacked: int
     status: Status
     detail: str
-    stages: Mapping[str, float]
-    evidence: Evidence | None = None
+    stages: Mapping[str, float] = about(written=False)
+    evidence: Evidence | None = about(default=None, flat=True, sign="verdicts", stated=("seconds",))
 
     def __post_init__(self) -> None:
         chain = [
@@ -112,19 +120,54 @@ class GroupResult:
 
     def to_json(self, *, perturbation: bool = False) -> dict[str, Any]:
         """The group's entry in the certificate; on demand with its perturbation, as the journal has it."""
-        kept = {} if self.evidence is None else self.evidence.packed() if perturbation else self.evidence.to_json()
-        return {
-            "indices": list(self.indices),
-            "clean_correct": self.clean_correct,
-            "ibp_certified": self.ibp_certified,
-            "individually_certified": self.individually_certified,
-            "certified": self.certified,
-            "attacked": self.attacked,
-            "status": self.status.value,
-            "detail": self.detail,
-            "seconds": self.seconds,
-            **kept,
-        }
+        packed = self.evidence.packed() if perturbation and self.evidence is not None else {}
+        return {**to_json(self), **packed}
+
+    def to_line(self) -> dict[str, Any]:
+        """The group's line in the journal: its entry with index, stages and perturbation."""
+        packed = {} if self.evidence is None else self.evidence.packed()
+        return {"index": self.index, **self.to_json(), "stages": dict(self.stages), **packed}
+
+    @staticmethod
+    def from_json(content: Mapping[str, Any], place: Place, **given: Any) -> GroupResult:
+        """What `to_json` (`given` its index and stages) or `to_line` wrote.
+
+        Raises InputFileError, also where counts and verdicts say different things (a sweep may have narrowed the counts
+        further), and SoundnessError for counts that are not in order.
+        """
+        group = from_json(GroupResult, content, place, **given)
+        if (kept := group.evidence) is not None:
+            said = {verdict: kept.verdicts.count(verdict) for verdict in InputVerdict}
+            size, proven = len(group.indices), said[InputVerdict.IBP] + said[InputVerdict.PROVEN]
+            fits = (
+                len(kept.labels) == len(kept.verdicts) == size
+                and size - said[InputVerdict.LOST] == group.clean_correct
+                and said[InputVerdict.IBP] == group.ibp_certified
+                and proven <= group.individually_certified
+                and group.attacked <= group.clean_correct - said[InputVerdict.FOOLED]
+            )
+            if not fits:
+                raise place.wrong(f"the verdicts of its inputs do not give its counts{place.remedy}")
+        return group
+
+
+def _indices(value: Any, name: str, place: Place) -> tuple[int, ...]:
+    numbers = isinstance(value, list) and all(isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in value)
+    if not numbers or not value:
+        raise place.wrong(f"{name} is not a list of input numbers{place.remedy}")
+    return tuple(value)
+
+
+def _groups(value: Any, name: str, place: Place) -> tuple[GroupResult, ...]:
+    """The groups of a certificate, which keeps their seconds in all only."""
+    if not isinstance(value, list):
+        raise place.wrong(f"{name} is {json.dumps(value)[:40]}, not a list{place.remedy}")
+    found = []
+    for number, entry in enumerate(value):
+        at = place.inside(f"{name}[{number}]")
+        stages = {"all": value_of(float, entry, "seconds", at)} if isinstance(entry, Mapping) else {}
+        found.append(GroupResult.from_json(entry, at, index=number, stages=stages))
+    return tuple(found)
 
 
 def _span(indices: Sequence[int]) -> str:
@@ -163,15 +206,22 @@ class Certificate(Tabular):
     data: str
     split: str
     data_sha256: str
-    threat: Threat
+    threat: Threat = about(stated=("eps",))
+    examined: int = about(stated=("scope", "group_size", "protocol", "inputs", *COUNTS, *ACCURACIES))
+    examined_correct: int = about(written=False)
+    stages: Mapping[str, float] = about(stated=("seconds",))
+    version: str = about(stated=("statuses",))
     settings: Mapping[str, Any]
-    examined: int
-    examined_correct: int
-    groups: tuple[GroupResult, ...]
-    stages: Mapping[str, float]
-    version: str
-    together: int | None = None
-    perturbation: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
+    together: int | None = about(default=None, written=False)
+    perturbation: NDArray[np.float32] | None = about(
+        default=None,
+        absent=True,
+        write=pack,
+        read=unpacked,
+        compare=False,
+        repr=False,
+    )
+    groups: tuple[GroupResult, ...] = about(read=_groups)
 
     def __post_init__(self) -> None:
         if self.together is not None and not self.certified <= self.together <= self.clean_correct:
@@ -211,6 +261,46 @@ class Certificate(Tabular):
         return sum(group.attacked for group in self.groups) if self.together is None else self.together
 
     @property
+    def certified_uap_accuracy(self) -> float:
+        """`certified` in percent of the inputs."""
+        return 100 * self.certified / self.inputs
+
+    @property
+    def attacked_uap_accuracy(self) -> float:
+        """`attacked` in percent of the inputs."""
+        return 100 * self.attacked / self.inputs
+
+    @property
+    def standard_accuracy(self) -> float:
+        """Percent of the examined inputs that are classified correctly."""
+        return 100 * self.examined_correct / max(self.examined, 1)
+
+    @property
+    def eps(self) -> float:
+        """The threat's radius, in pixel space."""
+        return self.threat.eps
+
+    @property
+    def scope(self) -> str:
+        """What shares one perturbation: `groups` or the `dataset`."""
+        return str(self.settings["scope"])
+
+    @property
+    def group_size(self) -> int:
+        """How many inputs share one perturbation."""
+        return int(self.settings["group_size"])
+
+    @property
+    def protocol(self) -> str:
+        """Which inputs are judged: `all` or the `correct` ones."""
+        return str(self.settings["protocol"])
+
+    @property
+    def statuses(self) -> dict[Status, int]:
+        """How many groups have each status."""
+        return {status: sum(group.status is status for group in self.groups) for status in Status}
+
+    @property
     def seconds(self) -> float:
         """Wall time of all stages."""
         return sum(self.stages.values())
@@ -230,34 +320,29 @@ class Certificate(Tabular):
 
     def to_json(self, *, perturbations: bool = False) -> dict[str, Any]:
         """DESIGN's fields: counts are numbers of inputs, accuracies percent; on demand with perturbations."""
-        inputs = self.inputs
-        worst = {} if self.perturbation is None else {"perturbation": pack(self.perturbation)}
-        return {
-            "model": self.model,
-            "sha256": self.sha256,
-            "data": self.data,
-            "split": self.split,
-            "data_sha256": self.data_sha256,
-            "eps": self.threat.eps,
-            "threat": self.threat.to_json(),
-            "scope": self.settings["scope"],
-            "group_size": self.settings["group_size"],
-            "protocol": self.settings["protocol"],
-            "inputs": inputs,
-            "clean_correct": self.clean_correct,
-            "ibp_certified": self.ibp_certified,
-            "individually_certified": self.individually_certified,
-            "certified": self.certified,
-            "attacked": self.attacked,
-            "certified_uap_accuracy": 100 * self.certified / inputs,
-            "attacked_uap_accuracy": 100 * self.attacked / inputs,
-            "standard_accuracy": 100 * self.examined_correct / self.examined,
-            "examined": self.examined,
-            "seconds": self.seconds,
-            "stages": dict(self.stages),
-            "statuses": {status.value: sum(g.status is status for g in self.groups) for status in Status},
-            "version": self.version,
-            "settings": dict(self.settings),
-            **worst,
-            "groups": [group.to_json(perturbation=perturbations) for group in self.groups],
-        }
+        packed = {"groups": [group.to_json(perturbation=True) for group in self.groups]} if perturbations else {}
+        return {**to_json(self), **packed}
+
+    @staticmethod
+    def from_json(content: Mapping[str, Any], place: Place) -> Certificate:
+        """What `to_json` wrote.
+
+        Raises InputFileError, also where a total or percentage is not that of its groups; SoundnessError for counts
+        that are not in order.
+        """
+        examined, accuracy = (
+            value_of(kind, content, name, place) for kind, name in ((int, "examined"), (float, "standard_accuracy"))
+        )
+        together = value_of(int, content, "attacked", place) if content.get("scope") == "dataset" else None
+        given: dict[str, Any] = {"examined_correct": round(accuracy * examined / 100), "together": together}
+        if "threat" not in content:  # results of a citrus that knew one kind of threat
+            given["threat"] = from_json(Threat, content, place)
+        found = from_json(Certificate, content, place, **given)
+        for name in ("inputs", *COUNTS):
+            if (said := value_of(int, content, name, place)) != (total := getattr(found, name)):
+                raise place.wrong(f"{name} is {said}, but its groups add up to {total}{place.remedy}")
+        for name in ACCURACIES:
+            stated = value_of(float, content, name, place)
+            if not math.isclose(stated, value := getattr(found, name), rel_tol=1e-9, abs_tol=1e-9):
+                raise place.wrong(f"{name} is {stated}, but the counts give {value}{place.remedy}")
+        return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from scipy.stats import binomtest
 from citrus_tool import __version__
 from citrus_tool.errors import CitrusError
 from citrus_tool.results.certificate import Certificate
+from citrus_tool.results.record import about, to_json
 from citrus_tool.results.sweep import Sweep, csv_rows, percents
 from citrus_tool.tables import Cell
 from citrus_tool.threat import spelled
@@ -21,20 +22,14 @@ class Judged:
     """One network: its certificates and its standard accuracy on the whole split in percent, or why there are none."""
 
     name: str
-    path: Path
+    path: Path = about(key="model")
     standard_accuracy: float | None = None
-    sweep: Sweep | None = None
-    error: CitrusError | None = None
+    sweep: Sweep | None = about(default=None, write=lambda value: None if value is None else value.to_json()["sweep"])
+    error: CitrusError | None = about(default=None, write=lambda value: None if value is None else str(value))
 
     def to_json(self) -> dict[str, Any]:
         """Every field, None where absent; `sweep` is the list of certificates, `error` the text."""
-        return {
-            "name": self.name,
-            "model": str(self.path),
-            "standard_accuracy": self.standard_accuracy,
-            "sweep": None if self.sweep is None else self.sweep.to_json()["sweep"],
-            "error": None if self.error is None else str(self.error),
-        }
+        return to_json(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +85,7 @@ class Comparison:
 
     networks: tuple[Judged, ...]
     pairs: tuple[Pair, ...]
+    version: str = __version__
 
     @property
     def failed(self) -> tuple[Judged, ...]:
@@ -97,11 +93,7 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         """{"networks": [...], "pairs": [...], "version"}."""
-        return {
-            "networks": [entry.to_json() for entry in self.networks],
-            "pairs": [asdict(pair) for pair in self.pairs],
-            "version": __version__,
-        }
+        return to_json(self)
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Headings and one row for each network and eps, in percent; a network that failed has one row that says so."""

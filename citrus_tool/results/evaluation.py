@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from citrus_tool import __version__
+from citrus_tool.errors import InputFileError
 from citrus_tool.results.certificate import Certificate
+from citrus_tool.results.record import Place, about, from_json, to_json
 from citrus_tool.tables import Table, Tabular, percent
 
 
@@ -27,7 +30,22 @@ class Figures(Tabular):
 
     def to_json(self) -> dict[str, float]:
         """The fields by name."""
-        return dataclasses.asdict(self)
+        return to_json(self)
+
+    def require(self, certificate: Certificate, source: str) -> None:
+        """Raises InputFileError unless these figures are the certificate's; `source` is where that stands."""
+        counts = {
+            "ibp_certified_accuracy": certificate.ibp_certified,
+            "certified_uap_accuracy": certificate.certified,
+            "attacked_uap_accuracy": certificate.attacked,
+        }
+        for name, count in counts.items():
+            found, said = 100 * count / certificate.inputs, getattr(self, name)
+            if not math.isclose(found, said, rel_tol=1e-9, abs_tol=1e-9):
+                raise InputFileError(
+                    f"{source}: its groups give {name} {found:g}, the report beside it says {said:g}; make the result"
+                    " again."
+                )
 
     def table(self) -> Table:
         """The four accuracies."""
@@ -49,7 +67,7 @@ def figure_rows(*figures: Figures) -> list[list[str]]:
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Evaluation(Tabular):
     """The result of `evaluate` at `eps` (pixel space): figures, and the accuracy (percent) under one PGD perturbation
-    an input. `certificate` is what the UAP and IBP figures come from.
+    an input. `certificate` is what the UAP and IBP figures come from; None in files of a citrus that did not keep it.
     """
 
     model: Path
@@ -59,23 +77,24 @@ class Evaluation(Tabular):
     group_size: int
     inputs: int
     pgd_accuracy: float
-    figures: Figures
-    certificate: Certificate
+    figures: Figures = about(flat=True)
+    version: str = __version__
+    certificate: Certificate | None = about(
+        default=None, read=lambda value, name, place: Certificate.from_json(value, place.inside(name))
+    )
 
     def to_json(self, *, perturbations: bool = False) -> dict[str, Any]:
         """Every field, the figures among them by name; the certificate as `Certificate.to_json` gives it."""
-        return {
-            "model": str(self.model),
-            "data": self.data,
-            "split": self.split,
-            "eps": self.eps,
-            "group_size": self.group_size,
-            "inputs": self.inputs,
-            "pgd_accuracy": self.pgd_accuracy,
-            **self.figures.to_json(),
-            "version": __version__,
-            "certificate": self.certificate.to_json(perturbations=perturbations),
-        }
+        kept = self.certificate.to_json(perturbations=True) if perturbations and self.certificate is not None else None
+        return to_json(self) | ({} if kept is None else {"certificate": kept})
+
+    @staticmethod
+    def from_json(content: Mapping[str, Any], place: Place) -> Evaluation:
+        """What `to_json` wrote; raises InputFileError, also where the figures are not the certificate's."""
+        found = from_json(Evaluation, content, place)
+        if found.certificate is not None:
+            found.figures.require(found.certificate, place.where)
+        return found
 
     def table(self) -> Table:
         """All accuracies, in percent."""

@@ -9,16 +9,18 @@ from __future__ import annotations
 import base64
 import io
 import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from citrus_tool.results.record import Place, about, to_json
 
-class Verdict(Enum):
+
+class InputVerdict(Enum):
     """What is known of one input, each verdict with its sentence for the user."""
 
     LOST = "lost"
@@ -27,6 +29,10 @@ class Verdict(Enum):
     FOOLED = "fooled"
     OPEN = "open"
 
+    @classmethod
+    def _missing_(cls, value: object) -> None:
+        raise ValueError(f"{value!r} is not a valid Verdict")
+
     @property
     def sentence(self) -> str:
         """What the verdict means, for the user."""
@@ -34,58 +40,12 @@ class Verdict(Enum):
 
 
 _SENTENCES = {
-    Verdict.LOST: "lost without any perturbation",
-    Verdict.IBP: "proven for every perturbation, by interval bounds",
-    Verdict.PROVEN: "proven for every perturbation, by stronger bounds than intervals",
-    Verdict.FOOLED: "not proven, and lost under the worst shared perturbation found",
-    Verdict.OPEN: "not proven by itself, and not lost under the worst shared perturbation found",
+    InputVerdict.LOST: "lost without any perturbation",
+    InputVerdict.IBP: "proven for every perturbation, by interval bounds",
+    InputVerdict.PROVEN: "proven for every perturbation, by stronger bounds than intervals",
+    InputVerdict.FOOLED: "not proven, and lost under the worst shared perturbation found",
+    InputVerdict.OPEN: "not proven by itself, and not lost under the worst shared perturbation found",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evidence:
-    """The inputs of one group, in the order of its indices.
-
-    Attributes:
-        labels: classes in the data.
-        verdicts: one for each input.
-        perturbation: the u (C, H, W) float32, pixel space, under which the inputs with verdict `fooled` are lost on
-            onnxruntime and in float64; None where there are none.
-    """
-
-    labels: tuple[int, ...]
-    verdicts: tuple[Verdict, ...]
-    perturbation: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
-
-    def without_perturbation(self, places: Sequence[int]) -> Evidence:
-        """Labels and verdicts of some of the inputs."""
-        return Evidence(
-            labels=tuple(self.labels[place] for place in places),
-            verdicts=tuple(self.verdicts[place] for place in places),
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """Labels and verdicts by name."""
-        return {"labels": list(self.labels), "verdicts": [verdict.value for verdict in self.verdicts]}
-
-    def packed(self) -> dict[str, Any]:
-        """`to_json` and the perturbation as base64 of a zlib-packed .npy file (None where there is none)."""
-        return {**self.to_json(), "perturbation": None if self.perturbation is None else pack(self.perturbation)}
-
-    @staticmethod
-    def from_json(content: Mapping[str, Any]) -> Evidence | None:
-        """What `to_json` or `packed` wrote; None for an entry that has none (of citrus before it kept evidence).
-
-        Raises KeyError, TypeError or ValueError for what they cannot have written.
-        """
-        if "verdicts" not in content:
-            return None
-        packed = content.get("perturbation")
-        return Evidence(
-            labels=tuple(int(label) for label in content["labels"]),
-            verdicts=tuple(Verdict(word) for word in content["verdicts"]),
-            perturbation=None if packed is None else unpack(packed),
-        )
 
 
 def pack(perturbation: NDArray[np.float32]) -> str:
@@ -105,3 +65,48 @@ def unpack(text: str) -> NDArray[np.float32]:
         raise ValueError(f"perturbation: {array.dtype} of shape {array.shape}")
     found: NDArray[np.float32] = array
     return found
+
+
+def unpacked(value: object, name: str, place: Place) -> NDArray[np.float32] | None:
+    """`unpack` of a value of a file; None where there is none."""
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise place.wrong(f"{name} is {str(value)[:40]}, not text{place.remedy}")
+    try:
+        return unpack(value)
+    except ValueError as error:
+        raise place.wrong(f"{error}{place.remedy}") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """The inputs of one group, in the order of its indices.
+
+    Attributes:
+        labels: classes in the data.
+        verdicts: one for each input.
+        perturbation: the u (C, H, W) float32, pixel space, under which the inputs with verdict `fooled` are lost on
+            onnxruntime and in float64; None where there are none.
+    """
+
+    labels: tuple[int, ...]
+    verdicts: tuple[InputVerdict, ...]
+    perturbation: NDArray[np.float32] | None = about(
+        default=None, written=False, read=unpacked, compare=False, repr=False
+    )
+
+    def without_perturbation(self, places: Sequence[int]) -> Evidence:
+        """Labels and verdicts of some of the inputs."""
+        return Evidence(
+            labels=tuple(self.labels[place] for place in places),
+            verdicts=tuple(self.verdicts[place] for place in places),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Labels and verdicts by name."""
+        return to_json(self)
+
+    def packed(self) -> dict[str, Any]:
+        """`to_json` and the perturbation as base64 of a zlib-packed .npy file (None where there is none)."""
+        return {**self.to_json(), "perturbation": None if self.perturbation is None else pack(self.perturbation)}

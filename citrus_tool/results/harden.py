@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any
 from citrus_tool import __version__
 from citrus_tool.choices.recipe import Recipe
 from citrus_tool.results.evaluation import Figures, figure_rows
+from citrus_tool.results.record import about, to_json
+from citrus_tool.results.train import read_history, read_recipe
 from citrus_tool.tables import Table, Tabular
 
 
@@ -29,7 +30,7 @@ class SpecVerdict:
 
     def to_json(self) -> dict[str, Any]:
         """The fields by name."""
-        return {**dataclasses.asdict(self), "file": str(self.file)}
+        return to_json(self)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -41,40 +42,27 @@ class HardenReport(Tabular):
 
     model: Path
     out: Path
-    recipe: Recipe
+    method: str
+    eps: float
+    epochs: int
     seconds: float
     best_epoch: int
-    history: Sequence[Mapping[str, Any]]
-    before: Figures
-    after: Figures
     data: str
     group_size: int
     inputs: int
+    before: Figures
+    after: Figures
     spec: Sequence[SpecVerdict] = ()
+    recipe: Recipe | Mapping[str, Any] = about(read=read_recipe)
+    history: Sequence[Mapping[str, Any]] = about(read=read_history)
+    version: str = __version__
 
     def to_json(self) -> dict[str, Any]:
         """DESIGN's fields and what is needed to repeat the run."""
-        return {
-            "model": str(self.model),
-            "out": str(self.out),
-            "method": self.recipe.method,
-            "eps": self.recipe.eps,
-            "epochs": self.recipe.epochs,
-            "seconds": self.seconds,
-            "best_epoch": self.best_epoch,
-            "data": self.data,
-            "group_size": self.group_size,
-            "inputs": self.inputs,
-            "before": self.before.to_json(),
-            "after": self.after.to_json(),
-            "spec": [entry.to_json() for entry in self.spec],
-            "recipe": self.recipe.to_json(),
-            "history": [dict(entry) for entry in self.history],
-            "version": __version__,
-        }
+        return to_json(self)
 
     def table(self) -> Table:
         """Before and after, in percent."""
-        about = f"{self.recipe.method} at eps {self.recipe.eps:g}, groups of {self.group_size}, {self.inputs} inputs"
+        about = f"{self.method} at eps {self.eps:g}, groups of {self.group_size}, {self.inputs} inputs"
         rows = figure_rows(self.before, self.after)
         return Table(title=about, columns=["accuracy in %", "before", "after"], rows=rows)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from citrus_tool.errors import InputFileError
 from citrus_tool.results import lines
+from citrus_tool.results.record import Place, from_json
 
 Word = Literal["sat", "unsat", "unknown", "timeout", "error"]
 """What VNN-COMP calls a verdict."""
@@ -32,11 +32,5 @@ class Record:
 
 def read_records(path: Path) -> list[Record]:
     """The records of a run, in their order; none where there is no file. Raises InputFileError naming a bad line."""
-    found = []
-    wrong = "is not a record of vnncomp ({reason}); name another folder."
-    for number, content in enumerate(lines.read(path, damaged=wrong), start=1):
-        try:
-            found.append(Record(**content))
-        except TypeError as error:
-            raise InputFileError(f"{path}, line {number}: {wrong.format(reason=error)}") from None
-    return found
+    found = lines.read(path, damaged="is damaged ({reason}).")
+    return [from_json(Record, one, Place(where=f"{path}, line {number}")) for number, one in enumerate(found, start=1)]

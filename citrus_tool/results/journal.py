@@ -16,10 +16,15 @@ from citrus_tool.errors import InputFileError, UsageError
 from citrus_tool.files import require_writable_file
 from citrus_tool.names import differing
 from citrus_tool.results import lines
-from citrus_tool.results.certificate import GroupResult, Status
-from citrus_tool.results.evidence import Evidence
+from citrus_tool.results.certificate import Certificate, GroupResult
+from citrus_tool.results.record import Place, from_json, value_of
+from citrus_tool.threat import Threat
 
 FORMAT: Final = 1
+_NOT_SETTINGS: Final = (
+    *("model sha256", "mean", "std", "data sha256", "split", "eps", "clip", "target", "version", "prover"),
+)
+"""What a run is made of beside the settings."""
 FINISHED: Final = {"finished": True}
 """The last line of a run whose groups are all there."""
 
@@ -48,8 +53,7 @@ class Journal:
 
     def write(self, group: GroupResult, note: Any = None) -> None:
         """Appends one finished group, with a JSON value to go with it."""
-        evidence = group.evidence.packed() if group.evidence is not None else {}
-        line = {"index": group.index, **group.to_json(), "stages": dict(group.stages), **evidence}
+        line = group.to_line()
         self._file.write(line if note is None else {**line, "note": note})
 
     def finish(self) -> None:
@@ -164,18 +168,46 @@ def _require_same(path: Path, header: Mapping[str, Any], run: Mapping[str, Any])
 
 def _result(path: Path, number: int, content: Mapping[str, Any]) -> GroupResult:
     try:
-        return GroupResult(
-            index=content["index"],
-            indices=tuple(content["indices"]),
-            clean_correct=content["clean_correct"],
-            ibp_certified=content["ibp_certified"],
-            individually_certified=content["individually_certified"],
-            certified=content["certified"],
-            attacked=content["attacked"],
-            status=Status(content["status"]),
-            detail=content["detail"],
-            stages=dict(content["stages"]),
-            evidence=Evidence.from_json(content),
-        )
-    except (KeyError, TypeError, ValueError) as error:
+        return GroupResult.from_json(content, Place(where="", remedy=""))
+    except InputFileError as error:
         raise InputFileError(f"{path}, line {number}: is damaged ({error}); remove the file to start again.") from None
+
+
+def certificate_of(path: Path, model: str, data: str) -> tuple[Certificate, Mapping[str, Any]] | None:
+    """The certificate that a finished journal amounts to, and what its run is made of; None for an unfinished one.
+
+    Raises InputFileError for what is no journal, damaged or lacks groups; SoundnessError as `Certificate`.
+    """
+    place = Place(where=str(path))
+    known = lines.read(path, damaged="is damaged ({reason}); make the result again.")
+    if not known or not {"journal", "run"} <= known[0].keys():
+        raise place.wrong("is not a journal of citrus; make the result again.")
+    if not known[-1].get("finished"):
+        return None
+    at, run = Place(where=f"{path}, line 1: run"), known[0]["run"]
+    found: dict[int, GroupResult] = {}
+    for number, line in enumerate(known[1:-1], start=2):
+        group = GroupResult.from_json(line, Place(where=f"{path}, line {number}"))
+        found[group.index] = group
+    if sorted(found) != list(range(len(found))):
+        raise place.wrong("groups are missing; make the result again.")
+    groups = tuple(found[n] for n in range(len(found)))
+    stages: dict[str, float] = {}
+    for group in groups:
+        for stage, seconds in group.stages.items():
+            stages[stage] = stages.get(stage, 0.0) + seconds
+    certificate = Certificate(
+        model=model,
+        sha256=value_of(str, run, "model sha256", at),
+        data=data,
+        split=value_of(str, run, "split", at),
+        data_sha256=value_of(str, run, "data sha256", at),
+        threat=from_json(Threat, run, at),
+        settings={name: value for name, value in run.items() if name not in _NOT_SETTINGS},
+        examined=sum(len(group.indices) for group in groups),
+        examined_correct=sum(group.clean_correct for group in groups),
+        groups=groups,
+        stages=stages,
+        version=value_of(str, run, "version", at),
+    )
+    return certificate, run

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
 from citrus_tool.errors import InputFileError
 from citrus_tool.results import lines
+from citrus_tool.results.record import Place, from_json, to_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,15 +93,16 @@ def _read(path: Path) -> list[Entry | BoxLosses]:
             kind = plain.pop(_KIND, None)
             if kind not in (None, _BOXES):
                 raise ValueError(f"unknown kind {kind!r}")
-            found.append(Entry(**plain) if kind is None else BoxLosses(**plain))
-        except (ValueError, TypeError) as error:
+            row: type[Entry | BoxLosses] = Entry if kind is None else BoxLosses
+            found.append(from_json(row, plain, Place(where="", remedy="")))
+        except (ValueError, InputFileError) as error:
             raise InputFileError(f"{path}, line {number}: is no run ({error}); mend or remove the line.") from None
     return found
 
 
 def append(path: Path, entry: Entry | BoxLosses) -> None:
     """Adds one line, flushed to the disk. Raises InputFileError when the file cannot be written."""
-    plain = dataclasses.asdict(entry) | ({_KIND: _BOXES} if isinstance(entry, BoxLosses) else {})
+    plain = to_json(entry) | ({_KIND: _BOXES} if isinstance(entry, BoxLosses) else {})
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with lines.Writer(path, keep=True, durable=True) as file:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from citrus_tool.results.certificate import Certificate
+from citrus_tool.results.record import about, to_json
 from citrus_tool.tables import Cell
 
 COLUMNS: Mapping[str, str] = {
@@ -23,11 +24,11 @@ COLUMNS: Mapping[str, str] = {
 class Sweep:
     """Certificates of one network on the same groups, by ascending eps, each bracket narrowed by the others."""
 
-    certificates: tuple[Certificate, ...]
+    certificates: tuple[Certificate, ...] = about(key="sweep")
 
     def to_json(self) -> dict[str, Any]:
         """{"sweep": [a certificate for each eps]}."""
-        return {"sweep": [certificate.to_json() for certificate in self.certificates]}
+        return to_json(self)
 
 
 def percents(certificate: Certificate) -> dict[str, float]:

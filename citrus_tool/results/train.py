@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,39 @@ from typing import Any
 
 from citrus_tool import __version__
 from citrus_tool.choices.recipe import Recipe
+from citrus_tool.errors import CitrusError
+from citrus_tool.results.record import Place, about, from_json, to_json, value_of
 from citrus_tool.tables import Table, Tabular, percent
+
+
+def read_recipe(value: Any, name: str, place: Place) -> Recipe | Mapping[str, Any]:
+    """The recipe of a result; one of a citrus with other fields stays the mapping that it is."""
+    if not isinstance(value, Mapping):
+        raise place.wrong(f"{name} is {json.dumps(value)[:40]}, not an object{place.remedy}")
+    try:
+        recipe = from_json(Recipe, value, place)
+    except CitrusError:
+        return value
+    return recipe if recipe.to_json() == value else value
+
+
+def read_history(value: Any, name: str, place: Place) -> list[Mapping[str, Any]]:
+    """The epochs of a result: each has its number, its phase, and numbers (None where not measured)."""
+    if not isinstance(value, list):
+        raise place.wrong(f"{name} is {json.dumps(value)[:40]}, not a list{place.remedy}")
+    found: list[Mapping[str, Any]] = []
+    for number, entry in enumerate(value):
+        at = place.inside(f"{name}[{number}]")
+        if not isinstance(entry, Mapping):
+            raise at.wrong(f"is {type(entry).__name__}, not an object{place.remedy}")
+        read: dict[str, Any] = {"epoch": value_of(int, entry, "epoch", at), "phase": value_of(str, entry, "phase", at)}
+        others = {
+            key: None if one is None else value_of(float, entry, key, at)
+            for key, one in entry.items()
+            if key not in read
+        }
+        found.append(read | others)
+    return found
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -18,32 +51,23 @@ class TrainReport(Tabular):
 
     architecture: str
     out: Path
-    recipe: Recipe
+    method: str
+    eps: float
+    epochs: int
     seconds: float
     best_epoch: int
-    history: Sequence[Mapping[str, Any]]
-    standard_accuracy: float
     data: str
+    standard_accuracy: float
+    recipe: Recipe | Mapping[str, Any] = about(read=read_recipe)
+    history: Sequence[Mapping[str, Any]] = about(read=read_history)
+    version: str = __version__
 
     def to_json(self) -> dict[str, Any]:
         """Every field, plain."""
-        return {
-            "architecture": self.architecture,
-            "out": str(self.out),
-            "method": self.recipe.method,
-            "eps": self.recipe.eps,
-            "epochs": self.recipe.epochs,
-            "seconds": self.seconds,
-            "best_epoch": self.best_epoch,
-            "data": self.data,
-            "standard_accuracy": self.standard_accuracy,
-            "recipe": self.recipe.to_json(),
-            "history": [dict(entry) for entry in self.history],
-            "version": __version__,
-        }
+        return to_json(self)
 
     def table(self) -> Table:
         """Standard accuracy, best epoch and time."""
         row = [self.architecture, percent(self.standard_accuracy), str(self.best_epoch), f"{self.seconds:.1f}"]
         columns = ["network", "standard accuracy in %", "best epoch", "seconds"]
-        return Table(title=f"{self.recipe.method} training on {self.data}", columns=columns, rows=[row])
+        return Table(title=f"{self.method} training on {self.data}", columns=columns, rows=[row])

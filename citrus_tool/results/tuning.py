@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from citrus_tool import __version__
 from citrus_tool.choices.recipe import Recipe
 from citrus_tool.choices.settings import TuneSettings
 from citrus_tool.choices.space import Space, plain
+from citrus_tool.results.record import about, to_json
 from citrus_tool.results.trial import Trial
 
 
@@ -23,29 +24,32 @@ class TuneReport:
         best: the chosen number; recipe: its recipe; file: that recipe as TOML; base: the recipe that was tuned.
     """
 
-    base: Recipe
-    settings: TuneSettings
-    space: Space
-    data: str
+    base: Recipe = about(written=False)
+    data: str = about(stated=("method", "eps"))
+    settings: TuneSettings = about(stated=("split",))
+    space: Space = about(write=plain)
     trials: Sequence[Trial]
     front: Sequence[int]
     best: int
     recipe: Recipe
-    file: Path
+    file: Path = about(key="recipe_file")
+    version: str = __version__
+
+    @property
+    def method(self) -> str:
+        """That the recipes train by."""
+        return self.base.method
+
+    @property
+    def eps(self) -> float:
+        """That the recipes train for, in pixel space."""
+        return self.base.eps
+
+    @property
+    def split(self) -> str:
+        """Whose inputs judge the trials."""
+        return "validation"
 
     def to_json(self) -> dict[str, Any]:
         """Every field, plain."""
-        return {
-            "method": self.base.method,
-            "eps": self.base.eps,
-            "data": self.data,
-            "split": "validation",
-            "settings": asdict(self.settings),
-            "space": plain(self.space),
-            "trials": [asdict(trial) for trial in self.trials],
-            "front": list(self.front),
-            "best": self.best,
-            "recipe": self.recipe.to_json(),
-            "recipe_file": str(self.file),
-            "version": __version__,
-        }
+        return to_json(self)

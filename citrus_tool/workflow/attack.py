@@ -78,6 +78,7 @@ def attack_file(
         threat=threat,
         group_size=k,
         inputs=len(dataset),
+        groups=len(perturbations),
         correct=int(held(runner.logits(images), labels, threat.target).sum()),
         attacked=int(held(runner.logits(shifted), labels, threat.target).sum()),
         perturbations=perturbations,

@@ -52,14 +52,11 @@ def certify_file(
         dataset,
         threat,
         certify,
-        device=context.device,
+        context,
         journal=None if run_dir is None else run_dir / JOURNAL,
-        resume=context.resume,
         proof=proof,
-        workers=context.workers,
         part=part,
         join=[folder / JOURNAL for folder in join],
-        progress=context.progress,
     )
     if run_dir is not None:
         write_json(run_dir / "certificate.json", certificate.to_json())

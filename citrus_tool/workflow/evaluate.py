@@ -32,7 +32,7 @@ def evaluate_file(
     model = source.read(dataset)
     warn_of_accuracy(model, dataset, choice)
     judged = dataset.take(certify.limit) if certify.limit is not None else dataset
-    certificate = certify_uap(model, dataset, threat, certify, device=context.device, progress=context.progress)
+    certificate = certify_uap(model, dataset, threat, certify, context)
     figures = judged_figures(model, dataset, certificate, context)
     robust = pgd_accuracy(model.network, judged, threat, pgd_steps, context)
     context.progress.finish()

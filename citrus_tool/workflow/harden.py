@@ -91,16 +91,7 @@ def harden_file(
         train = target.joined(train)
 
     def figures(network: OnnxModel, journal: str) -> Figures:
-        found = certify_uap(
-            network,
-            test,
-            threat,
-            certify,
-            device=context.device,
-            journal=run_dir / journal,
-            resume=context.resume,
-            progress=progress,
-        )
+        found = certify_uap(network, test, threat, certify, context, journal=run_dir / journal)
         return judged_figures(network, test, found, context)
 
     before = figures(model, "before.jsonl")
@@ -130,6 +121,9 @@ def harden_file(
     report = HardenReport(
         model=source.path,
         out=out,
+        method=recipe.method,
+        eps=recipe.eps,
+        epochs=recipe.epochs,
         recipe=recipe,
         seconds=result.seconds,
         best_epoch=result.best_epoch,

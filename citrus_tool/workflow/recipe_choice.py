@@ -9,7 +9,7 @@ from typing import Any
 
 from citrus_tool.choices.recipe import Recipe
 from citrus_tool.errors import UsageError
-from citrus_tool.training import recipes, trainer
+from citrus_tool.training import recipes
 
 RECIPE_OF_DATA: Mapping[str, str] = {
     "digits": "digits",
@@ -44,6 +44,8 @@ def choose_recipe(
     defaults = defaults or {}
     if name is not None and name.endswith(".toml"):
         recipe = recipes.read(Path(name), changes.get("method"), defaults)
+        from citrus_tool.training import trainer  # only here, so that a wrong name is refused without torch
+
         try:
             trainer.methods_of(recipe)
         except UsageError as error:

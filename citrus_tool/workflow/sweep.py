@@ -20,15 +20,15 @@ from citrus_tool.errors import SoundnessError, UsageError
 from citrus_tool.files import write_json
 from citrus_tool.progress import Staged
 from citrus_tool.results.certificate import Certificate, GroupResult, Status
-from citrus_tool.results.evidence import Evidence, Verdict
+from citrus_tool.results.evidence import Evidence, InputVerdict
 from citrus_tool.results.journal import unfinished
 from citrus_tool.results.sweep import Sweep
 from citrus_tool.sources import DataChoice, ModelChoice
 from citrus_tool.threat import Threat, spelled
 from citrus_tool.workflow.certify import JOURNAL, certify_file
 
-PROVEN: Final = (Verdict.IBP, Verdict.PROVEN)
-SETTLED: Final = (Verdict.LOST, *PROVEN)
+PROVEN: Final = (InputVerdict.IBP, InputVerdict.PROVEN)
+SETTLED: Final = (InputVerdict.LOST, *PROVEN)
 VOID: Final = "the certificates are void, please report the network and the settings."
 
 
@@ -182,8 +182,14 @@ def _evidence(eps: Sequence[float], groups: Sequence[GroupResult], place: int, w
         verdict, seen = own.verdicts[number], found.verdicts[number]
         if verdict not in SETTLED:
             proven = any(evidence.verdicts[number] in PROVEN for evidence in later)
-            verdict = Verdict.PROVEN if proven else Verdict.FOOLED if seen is Verdict.FOOLED else Verdict.OPEN
-        if verdict in PROVEN and seen is Verdict.FOOLED:
+            verdict = (
+                InputVerdict.PROVEN
+                if proven
+                else InputVerdict.FOOLED
+                if seen is InputVerdict.FOOLED
+                else InputVerdict.OPEN
+            )
+        if verdict in PROVEN and seen is InputVerdict.FOOLED:
             raise SoundnessError(
                 f"group {groups[place].index}: input {index} is proven at eps {spelled(eps[place])} or above, but a"
                 f" perturbation of eps {spelled(eps[witness])} fools it; {VOID}"

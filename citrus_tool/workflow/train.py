@@ -53,6 +53,9 @@ def train_file(
     report = TrainReport(
         architecture=architecture,
         out=out,
+        method=recipe.method,
+        eps=recipe.eps,
+        epochs=recipe.epochs,
         recipe=recipe,
         seconds=result.seconds,
         best_epoch=result.best_epoch,

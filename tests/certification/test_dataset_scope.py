@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 
+from citrus_tool.certification import uap
 from citrus_tool.certification.conflicts import Conflicts
 from citrus_tool.certification.dataset_scope import Remainder
 from citrus_tool.certification.partition import exclusive, partition, total
-from citrus_tool.certification.run import Run
 from citrus_tool.certification.uap import certify_uap
 from citrus_tool.checker.check import check
 from citrus_tool.choices.settings import CertifySettings
@@ -25,7 +25,7 @@ from citrus_tool.results.certificate import Certificate, GroupResult, Status
 from citrus_tool.threat import Threat
 from tests.certification.oracle import fooled_at_most
 from tests.certification.test_joint_loop import largest_by_enumeration
-from tests.certification.toys import as_onnx, data_for, tiny_chain, tiny_residual
+from tests.certification.toys import as_onnx, data_for, in_context, tiny_chain, tiny_residual
 
 EPS = 0.15
 SETTINGS = CertifySettings(
@@ -97,7 +97,7 @@ def test_blocks_that_are_no_partition() -> None:
 
 
 def judge(model: OnnxModel, data: Dataset, **more: Any) -> Certificate:
-    return certify_uap(model, data, Threat(eps=EPS), more.pop("settings", SETTINGS), **more)
+    return certify_uap(model, data, Threat(eps=EPS), more.pop("settings", SETTINGS), **in_context(more))
 
 
 @pytest.mark.parametrize("make", [tiny_chain, tiny_residual])
@@ -161,7 +161,7 @@ def test_a_stopped_run_goes_on(proof: bool, tmp_path: Path, monkeypatch: pytest.
 
     more: dict[str, Any] = {"journal": tmp_path / "j", "proof": tmp_path / "proof" if proof else None}
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "together", stop)
+        patch.setattr(uap, "whole_data_set", stop)
         with pytest.raises(InterruptedRunError, match="6 of 6 groups"):
             judge(model, data, **more)
     found = judge(model, data, resume=True, **more)

@@ -10,11 +10,12 @@ import torch
 
 from citrus_tool.certification.uap import certify_uap
 from citrus_tool.choices.settings import CertifySettings
+from citrus_tool.context import RunContext
 from citrus_tool.errors import InterruptedRunError
 from citrus_tool.onnx_io import OnnxRunner
 from citrus_tool.progress import Progress
 from citrus_tool.results.certificate import Certificate
-from citrus_tool.results.evidence import Verdict
+from citrus_tool.results.evidence import InputVerdict
 from citrus_tool.threat import Threat
 from tests.certification.toys import as_onnx, data_for, tiny_chain
 
@@ -37,19 +38,19 @@ def test_verdicts_give_the_counts_and_perturbations_the_fooled(bounds: Any, eps:
         assert one is not None
         index = torch.tensor(group.indices)
         assert list(one.labels) == data.labels[index].tolist()
-        said = {verdict: one.verdicts.count(verdict) for verdict in Verdict}
-        assert said[Verdict.LOST] == len(group.indices) - group.clean_correct
-        assert said[Verdict.IBP] == group.ibp_certified
-        assert said[Verdict.IBP] + said[Verdict.PROVEN] == group.individually_certified
-        assert said[Verdict.FOOLED] == group.clean_correct - group.attacked
-        assert (one.perturbation is None) == (said[Verdict.FOOLED] == 0)
+        said = {verdict: one.verdicts.count(verdict) for verdict in InputVerdict}
+        assert said[InputVerdict.LOST] == len(group.indices) - group.clean_correct
+        assert said[InputVerdict.IBP] == group.ibp_certified
+        assert said[InputVerdict.IBP] + said[InputVerdict.PROVEN] == group.individually_certified
+        assert said[InputVerdict.FOOLED] == group.clean_correct - group.attacked
+        assert (one.perturbation is None) == (said[InputVerdict.FOOLED] == 0)
         if one.perturbation is not None:
             u = torch.from_numpy(one.perturbation)
             assert float(u.abs().max()) <= eps
             seen = runner.logits(data.pixels(index) + u).argmax(axis=1)
             for verdict, label, winner in zip(one.verdicts, one.labels, seen, strict=True):
-                assert (verdict is Verdict.FOOLED) <= (label != winner)
-                assert (verdict in (Verdict.IBP, Verdict.PROVEN, Verdict.OPEN)) <= (label == winner)
+                assert (verdict is InputVerdict.FOOLED) <= (label != winner)
+                assert (verdict in (InputVerdict.IBP, InputVerdict.PROVEN, InputVerdict.OPEN)) <= (label == winner)
 
 
 class StopsAfter(Progress):
@@ -77,8 +78,8 @@ def test_a_resumed_run_keeps_the_same(tmp_path: Path) -> None:
     arguments = (model, data, Threat(eps=0.15), CertifySettings(**QUICK))
     whole = certify_uap(*arguments, journal=tmp_path / "whole.jsonl")
     with pytest.raises(InterruptedRunError):
-        certify_uap(*arguments, journal=tmp_path / "cut.jsonl", progress=StopsAfter(2))
-    again = certify_uap(*arguments, journal=tmp_path / "cut.jsonl", resume=True)
+        certify_uap(*arguments, RunContext(device="cpu", progress=StopsAfter(2)), journal=tmp_path / "cut.jsonl")
+    again = certify_uap(*arguments, RunContext(device="cpu", resume=True), journal=tmp_path / "cut.jsonl")
     assert kept(again) == kept(whole)
     pairs = [
         (one.evidence.perturbation, other.evidence.perturbation)

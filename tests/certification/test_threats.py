@@ -25,7 +25,7 @@ from citrus_tool.results.certificate import Certificate, Status
 from citrus_tool.threat import Threat
 from citrus_tool.threat.clip import clipped, perturbed_network
 from tests.certification.oracle import fooled_at_most
-from tests.certification.toys import SHAPE, as_onnx, data_for, tiny_chain, tiny_residual
+from tests.certification.toys import SHAPE, as_onnx, data_for, in_context, tiny_chain, tiny_residual
 
 Make = Callable[[int], Network]
 QUICK = CertifySettings(
@@ -48,7 +48,7 @@ def saturated(network: Network, count: int, seed: int, *, noise: float = 0.1) ->
 def certify(
     model: OnnxModel, data: Dataset, threat: Threat, settings: CertifySettings = QUICK, **more: Any
 ) -> Certificate:
-    return certify_uap(model, data, threat, settings, **more)
+    return certify_uap(model, data, threat, settings, **in_context(more))
 
 
 def left(logits: Tensor, labels: Tensor, threat: Threat) -> Tensor:

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 import citrus_tool
 from citrus_tool.bounds.crown import LinearMargins, crown
-from citrus_tool.certification import individual, milp, uap
-from citrus_tool.certification import run as stages
+from citrus_tool.certification import chunks, individual, milp, uap
 from citrus_tool.certification.milp import Answer, Ending, Solver
 from citrus_tool.certification.uap import certify_uap
 from citrus_tool.checker.check import check
@@ -37,14 +36,14 @@ from citrus_tool.progress import Progress
 from citrus_tool.results.certificate import Certificate, GroupResult, Status
 from citrus_tool.threat import Threat
 from tests.certification.oracle import fooled_at_most
-from tests.certification.toys import CLASSES, SHAPE, as_onnx, data_for, tiny_chain, tiny_residual
+from tests.certification.toys import CLASSES, SHAPE, as_onnx, data_for, in_context, tiny_chain, tiny_residual
 
 Make = Callable[[int], Network]
 QUICK = CertifySettings(group_size=3, attack_steps=20, attack_restarts=4, time_limit=120)
 
 
 def certify(model: OnnxModel, data: Dataset, eps: float, settings: CertifySettings = QUICK, **more: Any) -> Certificate:
-    return certify_uap(model, data, Threat(eps=eps), settings, **more)
+    return certify_uap(model, data, Threat(eps=eps), settings, **in_context(more))
 
 
 def truth(network: Network, data: Dataset, group: GroupResult, eps: float) -> int:
@@ -148,7 +147,7 @@ def test_chunks_do_not_change_groups(tmp_path: Path, monkeypatch: pytest.MonkeyP
     network = tiny_chain(3)
     data, model = data_for(network, 14, 3), as_onnx(network, tmp_path)
     whole = certify(model, data, 0.15)
-    monkeypatch.setattr(stages, "CHUNK_INPUTS", 4)
+    monkeypatch.setattr(chunks, "CHUNK_INPUTS", 4)
     cut = certify(model, data, 0.15)
     assert [g.indices for g in cut.groups] == [g.indices for g in whole.groups]
     assert [g.certified for g in cut.groups] == [g.certified for g in whole.groups]
@@ -379,7 +378,7 @@ class StopAfter(Progress):
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Certificate]:
     """certify on a toy with 8 groups in chunks of 3 groups, journal at tmp_path/journal.jsonl."""
-    monkeypatch.setattr(stages, "CHUNK_INPUTS", 9)
+    monkeypatch.setattr(chunks, "CHUNK_INPUTS", 9)
     network = tiny_chain(5)
     data, model = data_for(network, 24, 5), as_onnx(network, tmp_path)
 
@@ -434,7 +433,7 @@ def test_the_attack_depends_on_seed_and_chunk_and_not_on_what_was_done_before(
     run: Callable[..., Certificate], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seeds: list[int] = []
-    honest = stages.attack_groups
+    honest = chunks.attack_groups
 
     def spied(*args: Any, **more: Any) -> tuple[Tensor, Tensor]:
         if more.get("starts") is None:
@@ -447,7 +446,7 @@ def test_the_attack_depends_on_seed_and_chunk_and_not_on_what_was_done_before(
         run(settings=replace(QUICK, **more))
         return list(seeds)
 
-    monkeypatch.setattr(stages, "attack_groups", spied)
+    monkeypatch.setattr(chunks, "attack_groups", spied)
     first, again, other = of_run(), of_run(), of_run(seed=1)
     assert len(set(first)) == 3
     assert first == again
@@ -680,7 +679,7 @@ def test_workers_give_the_same_result_and_proof(
     scope: Literal["groups", "dataset"], batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The groups of one batch are spread as well."""
-    monkeypatch.setattr(stages, "BRANCHED_INPUTS", batch)
+    monkeypatch.setattr(chunks, "BRANCHED_INPUTS", batch)
     network = tiny_chain(5)
     data, model = data_for(network, 12, 5), as_onnx(network, tmp_path)
     settings = replace(QUICK, bounds="full", scope=scope, branch_nodes=8, attack_restarts=1, time_limit=30)
@@ -696,7 +695,7 @@ def test_parts_make_the_whole(
     protocol: Literal["all", "correct"], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Parts in journals of their own, one of them unfinished, joined: what one run gives."""
-    monkeypatch.setattr(stages, "CHUNK_INPUTS", 3)
+    monkeypatch.setattr(chunks, "CHUNK_INPUTS", 3)
     network = tiny_chain(5)
     data, model = data_for(network, 14, 5, noise=0.3), as_onnx(network, tmp_path)
     settings = replace(QUICK, protocol=protocol)
@@ -730,7 +729,7 @@ def test_parts_make_the_whole(
 
 
 def test_an_interrupted_pool_keeps_what_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stages, "CHUNK_INPUTS", 6)
+    monkeypatch.setattr(chunks, "CHUNK_INPUTS", 6)
     network = tiny_chain(5)
     data, model = data_for(network, 12, 5), as_onnx(network, tmp_path)
     journal = tmp_path / "journal.jsonl"

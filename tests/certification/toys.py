@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from citrus_tool import onnx_io
+from citrus_tool.context import RunContext
 from citrus_tool.data import Dataset
 from citrus_tool.network import Add, GraphBuilder, Network, Reshape, chain
 from citrus_tool.onnx_io import OnnxModel
@@ -59,3 +61,9 @@ def data_for(network: Network, count: int, seed: int, *, noise: float = 0.1) -> 
 
 def as_onnx(network: Network, folder: Path, name: str = "toy.onnx") -> OnnxModel:
     return onnx_io.export(network, folder / name, metadata={})
+
+
+def in_context(options: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of `certify_uap`, those of its run (progress, resume, workers) put into a context."""
+    run = {name: options.pop(name) for name in ("progress", "resume", "workers") if name in options}
+    return {**options, "context": RunContext(device="cpu", **run)}

@@ -30,6 +30,7 @@ from citrus_tool.checker.bounds import Execution, Shared, Signs, lowest
 from citrus_tool.checker.check import Checked, check, choosable, covers
 from citrus_tool.checker.graph import Affine, Graph, read_graph
 from citrus_tool.choices.settings import CertifySettings
+from citrus_tool.context import RunContext
 from citrus_tool.data import Dataset, load
 from citrus_tool.errors import (
     CheckFailedError,
@@ -40,7 +41,7 @@ from citrus_tool.errors import (
 )
 from citrus_tool.network import GraphBuilder, Network, Reshape, chain
 from citrus_tool.onnx_io import OnnxModel, read
-from citrus_tool.progress import Progress
+from citrus_tool.progress import Progress, Silent
 from citrus_tool.results.certificate import Certificate
 from citrus_tool.threat import Threat
 from tests.certification.toys import SHAPE, as_onnx, data_for, tiny_chain, tiny_residual
@@ -702,10 +703,8 @@ def test_a_stopped_run_goes_on_and_gives_the_same_proof(proven: Proven, tmp_path
     path, journal = tmp_path / "p", tmp_path / "journal.jsonl"
 
     def run(progress: Progress | None, *, resume: bool) -> Certificate:
-        threat = Threat(eps=0.08)
-        return certify_uap(
-            proven.model, proven.data, threat, SETTINGS, journal=journal, resume=resume, proof=path, progress=progress
-        )
+        threat, context = Threat(eps=0.08), RunContext(device="cpu", resume=resume, progress=progress or Silent())
+        return certify_uap(proven.model, proven.data, threat, SETTINGS, context, journal=journal, proof=path)
 
     with pytest.raises(InterruptedRunError):
         run(Stop(3), resume=False)

@@ -16,7 +16,7 @@ import onnx
 import pytest
 
 from citrus_tool import __version__
-from citrus_tool.certification import run as certify_stages
+from citrus_tool.certification import chunks
 from tests.cli.toys import Run, classifier
 
 CERTIFICATE = {
@@ -198,7 +198,7 @@ def test_clip_and_target(run: Run, network: Path) -> None:
 
 
 def test_certify_in_parts(run: Run, network: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(certify_stages, "CHUNK_INPUTS", 10)
+    monkeypatch.setattr(chunks, "CHUNK_INPUTS", 10)
     line = ("certify-uap", network, "--eps", 0.02, "--limit", 30, "--attack-steps", 2, "--quiet")
     assert run(*line, "--json", "whole.json", "--run-dir", "W").code == 0
     assert run(*line, "--part", "1/2", "--json", "one.json").code == 0
@@ -414,9 +414,9 @@ def test_progress_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
 
 
 def test_progress_bars_write_to_stderr_only(capsys: pytest.CaptureFixture[str]) -> None:
-    from citrus_tool.cli import terminal
+    from citrus_tool.cli import drawn
 
-    bars = terminal.Bars()
+    bars = drawn.Bars()
     bars.advance(1)  # before any stage: nothing to draw
     bars.start("groups", 3, "groups")
     bars.advance(2, "certified 90.0 %")

@@ -71,18 +71,18 @@ def test_sweep_of_the_whole_data_set(run: Run, network: Path) -> None:
 
 
 def test_an_interrupted_sweep_goes_on(run: Run, network: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from citrus_tool.certification.run import Run
+    from citrus_tool.certification import uap
 
     whole = sweep(run, network, "--run-dir", "whole")
-    original = Run.finished
+    original = uap.finished
 
-    def stop(self: Run, prepared: Any) -> Any:
-        if self.eps == 0.03 and prepared.group.index == 2:
+    def stop(setup: Any, prepared: Any) -> Any:
+        if setup.threat.eps == 0.03 and prepared.group.index == 2:
             raise KeyboardInterrupt
-        return original(self, prepared)
+        return original(setup, prepared)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Run, "finished", stop)
+        patched.setattr(uap, "finished", stop)
         outcome = run("certify-uap", network, "--eps", "0.1,1/255,0.03", *SMALL, "--run-dir", "cut")
     assert outcome.code == 5
     assert "stopped after 2 of 4 groups; continue with --resume (cut/eps_0.03/journal.jsonl)" in outcome.err

@@ -15,7 +15,7 @@ from click.shell_completion import BashComplete
 from click.testing import CliRunner
 
 from citrus_tool.choices.settings import CertifySettings
-from citrus_tool.cli import citrus, options, terminal
+from citrus_tool.cli import citrus, drawn, options, terminal
 from citrus_tool.cli.gathered import gathered
 from citrus_tool.sources import DataChoice
 from citrus_tool.threat import Threat
@@ -37,7 +37,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def drawn(monkeypatch: pytest.MonkeyPatch, **environment: str) -> str:
+def drawn_table(monkeypatch: pytest.MonkeyPatch, **environment: str) -> str:
     """The table of ROWS as a terminal gets it."""
     for name in ("NO_COLOR", "FORCE_COLOR", "COLORTERM"):
         monkeypatch.delenv(name, raising=False)
@@ -50,14 +50,14 @@ def drawn(monkeypatch: pytest.MonkeyPatch, **environment: str) -> str:
 
 
 def test_tables_are_coloured_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = drawn(monkeypatch).splitlines()
+    lines = drawn_table(monkeypatch).splitlines()
     assert "\x1b[32mcertified UAP" in next(line for line in lines if "certified UAP" in line)
     assert "\x1b[33mattacked UAP" in next(line for line in lines if "attacked UAP" in line)
     assert any("[b]x[/b]" in line for line in lines)  # no markup in what users name
 
 
 def test_no_color_is_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = drawn(monkeypatch, NO_COLOR="1")
+    text = drawn_table(monkeypatch, NO_COLOR="1")
     assert "\x1b[3" not in text
     assert "certified UAP" in text
 
@@ -77,7 +77,7 @@ def test_bars_show_rate_time_left_and_bracket(monkeypatch: pytest.MonkeyPatch) -
     for name, value in {"TERM": "xterm-256color", "COLUMNS": "140", "NO_COLOR": "1"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("FORCE_COLOR", raising=False)
-    bars = terminal.Bars()
+    bars = drawn.Bars()
     bars.advance()  # before any stage: nothing
     bars.start("groups", 40, "groups")
     clock = iter(range(1000))
@@ -94,7 +94,7 @@ def test_bars_show_rate_time_left_and_bracket(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize(
-    ("environment", "kind"), [({"TERM": "xterm"}, terminal.Bars), ({"TERM": "dumb"}, terminal.PlainLines)]
+    ("environment", "kind"), [({"TERM": "xterm"}, drawn.Bars), ({"TERM": "dumb"}, terminal.PlainLines)]
 )
 def test_bars_need_a_terminal_that_can(
     monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], kind: type[terminal.Progress]

@@ -15,20 +15,33 @@ import pytest
 
 from citrus_tool.errors import InputFileError
 from citrus_tool.reports.citations import BOUNDS, CITATIONS, METHODS, STAGES, of_certificate, of_method
-from citrus_tool.reports.data import Attacked, Benchmarked, Certified, Evaluated, Swept, Trained, parse, read
+from citrus_tool.reports.data import Certified, Reported, parse, read
 from citrus_tool.reports.render import STAGES as NAMES
-from citrus_tool.results.certificate import Status
-from citrus_tool.results.evidence import Evidence, Verdict
+from citrus_tool.results.attack import AttackReport
+from citrus_tool.results.certificate import Certificate, Status
+from citrus_tool.results.evaluation import Evaluation
+from citrus_tool.results.evidence import Evidence, InputVerdict
+from citrus_tool.results.harden import HardenReport
+from citrus_tool.results.record import Place, from_json
+from citrus_tool.results.sweep import Sweep
+from citrus_tool.results.train import TrainReport
 from citrus_tool.training.methods import METHODS as TRAINING
 from tests.reports.conftest import ATTACK, EVALUATION, Edit, harden_report
 
+HERE = Place(where="here")
+
+
+def certified(run: Reported) -> Certified:
+    """The certificate that the run is."""
+    assert isinstance(run.result, Certificate)
+    return run.certificates[""]
+
 
 def test_certificate(gold: Path) -> None:
-    run = read(gold)
-    assert isinstance(run, Certified)
+    run = certified(read(gold))
     one = run.certificate
     assert (one.inputs, one.clean_correct, one.ibp_certified, one.individually_certified) == (23, 23, 0, 16)
-    assert (one.certified, one.attacked, len(one.groups), run.group_size) == (17, 20, 6, 4)
+    assert (one.certified, one.attacked, len(one.groups), one.group_size) == (17, 20, 6, 4)
     assert [group.status for group in one.groups].count(Status.EXACT) == 4
     assert one.to_json() | {"seconds": 0} == json.loads((gold / "certificate.json").read_text()) | {"seconds": 0}
     kept = [group.evidence for group in one.groups]
@@ -44,41 +57,40 @@ def test_certificate(gold: Path) -> None:
 
 def test_a_certificate_alone_has_verdicts_but_no_perturbations(gold: Path, tmp_path: Path) -> None:
     shutil.copy(gold / "certificate.json", tmp_path / "c.json")
-    run = read(tmp_path / "c.json")
-    assert isinstance(run, Certified)
+    run = certified(read(tmp_path / "c.json"))
     assert {v for g in run.certificate.groups if g.evidence for v in g.evidence.verdicts} == {
-        Verdict.PROVEN,
-        Verdict.FOOLED,
-        Verdict.OPEN,
+        InputVerdict.PROVEN,
+        InputVerdict.FOOLED,
+        InputVerdict.OPEN,
     }
     assert all(g.evidence is not None and g.evidence.perturbation is None for g in run.certificate.groups)
 
 
 def test_other_results(hardened: Path, benchmark: Path, gold: Path) -> None:
-    trained = read(hardened)
-    assert isinstance(trained, Trained)
-    assert trained.before is None
-    assert trained.after is not None
-    assert trained.after.certificate.certified == 17
-    assert trained.figures["before"]["attacked_uap_accuracy"] == 30.25
+    run = read(hardened)
+    trained = run.result
+    assert isinstance(trained, HardenReport)
+    assert run.certificates.keys() == {"after"}
+    assert run.certificates["after"].certificate.certified == 17
+    assert trained.before.attacked_uap_accuracy == 30.25
     assert len(trained.history) == 6
-    bench = read(benchmark)
-    assert isinstance(bench, Benchmarked)
-    assert [one.verdict for one in bench.instances] == ["sat", "unsat", "timeout", "error"]
-    evaluated, attacked = parse(EVALUATION, "e"), parse(ATTACK, "a")
-    assert isinstance(evaluated, Evaluated)
-    assert evaluated.eps == 2 / 255
-    assert isinstance(attacked, Attacked)
+    bench = read(benchmark).result
+    assert isinstance(bench, tuple)
+    assert [one.verdict for one in bench] == ["sat", "unsat", "timeout", "error"]
+    evaluated, attacked = parse(EVALUATION, "e").result, parse(ATTACK, "a").result
+    assert isinstance(evaluated, Evaluation)
+    assert (evaluated.eps, evaluated.certificate) == (2 / 255, None)
+    assert isinstance(attacked, AttackReport)
     assert (attacked.threat.clip, attacked.threat.target) == (True, 3)
     certificate = json.loads((gold / "certificate.json").read_text())
     for content in ([certificate, certificate], {"sweep": [certificate]}):
         swept = parse(content, "s")
-        assert isinstance(swept, Swept)
-        assert swept.certificates[0].certificate.certified == 17
+        assert isinstance(swept.result, Sweep)
+        assert swept.certificates["0."].certificate.certified == 17
     plain = {k: v for k, v in harden_report().items() if k not in ("before", "after", "model")}
-    train = parse(plain | {"architecture": "convtiny", "standard_accuracy": 95.5}, "t")
-    assert isinstance(train, Trained)
-    assert train.figures == {"after": {"standard_accuracy": 95.5}}
+    train = parse(plain | {"architecture": "convtiny", "standard_accuracy": 95.5}, "t").result
+    assert isinstance(train, TrainReport)
+    assert train.standard_accuracy == 95.5
 
 
 def test_a_sweep_folder_finds_the_perturbations_of_each_eps(gold: Path, tmp_path: Path) -> None:
@@ -87,27 +99,25 @@ def test_a_sweep_folder_finds_the_perturbations_of_each_eps(gold: Path, tmp_path
     certificate = json.loads((gold / "certificate.json").read_text())
     (folder / "sweep.json").write_text(json.dumps({"sweep": [certificate]}))
     run = read(folder)
-    assert isinstance(run, Swept)
-    groups = run.certificates[0].certificate.groups
+    assert isinstance(run.result, Sweep)
+    groups = run.certificates["0."].certificate.groups
     assert sum(g.evidence is not None and g.evidence.perturbation is not None for g in groups) == 3
 
 
 def test_evidence_round_trip() -> None:
     u = np.linspace(-0.1, 0.1, 12, dtype=np.float32).reshape(3, 2, 2)
-    one = Evidence(labels=(1, 2), verdicts=(Verdict.FOOLED, Verdict.LOST), perturbation=u)
-    again = Evidence.from_json(json.loads(json.dumps(one.packed())))
+    one = Evidence(labels=(1, 2), verdicts=(InputVerdict.FOOLED, InputVerdict.LOST), perturbation=u)
+    again = from_json(Evidence, json.loads(json.dumps(one.packed())), HERE)
     assert again == one
-    assert again is not None
     assert again.perturbation is not None
     np.testing.assert_array_equal(again.perturbation, u)
-    assert Evidence.from_json({}) is None
-    assert Evidence.from_json(one.to_json()) == one
+    assert from_json(Evidence, one.to_json(), HERE) == one
 
 
 @pytest.mark.parametrize("packed", ["!", "AAAA", 7, "eJwDAAAAAAE="])
 def test_a_damaged_perturbation_is_an_error(packed: object) -> None:
-    with pytest.raises((ValueError, TypeError)):
-        Evidence.from_json({"labels": [1], "verdicts": ["open"], "perturbation": packed})
+    with pytest.raises(InputFileError, match=r"^here: "):
+        from_json(Evidence, {"labels": [1], "verdicts": ["open"], "perturbation": packed}, HERE)
 
 
 def sets(**values: Any) -> Edit:
@@ -206,8 +216,7 @@ def test_a_harden_run_whose_journal_says_something_else(hardened: Path) -> None:
 def test_scope_dataset_has_one_attacked_count_for_all(edited: Callable[[Edit], Path]) -> None:
     """The count of the perturbation for all inputs; the groups' own counts do not add up to it."""
     accuracy = 100 * 21 / 23
-    run = read(edited(sets(scope="dataset", attacked=21, attacked_uap_accuracy=accuracy)))
-    assert isinstance(run, Certified)
+    run = certified(read(edited(sets(scope="dataset", attacked=21, attacked_uap_accuracy=accuracy))))
     assert (run.certificate.attacked, run.certificate.together) == (21, 21)
     with pytest.raises(InputFileError, match="certified 17, attacked 16 and clean 23 counts are not in order"):
         read(edited(sets(attacked=16, attacked_uap_accuracy=100 * 16 / 23)))
@@ -253,8 +262,7 @@ def test_exactly_the_methods_that_were_used_are_cited(
         content["stages"] = stages
 
     path = edited(edit)
-    run = read(path.rename(path.with_name("alone.json")))
-    assert isinstance(run, Certified)
+    run = certified(read(path.rename(path.with_name("alone.json"))))
     assert [text.split()[0].removesuffix(",") for text in of_certificate(run.certificate)] == named
 
 

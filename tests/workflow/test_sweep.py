@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from citrus_tool.errors import SoundnessError
 from citrus_tool.results.certificate import Certificate, GroupResult, Status
 from citrus_tool.results.comparison import Pair
-from citrus_tool.results.evidence import Evidence, Verdict
+from citrus_tool.results.evidence import Evidence, InputVerdict
 from citrus_tool.results.sweep import csv_rows
 from citrus_tool.tables import to_csv, to_latex
 from citrus_tool.threat import Threat, parse_eps, spelled
@@ -86,15 +86,15 @@ def test_carried_counts_name_their_eps() -> None:
 
 def judged(*words: str) -> GroupResult:
     """A group of three inputs by their verdicts."""
-    verdicts = tuple(Verdict(word) for word in words)
-    proven = sum(verdict in (Verdict.IBP, Verdict.PROVEN) for verdict in verdicts)
-    clean = sum(verdict is not Verdict.LOST for verdict in verdicts)
-    perturbation = np.full((1, 1, 1), sum(verdict is Verdict.FOOLED for verdict in verdicts), np.float32)
+    verdicts = tuple(InputVerdict(word) for word in words)
+    proven = sum(verdict in (InputVerdict.IBP, InputVerdict.PROVEN) for verdict in verdicts)
+    clean = sum(verdict is not InputVerdict.LOST for verdict in verdicts)
+    perturbation = np.full((1, 1, 1), sum(verdict is InputVerdict.FOOLED for verdict in verdicts), np.float32)
     return replace(
-        group(0, proven, clean - sum(verdict is Verdict.FOOLED for verdict in verdicts), clean=clean),
+        group(0, proven, clean - sum(verdict is InputVerdict.FOOLED for verdict in verdicts), clean=clean),
         indices=(0, 1, 2),
         individually_certified=proven,
-        ibp_certified=sum(verdict is Verdict.IBP for verdict in verdicts),
+        ibp_certified=sum(verdict is InputVerdict.IBP for verdict in verdicts),
         evidence=Evidence(labels=(0, 0, 0), verdicts=verdicts, perturbation=perturbation),
     )
 

@@ -17,11 +17,13 @@ from citrus_tool.choices import Device
 from citrus_tool.choices.recipe import Recipe
 from citrus_tool.choices.settings import CertifySettings, TuneSettings
 from citrus_tool.choices.space import Space, plain, with_fields
+from citrus_tool.context import RunContext
 from citrus_tool.data import Dataset
 from citrus_tool.errors import InputFileError, InterruptedRunError, UsageError
 from citrus_tool.network import Network
 from citrus_tool.onnx_io import OnnxModel
 from citrus_tool.progress import Progress, Staged
+from citrus_tool.results.record import Place, from_json, to_json
 from citrus_tool.results.trial import Trial
 from citrus_tool.threat import Threat
 from citrus_tool.training import checkpoint, trainer
@@ -93,8 +95,7 @@ class Tuning:
         """The result of a finished trial, from its folder."""
         path = self._folder(trial.number) / "result.json"
         try:
-            plain = json.loads(path.read_text(encoding="utf-8"))
-            found = Trial(**{**plain, "validations": tuple((*each,) for each in plain["validations"])})
+            found = from_json(Trial, json.loads(path.read_text(encoding="utf-8")), Place(where="", remedy=""))
             if (found.number, dict(found.parameters)) != (trial.number, dict(trial.params)):
                 raise ValueError("the study has other parameters")
             return found
@@ -102,7 +103,7 @@ class Tuning:
             raise InputFileError(
                 f"{path}: cannot be read ({error.strerror}); the study and its run folder belong together."
             ) from None
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, InputFileError) as error:
             raise InputFileError(f"{path}: is no trial's result ({error}); start a new --run-dir.") from None
 
     def _trial(self, trial: FrozenTrial, finished: Sequence[Trial]) -> Trial:
@@ -140,7 +141,7 @@ class Tuning:
         """`found`, after its result is in the trial's folder."""
         files.require_writable_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        files.write_json(folder / "result.json", dataclasses.asdict(found))
+        files.write_json(folder / "result.json", to_json(found))
         (folder / checkpoint.FILE_NAME).unlink(missing_ok=True)
         return found
 
@@ -186,7 +187,11 @@ class Tuning:
         )
         threat = Threat(eps=recipe.eps)
         certificate = certify_uap(
-            model, self.validation, threat, settings, device=self.device, progress=Staged(self.progress, stage)
+            model,
+            self.validation,
+            threat,
+            settings,
+            RunContext(device=self.device, progress=Staged(self.progress, stage)),
         ).to_json()
         best = result.history[result.best_epoch - 1]
         return dataclasses.replace(
