@@ -448,7 +448,7 @@ def test_plots_show_what_was_run(tmp_path: Path) -> None:
 
 @pytest.fixture
 def toy_table(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Entry]:
-    toy = contests.Table(title="Toy", methods=("sabr", "citrus"), contests=("toy",))
+    toy = contests.PaperTable(title="Toy", methods=("sabr", "citrus"), contests=("toy",))
     monkeypatch.setattr(page, "TABLES", {**TABLES, "toy": toy})
     monkeypatch.setattr(contests, "TABLES", page.TABLES)
     monkeypatch.setattr(page, "SCALES", {"cpu": contests.Scale(contests=(DIGITS,), certifier=contests.CERTIFIER)})
@@ -484,7 +484,7 @@ def test_a_contest_without_runs_is_not_on_the_page(toy_table: Callable[..., Entr
 
 
 def test_a_sweep_is_one_table(toy_table: Callable[..., Entry], monkeypatch: pytest.MonkeyPatch) -> None:
-    sweep = contests.Table(title="Sweep", methods=("citrus",), contests=("toy", "toy-2"), layout="sweep")
+    sweep = contests.PaperTable(title="Sweep", methods=("citrus",), contests=("toy", "toy-2"), layout="sweep")
     monkeypatch.setitem(page.TABLES, "toy", sweep)  # type: ignore[arg-type]
     points = tuple(dataclasses.replace(DIGITS, name=name, published=()) for name in ("toy", "toy-2"))
     (section,) = page.sections("toy", "cpu", points, [toy_table(contest="toy-2")])
