@@ -35,9 +35,12 @@ def tile(pixels: NDArray[np.float32], x: float, y: float, colour: str) -> str:
                 shade = f"#{round(255 * max(level, 0)):02x}" + f"{round(255 * max(level, 0)):02x}" * 2
             else:
                 shade = f"#ff{fade:02x}{fade:02x}" if level > 0 else f"#{fade:02x}{fade:02x}ff"
-            paths[shade] = paths.get(shade, "") + f"M{x + column * step:g} {y + row * step:g}h{step:g}v{step:g}h-{step:g}z"
+            paths[shade] = (
+                paths.get(shade, "") + f"M{x + column * step:g} {y + row * step:g}h{step:g}v{step:g}h-{step:g}z"
+            )
     drawn = "".join(f'<path fill="{shade}" d="{path}"/>' for shade, path in paths.items())
-    return f'<g shape-rendering="crispEdges">{drawn}</g><rect x="{x}" y="{y}" width="{SIDE}" height="{SIDE}" fill="none" stroke="#9e9e9e"/>'
+    frame = f'<rect x="{x}" y="{y}" width="{SIDE}" height="{SIDE}" fill="none" stroke="#9e9e9e"/>'
+    return f'<g shape-rendering="crispEdges">{drawn}</g>{frame}'
 
 
 def text(x: float, y: float, words: str, kind: str = "s", fill: str = INK, anchor: str = "middle") -> str:
@@ -49,7 +52,10 @@ def bar(y: float, certified: float, attacked: float, clean: float, name: str) ->
     """Certified (solid), between certified and attacked (light), lost to a perturbation found, wrong anyway."""
     x, width, parts, done = 250.0, 480.0, [], 0.0
     for share, fill in ((certified, "#2e7d32"), (attacked, "#a5d6a7"), (clean, "#ff8a65"), (100.0, "#bdbdbd")):
-        parts.append(f'<rect x="{x + width * done / 100:g}" y="{y}" width="{width * (share - done) / 100:g}" height="20" fill="{fill}"/>')
+        parts.append(
+            f'<rect x="{x + width * done / 100:g}" y="{y}" height="20" fill="{fill}"'
+            f' width="{width * (share - done) / 100:g}"/>'
+        )
         done = share
     return (
         text(x - 14, y + 15, name, "s", anchor="end") + "".join(parts)
@@ -63,7 +69,7 @@ def main() -> None:
     first, second = (model.certify("digits", eps=EPS, limit=LIMIT, group_size=SIZE) for model in (before, after))
     found = before.attack("digits", eps=EPS, limit=LIMIT, group_size=SIZE).perturbations
     test = citrus.load_data("digits", split="test", limit=LIMIT)
-    for index, (group, u) in enumerate(zip(second.groups, found, strict=True)):
+    for group, u in zip(second.groups, found, strict=True):
         chosen = list(group.indices)
         images, labels = test.pixels()[chosen], test.labels[chosen]
         seen = before.logits(images + u).argmax(1)
@@ -74,17 +80,24 @@ def main() -> None:
     kept = after.logits(images + u).argmax(1)
     assert (before.logits(images).argmax(1) == labels.numpy()).all()
     assert (kept == labels.numpy()).all()
-    print(f"group {index}: {labels.tolist()} seen as {seen.tolist()}, then {kept.tolist()}; certified {group.certified}")
+    print(
+        f"images {chosen}: {labels.tolist()} seen as {seen.tolist()}, then {kept.tolist()}; certified {group.certified}"
+    )
 
     left = [250.0 + 102 * i for i in range(SIZE)]
     middle = [x + SIDE / 2 for x in left]
     drawn = [text(middle[i], 36, f"image {i + 1}", fill=GREY) for i in range(SIZE)]
-    drawn += [text(20, 64, "Five images", "b", anchor="start"), text(20, 84, "read correctly by both networks", anchor="start")]
+    drawn += [
+        text(20, 64, "Five images", "b", anchor="start"),
+        text(20, 84, "read correctly by both networks", anchor="start"),
+    ]
     drawn += [tile(images[i, 0].numpy(), x, 46, "grey") for i, x in enumerate(left)]
     drawn += [
         text(20, 150, "one perturbation u for all", "b", anchor="start"),
-        text(20, 170, f"at most {EPS} a pixel: red brighter,", anchor="start"), text(20, 187, "blue darker", anchor="start"),
-        tile(u[0].numpy() / EPS, middle[2] - SIDE / 2, 132, "signed"), text(middle[2] + 52, 175, "added to every image", fill=GREY, anchor="start"),
+        text(20, 170, f"at most {EPS} a pixel: red brighter,", anchor="start"),
+        text(20, 187, "blue darker", anchor="start"),
+        tile(u[0].numpy() / EPS, middle[2] - SIDE / 2, 132, "signed"),
+        text(middle[2] + 52, 175, "added to every image", fill=GREY, anchor="start"),
         text(middle[2] - 52, 178, "+ u", "t", anchor="end"),
     ]  # fmt: skip
     drawn += [tile((images + u)[i, 0].numpy(), x, 222, "grey") for i, x in enumerate(left)]
@@ -95,26 +108,57 @@ def main() -> None:
         for i, (label, one) in enumerate(zip(labels.tolist(), classes.tolist(), strict=True)):
             right = label == one
             drawn.append(text(middle[i], y, f"{'✓' if right else '✗'} reads {one}", "b", GREEN if right else RED))
-    drawn.append(text(250, 376, f"proven for every u of at most {EPS} a pixel that these five images share, not only for this one", fill=GREEN, anchor="start"))
-    drawn.append(f'<path d="M20 394H880" stroke="#bdbdbd"/>')
-    drawn.append(text(20, 418, f"{LIMIT} test images in groups of {SIZE}: how many stay correct under the worst shared u", "b", anchor="start"))
+    drawn.append(
+        text(
+            250,
+            376,
+            f"proven for every u of at most {EPS} a pixel that these five images share, not only for this one",
+            fill=GREEN,
+            anchor="start",
+        )
+    )
+    drawn.append('<path d="M20 394H880" stroke="#bdbdbd"/>')
+    drawn.append(
+        text(
+            20,
+            418,
+            f"{LIMIT} test images in groups of {SIZE}: how many stay correct under the worst shared u",
+            "b",
+            anchor="start",
+        )
+    )
     for y, one, name in ((432, first, "before"), (462, second, "after")):
         shares = [100 * count / one.inputs for count in (one.certified, one.attacked, one.clean_correct)]
         drawn.append(bar(y, *shares, name))
-    legend = (("#2e7d32", "proven"), ("#a5d6a7", "not known"), ("#ff8a65", "lost to a u that was found"), ("#bdbdbd", "wrong without any u"))
+    legend = (
+        ("#2e7d32", "proven"),
+        ("#a5d6a7", "not known"),
+        ("#ff8a65", "lost to a u that was found"),
+        ("#bdbdbd", "wrong without any u"),
+    )
     for (fill, words), x in zip(legend, (250, 330, 432, 650), strict=True):
-        drawn.append(f'<rect x="{x}" y="496" width="12" height="12" fill="{fill}"/>' + text(x + 18, 507, words, fill=GREY, anchor="start"))
+        drawn.append(
+            f'<rect x="{x}" y="496" width="12" height="12" fill="{fill}"/>'
+            + text(x + 18, 507, words, fill=GREY, anchor="start")
+        )
 
     about = (
-        f"Five digits that share one perturbation: the network before hardening reads {seen.tolist()} for {labels.tolist()}; "
+        "Five digits that share one perturbation: the network before hardening reads "
+        f"{seen.tolist()} for {labels.tolist()}; "
         f"after, all five are proven correct under every perturbation of at most {EPS}. Of {LIMIT} test images "
         f"{first.certified} are proven before and {second.certified} after."
     )
-    style = "text{font-family:system-ui,'Segoe UI',Helvetica,Arial,sans-serif}.t{font-size:22px;font-weight:600}.b{font-size:15px;font-weight:600}.s{font-size:13.5px}"
+    style = (
+        "text{font-family:system-ui,'Segoe UI',Helvetica,Arial,sans-serif}.t{font-size:22px;font-weight:600}"
+        ".b{font-size:15px;font-weight:600}.s{font-size:13.5px}"
+    )
     Path(sys.argv[1]).write_text(
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 900 522" role="img" aria-labelledby="idea-title idea-desc">\n'
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 900 522" role="img"'
+        ' aria-labelledby="idea-title idea-desc">\n'
         f'<title id="idea-title">One perturbation, five images</title>\n<desc id="idea-desc">{escape(about)}</desc>\n'
-        f'<style>{style}</style>\n<rect width="900" height="522" rx="8" fill="#ffffff"/>\n' + "\n".join(drawn) + "\n</svg>\n"
+        f'<style>{style}</style>\n<rect width="900" height="522" rx="8" fill="#ffffff"/>\n'
+        + "\n".join(drawn)
+        + "\n</svg>\n"
     )  # fmt: skip
 
 

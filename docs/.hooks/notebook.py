@@ -65,7 +65,9 @@ def run() -> None:
         (Path(name) / "examples").mkdir()
         (Path(name) / "models").symlink_to(ROOT / "models")
         NotebookClient(notebook, resources={"metadata": {"path": str(Path(name) / "examples")}}).execute()
-    kept = {cell["id"]: [_kept(one) for one in cell["outputs"]] for cell in notebook.cells if cell["cell_type"] == "code"}
+    kept = {
+        cell["id"]: [_kept(one) for one in cell["outputs"]] for cell in notebook.cells if cell["cell_type"] == "code"
+    }
     text = {"digest": digest(notebook.cells), "outputs": {name: [o for o in each if o] for name, each in kept.items()}}
     OUTPUTS.write_text(json.dumps(text, indent=1, ensure_ascii=False) + "\n")
 
