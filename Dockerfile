@@ -13,7 +13,7 @@ ENV PIP_NO_CACHE_DIR=1 \
     PYTHONUNBUFFERED=1
 
 WORKDIR /opt/citrus
-COPY pyproject.toml constraints.txt README.md ./
+COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY citrus_tool ./citrus_tool
 COPY models ./models
 RUN python3 -m pip install . --constraint constraints.txt

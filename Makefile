@@ -1,50 +1,70 @@
-# Every target sets up what it needs, in a fresh clone too: a virtual environment in .venv with the pinned
-# dependencies. The stamp makes that happen once, and again when pyproject.toml or constraints.txt changes.
+# Every target sets up what it needs, in a fresh clone too: a virtual environment in .venv with pinned dependencies.
+# One stamp says that citrus is in it, the other that the developers' tools are, too; each is renewed when pyproject.toml
+# or constraints.txt changes.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+INSTALLED := $(VENV)/.installed
+DEVELOPED := $(VENV)/.developed
 # test processes side by side; tests compute with one thread each
 WORKERS ?= 2
 
-.PHONY: help install demo test test-slow gpu-check lint format docs clean
+.PHONY: help install develop demo test test-slow gpu-check lint format docs dist clean
 
 help:
-	@echo "make install | demo | test | test-slow | gpu-check | lint | format | docs | clean"
+	@echo "make install | demo"
+	@echo "make develop | test | test-slow | gpu-check | lint | format | docs | dist | clean"
 
-install: $(STAMP)
+install: $(INSTALLED)
 
-$(STAMP): pyproject.toml constraints.txt
+develop: $(DEVELOPED)
+
+# Both wheels of onnxruntime hold the same files, so that taking one away breaks the other: where both are, both go first.
+$(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(0 if sys.version_info >= (3, 11) else 'citrus needs Python 3.11 or newer')"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -c "import importlib.metadata as m; exit({'onnxruntime', 'onnxruntime-gpu'} <= {d.name for d in m.distributions()})" \
+		|| $(BIN)/python -m pip uninstall --quiet --yes onnxruntime onnxruntime-gpu
+	$(BIN)/python -m pip install --quiet --editable . --constraint constraints.txt
+	touch $(INSTALLED)
+
+# vnnlib-satisfactory, the suite of tests/queries/test_satisfactory.py, comes without its dependencies: see pyproject.toml
+$(DEVELOPED): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --editable ".[dev,docs]" --constraint constraints.txt
-	touch $(STAMP)
+	$(BIN)/python -m pip install --quiet --no-deps vnnlib-satisfactory --constraint constraints.txt
+	touch $(DEVELOPED)
 
 demo: install
 	$(BIN)/citrus demo
 
-test: install
+test: develop
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-test-slow: install
+test-slow: develop
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow
 
-gpu-check: install
+gpu-check: develop
 	PYTHON=$(BIN)/python sh benchmarks/gpu.sh
 
-lint: install
+lint: develop
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-format: install
+format: develop
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
 
 # site/index.html; a broken link or a page that the navigation lacks is an error
-docs: install
+docs: develop
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# wheel and sdist in dist/, checked
+dist: develop
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist
+	$(BIN)/twine check --strict dist/*
 
 clean:
 	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -32,13 +32,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from citrus_tool import architectures, data, onnx_io
 from citrus_tool.bench.contests import CERTIFIER, CPU, CPU_LONG, Contest, Job
-from citrus_tool.certify.uap import certify_uap
+from citrus_tool.certification.uap import certify_uap
+from citrus_tool.choices.recipe import Recipe
+from citrus_tool.context import RunContext
 from citrus_tool.data import Dataset
-from citrus_tool.harden import trainer
-from citrus_tool.harden.recipes import Recipe, named
 from citrus_tool.network import Network
 from citrus_tool.threat import Threat, parse_eps
-from citrus_tool.workflow import pgd_accuracy
+from citrus_tool.training import trainer
+from citrus_tool.training.recipes import named
+from citrus_tool.workflow.figures import pgd_accuracy
 
 PGD_STEPS = 20
 """PGD accuracy costs seconds on the whole split, so that it tells variants apart that some hundred proofs do not."""
@@ -47,10 +49,14 @@ INPUTS = 500
 FIGURES = ("standard", "pgd", "certified", "attacked", "ibp")
 """The table's columns; lines from before it was measured have no "pgd"."""
 DIGITS = Contest(
-    name="digits", data="digits", eps="0.08", architecture="convtiny", normalisation=((0.3,), (0.4,)),
+    name="digits",
+    data="digits",
+    eps="0.08",
+    architecture="convtiny",
+    normalisation=((0.3,), (0.4,)),
     recipe=dataclasses.replace(named("digits").with_epochs(50), eps=0.08, warmup_epochs=1, init="shi", pgd_steps=5),
     changes={"citrus-plus": {"alpha": 0.3, "worst": 1}},
-)  # fmt: skip
+)
 """A contest of seconds, with nothing tuned for it."""
 CONTESTS = (*CPU, *CPU_LONG, DIGITS)
 VARIANTS = (
@@ -94,7 +100,7 @@ def judged(
     threat = Threat(eps=parse_eps(contest.eps))
     return {
         "standard": trainer.accuracy(result.network, validation),
-        "pgd": pgd_accuracy(result.network, validation, threat, PGD_STEPS),
+        "pgd": pgd_accuracy(result.network, validation, threat, PGD_STEPS, RunContext(device="cpu")),
         "certified": 100 * found["certified"] / judged_inputs,
         "attacked": 100 * found["attacked"] / judged_inputs,
         "ibp": 100 * found["ibp_certified"] / judged_inputs,

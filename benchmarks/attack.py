@@ -17,10 +17,10 @@ import torch
 from uap_table import ROOT, ROWS, Row
 
 from citrus_tool.attacks.universal import SETS, attack_groups
-from citrus_tool.certify.screen import clean_stage
+from citrus_tool.certification.individual import clean_stage
 from citrus_tool.onnx_io import OnnxRunner
+from citrus_tool.sources import DataChoice, ModelChoice
 from citrus_tool.threat import parse_eps
-from citrus_tool.workflow import DataChoice, ModelChoice
 
 
 def main() -> None:
@@ -57,10 +57,16 @@ def run(row: Row, options: argparse.Namespace, *, sets: int) -> tuple[float, flo
     labels = data.labels[kept].reshape(-1, k)
     start = time.process_time()
     _, fooled = attack_groups(
-        model.network.frozen(dtype=torch.float32), images, labels, torch.ones_like(labels, dtype=torch.bool),
-        parse_eps(row.eps), steps=options.steps, restarts=options.restarts,
-        generator=torch.Generator().manual_seed(options.seed), sets=sets,
-    )  # fmt: skip
+        model.network.frozen(dtype=torch.float32),
+        images,
+        labels,
+        torch.ones_like(labels, dtype=torch.bool),
+        parse_eps(row.eps),
+        steps=options.steps,
+        restarts=options.restarts,
+        generator=torch.Generator().manual_seed(options.seed),
+        sets=sets,
+    )
     return 100 * (1 - int(fooled.sum()) / labels.numel()), (time.process_time() - start) / len(labels)
 
 

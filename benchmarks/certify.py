@@ -18,9 +18,9 @@ from dense_crown import dense_crown
 
 from citrus_tool import data, onnx_io
 from citrus_tool.bounds.rounding import enclose
-from citrus_tool.certify.screen import clean_stage, screen
-from citrus_tool.certify.settings import CertifySettings
-from citrus_tool.certify.uap import certify_uap
+from citrus_tool.certification.individual import clean_stage, screen
+from citrus_tool.certification.uap import certify_uap
+from citrus_tool.choices.settings import CertifySettings
 from citrus_tool.onnx_io import OnnxRunner
 from citrus_tool.threat import Box, Threat
 

@@ -3,7 +3,7 @@
     python benchmarks/kcp_bounds.py M.onnx --data mnist --eps 0.1 [--limit 200] [--steps 20] [--tau-ratio 0.4]
 
 Groups of 5 test inputs are the theorem's X. For every subset S of a group one perturbation that attacks all of S is
-searched (harden/kcp.py's common attack), and every perturbation found is tried on the whole group. kappa(u) is the
+searched (training/kcp.py's common attack), and every perturbation found is tried on the whole group. kappa(u) is the
 number of inputs that u fools, u* the perturbation found with the largest mean loss over the group, and
 
     E(k) = mean over x in the group of the largest L(f(x + u)) among the u found with kappa(u) >= k.
@@ -13,8 +13,8 @@ holds by construction; how fast the sequence rises is what is measured. Groups a
 with 0, of which the theorem says nothing, are left out of the means.
 
 The second table compares two readings of CITRUS's boxes B(x_i + v_j, tau):
-interval bounds and CROWN-IBP (harden/crown_ibp.py). The last line is the paper's Fig. 4: the loss of the box at the own
-perturbation (j = i) beside the sum and the largest of the others.
+interval bounds and CROWN-IBP (training/crown_ibp.py). The last line is the paper's Fig. 4: the loss of the box at
+the own perturbation (j = i) beside the sum and the largest of the others.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from citrus_tool import data, onnx_io
-from citrus_tool.bench.boxes import own_and_others
-from citrus_tool.harden.adversarial import attack
-from citrus_tool.harden.boxes import box_margins, robust_cross_entropy, uniform_box
-from citrus_tool.harden.citrus import centres
-from citrus_tool.harden.crown_ibp import crown_margins
-from citrus_tool.harden.kcp import common_attack
-from citrus_tool.harden.method import Batch
-from citrus_tool.harden.recipes import Recipe
+from citrus_tool.bench.box_sizes import own_and_others
+from citrus_tool.choices.recipe import Recipe
 from citrus_tool.network import Network
 from citrus_tool.threat import Box, parse_eps
+from citrus_tool.training.adversarial import attack
+from citrus_tool.training.citrus import centres
+from citrus_tool.training.crown_ibp import crown_margins
+from citrus_tool.training.kcp import common_attack
+from citrus_tool.training.method import Batch
+from citrus_tool.training.training_boxes import box_margins, robust_cross_entropy, uniform_box
 
 GROUP = 5
 

@@ -29,12 +29,12 @@ from citrus_tool import data, onnx_io
 from citrus_tool.attacks.margin import float32_at_most
 from citrus_tool.bounds.fold import Fold, beside
 from citrus_tool.bounds.rounding import exact_products
-from citrus_tool.certify import joint
-from citrus_tool.certify.conflicts import Combination
-from citrus_tool.certify.master import named
-from citrus_tool.certify.run import Chunk, Prepared, Run
-from citrus_tool.certify.settings import CertifySettings
-from citrus_tool.certify.settle import Arena, Loop, executions
+from citrus_tool.certification import joint
+from citrus_tool.certification.conflicts import Combination
+from citrus_tool.certification.joint_loop import Arena, Loop, executions
+from citrus_tool.certification.milp import named
+from citrus_tool.certification.run import Chunk, Prepared, Run
+from citrus_tool.choices.settings import CertifySettings
 from citrus_tool.progress import Silent
 from citrus_tool.threat import Threat, parse_eps
 
@@ -76,9 +76,13 @@ def opened(row: Row, options: argparse.Namespace) -> tuple[Callable[[], Loop], i
     path = options.models_root / f"{row.network}.onnx"
     model = onnx_io.read(path, input_shape=test.shape, samples=test.take(16).pixels())
     settings = CertifySettings(
-        bounds="full", protocol="correct", group_size=row.group_size, branch_nodes=1000, branch_seconds=3600,
+        bounds="full",
+        protocol="correct",
+        group_size=row.group_size,
+        branch_nodes=1000,
+        branch_seconds=3600,
         limit=row.group_size * options.groups,
-    )  # fmt: skip
+    )
     threat = Threat(eps=parse_eps(row.eps))
     run = Run.of(model, test, threat, settings, named(settings.solver), "cpu", None, resume=False)
     candidates, clean = run.clean(Silent())
@@ -100,9 +104,7 @@ def loop_of(run: Run, prepared: Prepared) -> Loop:
     x, truth = prepared.x[open_], prepared.rivals[open_]
     labels = [tuple(screened.planes[place].label.tolist()) for place in open_.tolist()]
     inputs = executions(run.bounded, x, truth.tolist(), labels, screened.guard[open_].tolist(), run.eps)
-    arena = Arena(
-        network=run.attacked, x=x, truth=truth, eps=float32_at_most(run.eps), target=None, best=group.u
-    )  # fmt: skip
+    arena = Arena(network=run.attacked, x=x, truth=truth, eps=float32_at_most(run.eps), target=None, best=group.u)
     arena.judge(group.u[None])
     return Loop(inputs, arena, time.monotonic() + 1e9, torch.Generator().manual_seed(0), record=False)
 

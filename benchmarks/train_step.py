@@ -25,15 +25,14 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from citrus_tool import architectures
-from citrus_tool.attacks.pgd import SABR_STEPS
 from citrus_tool.bounds.interval import margins
-from citrus_tool.harden import schedule
-from citrus_tool.harden.method import Batch
-from citrus_tool.harden.methods import METHODS
-from citrus_tool.harden.recipes import Recipe, Taps
-from citrus_tool.harden.step import Stepper
+from citrus_tool.choices.recipe import SABR_STEPS, Recipe, Taps
 from citrus_tool.network import Network
 from citrus_tool.threat import Threat
+from citrus_tool.training import schedule
+from citrus_tool.training.method import Batch
+from citrus_tool.training.methods import METHODS
+from citrus_tool.training.optimiser_step import Stepper
 
 EPS, TAU, GROUP = 0.1, 0.04, 5
 Shape = tuple[int, int, int]
@@ -111,10 +110,19 @@ def main() -> None:
     torch.manual_seed(0)
     shape, images = SHAPES[options.data]
     recipe = Recipe(
-        eps=EPS, tau_ratio=TAU / EPS, epochs=1, warmup_epochs=0, ramp_epochs=0, group_size=GROUP, l1=1e-5,
-        groups_per_batch=options.groups, pgd_steps=options.pgd_steps, pgd_bfloat16=options.bfloat16, worst=1,
+        eps=EPS,
+        tau_ratio=TAU / EPS,
+        epochs=1,
+        warmup_epochs=0,
+        ramp_epochs=0,
+        group_size=GROUP,
+        l1=1e-5,
+        groups_per_batch=options.groups,
+        pgd_steps=options.pgd_steps,
+        pgd_bfloat16=options.bfloat16,
+        worst=1,
         taps=Taps(steps=options.pgd_steps),
-    )  # fmt: skip
+    )
     names = list(METHODS) if options.methods == "all" else options.methods.split(",")
     steps = {name: stepper_of(name, recipe, options, shape) for name in names}
     rates = median_rates(steps, recipe.batch_size, options.steps, options.device)

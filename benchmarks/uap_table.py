@@ -23,10 +23,13 @@ from typing import Any, get_args
 
 import torch
 
-from citrus_tool.certify.screen import BoundsName
-from citrus_tool.certify.settings import CertifySettings
+from citrus_tool.choices import BoundsName
+from citrus_tool.choices.settings import CertifySettings
+from citrus_tool.context import RunContext
+from citrus_tool.sources import DataChoice, ModelChoice
 from citrus_tool.threat import Threat, parse_eps
-from citrus_tool.workflow import DataChoice, ModelChoice, certify_file, check_file
+from citrus_tool.workflow.certify import certify_file
+from citrus_tool.workflow.check import check_file
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -109,6 +112,7 @@ def checked(row: Row, number: int, options: argparse.Namespace, found: dict[str,
         folder_of(number, options) / "proof",
         options.models_root / f"{row.network}.onnx",
         DataChoice(name=row.data, root=options.data_root),
+        RunContext(),
     )
     taken = time.process_time() - began
     assert (proof.certified, proof.inputs) == (found["certified"], found["inputs"])
@@ -135,11 +139,8 @@ def certificate(row: Row, number: int, options: argparse.Namespace) -> dict[str,
                     time_limit=options.time_limit,
                     threads=torch.get_num_threads(),
                 ),
-                run_dir=folder,
-                device="auto",
+                RunContext(run_dir=folder, resume=(folder / "journal.jsonl").is_file(), workers=options.workers),
                 proof=folder / "proof" if options.check else None,
-                workers=options.workers,
-                resume=(folder / "journal.jsonl").is_file(),
             )
     found: dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
     return found

@@ -15,7 +15,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from citrus_tool.api import Hardened as Hardened
@@ -28,16 +28,13 @@ if TYPE_CHECKING:
     from citrus_tool.api import load as load
     from citrus_tool.api import report as report
     from citrus_tool.api import verify as verify
-    from citrus_tool.certify.certificate import Certificate as Certificate
-    from citrus_tool.certify.settings import CertifySettings as CertifySettings
-    from citrus_tool.certify.uap import certify_uap as certify_uap
+    from citrus_tool.certification.uap import certify_uap as certify_uap
+    from citrus_tool.choices.recipe import Recipe as Recipe
+    from citrus_tool.choices.settings import CertifySettings as CertifySettings
     from citrus_tool.data import Dataset as Dataset
     from citrus_tool.data import Splits as Splits
     from citrus_tool.data import load as load_data
     from citrus_tool.errors import CitrusError as CitrusError
-    from citrus_tool.harden.recipes import Recipe as Recipe
-    from citrus_tool.harden.trainer import TrainResult as TrainResult
-    from citrus_tool.harden.trainer import fit as fit
     from citrus_tool.network import Network as Network
     from citrus_tool.onnx_io import OnnxModel as OnnxModel
     from citrus_tool.onnx_io import OnnxRunner as OnnxRunner
@@ -47,51 +44,54 @@ if TYPE_CHECKING:
     from citrus_tool.progress import Progress as Progress
     from citrus_tool.queries.verify import Answer as Answer
     from citrus_tool.queries.verify import Verdict as Verdict
-    from citrus_tool.report.write import write_report as write_report
+    from citrus_tool.reports.write import write_report as write_report
+    from citrus_tool.results.attack import AttackReport as AttackReport
+    from citrus_tool.results.certificate import Certificate as Certificate
+    from citrus_tool.results.evaluation import Evaluation as Evaluation
+    from citrus_tool.results.evaluation import Figures as Figures
+    from citrus_tool.results.harden import HardenReport as HardenReport
     from citrus_tool.threat import Threat as Threat
-    from citrus_tool.workflow import AttackReport as AttackReport
-    from citrus_tool.workflow import Evaluation as Evaluation
-    from citrus_tool.workflow import Figures as Figures
-    from citrus_tool.workflow import HardenReport as HardenReport
-    from citrus_tool.workflow import train_file as train_file
+    from citrus_tool.training.trainer import TrainResult as TrainResult
+    from citrus_tool.training.trainer import fit as fit
+    from citrus_tool.workflow.train import train_file as train_file
 
 _HOME = {
     "Answer": "citrus_tool.queries.verify",
-    "AttackReport": "citrus_tool.workflow",
-    "Certificate": "citrus_tool.certify.certificate",
-    "CertifySettings": "citrus_tool.certify.settings",
+    "AttackReport": "citrus_tool.results.attack",
+    "Certificate": "citrus_tool.results.certificate",
+    "CertifySettings": "citrus_tool.choices.settings",
     "CitrusError": "citrus_tool.errors",
     "Dataset": "citrus_tool.data",
-    "Evaluation": "citrus_tool.workflow",
-    "Figures": "citrus_tool.workflow",
-    "HardenReport": "citrus_tool.workflow",
+    "Evaluation": "citrus_tool.results.evaluation",
+    "Figures": "citrus_tool.results.evaluation",
+    "HardenReport": "citrus_tool.results.harden",
     "Hardened": "citrus_tool.api",
     "Model": "citrus_tool.api",
     "Network": "citrus_tool.network",
     "OnnxModel": "citrus_tool.onnx_io",
     "OnnxRunner": "citrus_tool.onnx_io",
     "Progress": "citrus_tool.progress",
-    "Recipe": "citrus_tool.harden.recipes",
+    "Recipe": "citrus_tool.choices.recipe",
     "Splits": "citrus_tool.data",
     "Step": "citrus_tool.api",
     "Threat": "citrus_tool.threat",
-    "TrainResult": "citrus_tool.harden.trainer",
+    "TrainResult": "citrus_tool.training.trainer",
     "Verdict": "citrus_tool.queries.verify",
     "attack": "citrus_tool.api",
     "certify": "citrus_tool.api",
-    "certify_uap": "citrus_tool.certify.uap",
+    "certify_uap": "citrus_tool.certification.uap",
     "evaluate": "citrus_tool.api",
     "export": "citrus_tool.onnx_io",
-    "fit": "citrus_tool.harden.trainer",
+    "fit": "citrus_tool.training.trainer",
     "harden": "citrus_tool.api",
     "load": "citrus_tool.api",
     "report": "citrus_tool.api",
     "load_data": "citrus_tool.data:load",
     "read": "citrus_tool.onnx_io",
-    "train_file": "citrus_tool.workflow",
+    "train_file": "citrus_tool.workflow.train",
     "verify": "citrus_tool.api",
     "write": "citrus_tool.onnx_io",
-    "write_report": "citrus_tool.report.write",
+    "write_report": "citrus_tool.reports.write",
 }
 """Public name -> the module (and the name there, where it is another one) that it is loaded from at first use."""
 
@@ -134,12 +134,6 @@ __all__ = [
     "write",
     "write_report",
 ]
-
-for _folder in ("certify", "harden", "report"):
-    # functions of the API, and folders of the package: importing a folder for the first time puts it under its name
-    # here, so that is done now (they load nothing), and the name is free again for the function
-    importlib.import_module(f"{__name__}.{_folder}")
-    del globals()[_folder]
 
 
 def __getattr__(name: str) -> Any:

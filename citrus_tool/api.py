@@ -22,41 +22,46 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypedDict, Unpack, cast, final
+from typing import Any, TypedDict, Unpack, cast, final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from citrus_tool import workflow
-from citrus_tool.bounds.crown import Intermediate
-from citrus_tool.certify.certificate import Certificate
-from citrus_tool.certify.master import SolverName
-from citrus_tool.certify.screen import BoundsName
-from citrus_tool.certify.settings import CertifySettings, Protocol, Scope
-from citrus_tool.data import Dataset, Split, Splits
+from citrus_tool.choices import BoundsName, Device, Init, Intermediate, Protocol, Scope, SolverName, Split, TrainOn
+from citrus_tool.choices.recipe import Recipe
+from citrus_tool.choices.settings import AttackSettings, CertifySettings
+from citrus_tool.context import RunContext
+from citrus_tool.data import Dataset, Splits
 from citrus_tool.errors import UsageError
 from citrus_tool.files import require_writable_folder, write_bytes
-from citrus_tool.harden.recipes import Recipe
-from citrus_tool.harden.trainer import OnEpoch
 from citrus_tool.network import Network
 from citrus_tool.onnx_io import OnnxModel, OnnxRunner
 from citrus_tool.onnx_io.module import to_onnx
+from citrus_tool.onnx_io.onnx_file import Source, content, parse
 from citrus_tool.onnx_io.reader import assemble
-from citrus_tool.onnx_io.source import Source, content, parse
-from citrus_tool.progress import Progress
+from citrus_tool.progress import Progress, Silent
 from citrus_tool.queries import Spec
 from citrus_tool.queries import read as read_query
 from citrus_tool.queries.export import Exported, export_group
 from citrus_tool.queries.verify import Answer, require_names
 from citrus_tool.queries.verify import verify as decide
+from citrus_tool.results.attack import AttackReport
+from citrus_tool.results.certificate import Certificate
+from citrus_tool.results.evaluation import Evaluation, Figures
+from citrus_tool.results.harden import HardenReport
+from citrus_tool.sources import PARITY_SAMPLES, DataChoice, DataSource
 from citrus_tool.tables import Table, Tabular
 from citrus_tool.threat import Threat
-from citrus_tool.workflow import AttackReport, DataChoice, DataSource, Evaluation, Figures, HardenReport
+from citrus_tool.training.trainer import OnEpoch
+from citrus_tool.workflow.attack import attack_file
+from citrus_tool.workflow.certify import certify_file
+from citrus_tool.workflow.evaluate import evaluate_file
+from citrus_tool.workflow.harden import harden_file, read_spec
+from citrus_tool.workflow.recipe_choice import choose_recipe
 
 Array = NDArray[Any] | Tensor
-Device = Literal["auto", "cpu", "cuda"]
 Data = Dataset | str | Path | tuple[Array, Array]
 """Data to judge on: a Dataset, what --data takes (`digits`, `mnist`, FILE.npz, FOLDER), or arrays (images, labels).
 
@@ -79,6 +84,16 @@ class CertifyOptions(TypedDict, total=False):
     threads: int
     attack_steps: int
     attack_restarts: int
+    seed: int
+    limit: int | None
+
+
+class AttackOptions(TypedDict, total=False):
+    """The fields of AttackSettings, which has their defaults and meaning."""
+
+    group_size: int | None
+    steps: int
+    restarts: int
     seed: int
     limit: int | None
 
@@ -118,13 +133,13 @@ class Calls(Progress):
         return None
 
 
-def _progress(function: OnProgress | None) -> Progress | None:
-    return None if function is None else Calls(function)
+def _progress(function: OnProgress | None) -> Progress:
+    return Silent() if function is None else Calls(function)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _One:
-    """A single data set as a workflow.DataSource: it has the split that it is."""
+    """A single data set as a sources.DataSource: it has the split that it is."""
 
     dataset: Dataset
 
@@ -203,7 +218,7 @@ class Model(Tabular):
         Raises:
             InputFileError, DataError: shape or number of classes do not fit.
         """
-        samples = dataset.take(workflow.PARITY_SAMPLES).pixels()
+        samples = dataset.take(PARITY_SAMPLES).pixels()
         model = assemble(self.source, mean=self.mean, std=self.std, input_shape=dataset.shape, samples=samples)
         dataset.require_classifier(model.network.input_shape, model.network.num_classes, str(self.path))
         return model
@@ -227,8 +242,8 @@ class Model(Tabular):
         method: str | None = None,
         recipe: str | Recipe | None = None,
         epochs: int | None = None,
-        init: Literal["keep", "shi"] | None = None,
-        train_on: Literal["train", "all"] | None = None,
+        init: Init | None = None,
+        train_on: TrainOn | None = None,
         batch_norm: bool = False,
         certify: CertifySettings | None = None,
         out: str | Path | None = None,
@@ -276,7 +291,7 @@ class Model(Tabular):
             raise UsageError("resume needs the run_dir of the run to continue.")
         source = _training(data, seed, data_root)
         paths = [Path(one) for one in ([spec] if isinstance(spec, str | Path) else spec)]
-        wanted = workflow.read_spec(self, source, paths, seconds=spec_timeout) if paths else None
+        wanted = read_spec(self, source, paths, seconds=spec_timeout) if paths else None
         if eps is None:
             if wanted is None:
                 raise UsageError("harden needs a radius to train for; give eps, e.g. eps=0.1, or spec.")
@@ -287,19 +302,16 @@ class Model(Tabular):
         with ExitStack() as stack:
             folder = Path(run_dir or stack.enter_context(tempfile.TemporaryDirectory(prefix="citrus-")))
             target = Path(out) if out is not None else folder / f"{_stem(self.path)}_{chosen.method}.onnx"
-            report = workflow.harden_file(
+            report = harden_file(
                 self,
                 source,
                 chosen,
+                RunContext(device=device, run_dir=folder, resume=resume, progress=_progress(on_progress)),
                 out=target,
-                run_dir=folder,
                 certify=certify or CertifySettings(limit=1000, seed=seed),
                 target=wanted,
-                device=device,
-                resume=resume,
                 keep_checkpoints=run_dir is not None,
                 batch_norm=batch_norm,
-                progress=_progress(on_progress),
                 on_epoch=on_epoch,
             )
             written = target.read_bytes()
@@ -354,20 +366,22 @@ class Model(Tabular):
         if join and run_dir is None:
             raise UsageError("join needs the run_dir that the parts are joined in.")
         source, split = _judged(data, split, data_root)
-        return workflow.certify_file(
+        return certify_file(
             self,
             source,
             Threat(eps=eps, clip=clip, target=target),
             CertifySettings(**settings),
+            RunContext(
+                device=device,
+                run_dir=None if run_dir is None else Path(run_dir),
+                resume=resume,
+                workers=workers,
+                progress=_progress(on_progress),
+            ),
             split=split,
-            run_dir=None if run_dir is None else Path(run_dir),
-            device=device,
-            resume=resume,
             proof=None if proof is None else Path(proof),
-            workers=workers,
             part=part,
             join=[Path(folder) for folder in join],
-            progress=_progress(on_progress),
         )
 
     def attack(
@@ -377,41 +391,31 @@ class Model(Tabular):
         eps: float,
         clip: bool = False,
         target: int | None = None,
-        group_size: int | None = 5,
-        steps: int = 50,
-        restarts: int = 6,
-        seed: int = 0,
         split: Split = "test",
-        limit: int | None = None,
         data_root: Path | None = None,
         device: Device = "auto",
         on_progress: OnProgress | None = None,
+        **options: Unpack[AttackOptions],
     ) -> AttackReport:
         """The strongest shared perturbations found, (groups, C, H, W) in pixel space, replayed on onnxruntime.
 
         Args:
             eps, clip, target: as `certify` takes them.
-            group_size: inputs that share one perturbation, consecutive ones; None: all of them share one.
-            steps, restarts: the effort (docs/attack.md).
-            limit: how many inputs are attacked; None: all.
+            options: fields of AttackSettings: `group_size` (None: all inputs share one perturbation), `steps` and
+                `restarts` (docs/attack.md), `seed`, and `limit`, how many inputs are attacked.
 
         Raises:
             UsageError: an option makes no sense.
             DataError, InputFileError: data or files are wrong or do not fit the network.
         """
         source, split = _judged(data, split, data_root)
-        return workflow.attack_file(
+        return attack_file(
             self,
             source,
             Threat(eps=eps, clip=clip, target=target),
-            group_size=group_size,
-            steps=steps,
-            restarts=restarts,
-            seed=seed,
+            AttackSettings(**options),
+            RunContext(device=device, progress=_progress(on_progress)),
             split=split,
-            limit=limit,
-            device=device,
-            progress=_progress(on_progress),
         )
 
     def evaluate(
@@ -436,15 +440,14 @@ class Model(Tabular):
         Raises: as `certify`.
         """
         source, split = _judged(data, split, data_root)
-        return workflow.evaluate_file(
+        return evaluate_file(
             self,
             source,
             Threat(eps=eps),
             CertifySettings(**settings),
+            RunContext(device=device, progress=_progress(on_progress)),
             split=split,
             pgd_steps=pgd_steps,
-            device=device,
-            progress=_progress(on_progress),
         )
 
     def export_query(
@@ -613,8 +616,8 @@ def report(
         InputFileError: `out` cannot be written, or a file holds no result.
         CheckFailedError: a replay contradicts a certificate.
     """
-    from citrus_tool.report import parse, read, write_report
-    from citrus_tool.report.data import Origin
+    from citrus_tool.reports import parse, read, write_report
+    from citrus_tool.reports.data import Origin
 
     own = [*models, *(result.model for result in results if isinstance(result, Hardened))]
     normalised = {model.sha256: Origin(mean=model.mean, std=model.std) for model in own}
@@ -678,15 +681,19 @@ def _recipe(
     eps: float,
     method: str | None,
     epochs: int | None,
-    init: Literal["keep", "shi"] | None,
-    train_on: Literal["train", "all"] | None,
+    init: Init | None,
+    train_on: TrainOn | None,
     seed: int,
 ) -> Recipe:
     if not isinstance(recipe, Recipe):
         changes, defaults = {"method": method, "init": init, "train_on": train_on, "seed": seed}, {"method": "citrus"}
-        return workflow.choose_recipe(data, name=recipe, eps=eps, epochs=epochs, changes=changes, defaults=defaults)
+        return choose_recipe(data, name=recipe, eps=eps, epochs=epochs, changes=changes, defaults=defaults)
     changed = recipe.with_epochs(epochs) if epochs is not None else recipe
     return replace(
-        changed, eps=eps, seed=seed, method=method or changed.method, init=init or changed.init,
+        changed,
+        eps=eps,
+        seed=seed,
+        method=method or changed.method,
+        init=init or changed.init,
         train_on=train_on or changed.train_on,
-    )  # fmt: skip
+    )

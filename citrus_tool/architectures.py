@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import nn
 
 from citrus_tool.errors import UsageError
+from citrus_tool.names import meant
 from citrus_tool.network import INPUT, Add, Affine, GraphBuilder, Network, Reshape, size
 
 Maker = Callable[["_Tower", int], None]
@@ -32,9 +32,8 @@ def build(
         UsageError: the name is unknown, or the images are too small for the architecture.
     """
     if name not in ARCHITECTURES:
-        near = difflib.get_close_matches(name, ARCHITECTURES, n=1)
-        meant = f" Did you mean {near[0]!r}?" if near else ""
-        raise UsageError(f"there is no architecture {name!r}; architectures are {', '.join(ARCHITECTURES)}.{meant}")
+        hint = meant(name, ARCHITECTURES, " Did you mean {!r}?")
+        raise UsageError(f"there is no architecture {name!r}; architectures are {', '.join(ARCHITECTURES)}.{hint}")
     if len(input_shape) != 3:
         raise UsageError(f"input_shape is {tuple(input_shape)}; images have three axes (C, H, W).")
     with torch.random.fork_rng(devices=[]):

@@ -55,9 +55,18 @@ class _SubPixelConv(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             stride, padding = [ctx.stride] * 2, list(ctx.padding)
             _, at_weight, at_bias = torch.ops.aten.convolution_backward(
-                grad, x.to(grad.dtype), weight.to(grad.dtype), [weight.shape[0]] if ctx.has_bias else None,
-                stride, padding, [1, 1], False, [0, 0], 1, [False, True, ctx.has_bias],
-            )  # fmt: skip
+                grad,
+                x.to(grad.dtype),
+                weight.to(grad.dtype),
+                [weight.shape[0]] if ctx.has_bias else None,
+                stride,
+                padding,
+                [1, 1],
+                False,
+                [0, 0],
+                1,
+                [False, True, ctx.has_bias],
+            )
         return at_x, at_weight, at_bias, None, None
 
 

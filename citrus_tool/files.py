@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from citrus_tool.errors import InputFileError
+from citrus_tool.names import nearest
 
 
 def write_text(path: Path, text: str) -> None:
     """`write_bytes` of `text` in UTF-8."""
     write_bytes(path, text.encode())
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """`write_bytes` of `content` as indented JSON; raises ValueError for a number that JSON has no form for."""
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -79,8 +85,8 @@ def near(path: Path) -> str:
         beside = sorted(entry.name for entry in path.parent.iterdir())
     except OSError:
         return ""
-    found = difflib.get_close_matches(path.name, beside, n=1, cutoff=0.7)
-    return f"; did you mean {path.parent / found[0]}?" if found else ""
+    found = nearest(path.name, beside, cutoff=0.7)
+    return f"; did you mean {path.parent / found}?" if found else ""
 
 
 def toml_value(value: Any) -> str:

@@ -108,10 +108,24 @@ class Slice(nn.Module):
 
 
 CANONICAL: tuple[type[nn.Module], ...] = (
-    nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d, Affine,
-    nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.Tanh,
-    Add, Reshape, Transpose, nn.AvgPool2d, nn.MaxPool2d, Pad, Concat, Slice,
-)  # fmt: skip
+    nn.Conv2d,
+    nn.Linear,
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    Affine,
+    nn.ReLU,
+    nn.LeakyReLU,
+    nn.Sigmoid,
+    nn.Tanh,
+    Add,
+    Reshape,
+    Transpose,
+    nn.AvgPool2d,
+    nn.MaxPool2d,
+    Pad,
+    Concat,
+    Slice,
+)
 """Every layer type that a Network may hold. Conv2d pads with zeros; BatchNorm is read with its running statistics."""
 
 

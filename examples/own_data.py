@@ -4,7 +4,6 @@ python examples/own_data.py
 """
 
 import numpy as np
-from sklearn.datasets import load_digits
 from torch import nn
 
 import citrus_tool as citrus
@@ -12,8 +11,9 @@ import citrus_tool as citrus
 
 def my_images() -> tuple[np.ndarray, np.ndarray]:
     """Stand-ins for your own: uint8 (n, H, W, C), 0 to 255, and labels from 0."""
-    bunch = load_digits()
-    return (bunch.images[..., None] / 16 * 255).round().astype(np.uint8), bunch.target
+    parts = [citrus.load_data("digits", split=split) for split in ("train", "validation", "test")]
+    x = np.concatenate([part.pixels().numpy().transpose(0, 2, 3, 1) for part in parts])
+    return (x * 255).round().astype(np.uint8), np.concatenate([part.labels.numpy() for part in parts])
 
 
 def main() -> None:

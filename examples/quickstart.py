@@ -1,4 +1,4 @@
-"""From an ONNX file to a certified ONNX file, on the digits that come with scikit-learn: some 15 seconds on one core.
+"""From an ONNX file to a certified ONNX file, on the digits that come with citrus: some 15 seconds on one core.
 
 python examples/quickstart.py [OUT.onnx]
 """

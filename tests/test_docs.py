@@ -19,7 +19,8 @@ from citrus_tool.cli import citrus
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
-SOURCES = [ROOT / "README.md", ROOT / "examples" / "README.md", *PAGES]
+OTHERS = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "examples/README.md", "models/MODELS.md")
+SOURCES = [*(ROOT / name for name in OTHERS), *PAGES]
 SHELL = {"sh", ""}
 
 

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import citrus_tool
-from citrus_tool.harden.methods import METHODS
+from citrus_tool.training.methods import METHODS
 
 PACKAGE = Path(citrus_tool.__file__).parent
-PACKAGES = ("attacks", "bounds", "certify", "harden", "onnx_io", "queries")
+PACKAGES = ("attacks", "bounds", "certification", "checker", "onnx_io", "queries", "training")
 HOMES = {home.partition(":")[0].removeprefix("citrus_tool.").replace(".", "/") for home in citrus_tool._HOME.values()}
 FILES = sorted(
     {path for part in PACKAGES for path in (PACKAGE / part).rglob("*.py")}
-    | {PACKAGE / f"{home}.py" for home in HOMES if (PACKAGE / f"{home}.py").exists()}
+    | {path for home in HOMES for path in (PACKAGE / f"{home}.py", PACKAGE / home / "__init__.py") if path.exists()}
 )
 ERRORS = {n.name for n in ast.parse((PACKAGE / "errors.py").read_text()).body if isinstance(n, ast.ClassDef)}
 METHOD_FILES = {method.__module__.removeprefix("citrus_tool.").replace(".", "/") + ".py" for method in METHODS.values()}
@@ -39,8 +39,8 @@ UNITS = {
 SOURCE = re.compile(r"(19|20)\d\d\b|\bet al\b|[Tt]heorem|[Ee]quation|[Aa]lgorithm \d|[Ss]ection \d")
 """A year, authors, or a numbered statement of a paper."""
 TRAINING_METHODS = {method.__name__ for method in METHODS.values()}
-"""These have one signature, which `harden.method.Method` describes: eps and tau are in pixel space."""
-NO_SOURCE = {"attacks/__init__.py", "bounds/__init__.py", "harden/standard.py"}
+"""These have one signature, which `training.method.Method` describes: eps and tau are in pixel space."""
+NO_SOURCE = {"attacks/__init__.py", "bounds/__init__.py", "training/standard.py"}
 """Nothing of a paper: empty, and plain cross entropy."""
 
 
@@ -138,7 +138,7 @@ def report(broken: list[str]) -> None:
 def test_there_is_something_to_check() -> None:
     assert len(FILES) > 100
     assert len(PUBLIC) > 600
-    assert {"api.py", "workflow.py", "data.py", "bounds/crown.py", "onnx_io/writer.py"} <= {p.file for p in PUBLIC}
+    assert {"api.py", "bench/run.py", "bounds/crown.py", "onnx_io/writer.py"} <= {p.file for p in PUBLIC}
 
 
 def test_every_public_name_has_a_docstring() -> None:

@@ -11,17 +11,17 @@ from torch import Tensor
 
 from citrus_tool import architectures, onnx_io
 from citrus_tool.bounds.crown import crown
-from citrus_tool.certify.settings import CertifySettings
-from citrus_tool.certify.uap import certify_uap
+from citrus_tool.certification.uap import certify_uap
+from citrus_tool.choices.recipe import Recipe
+from citrus_tool.choices.settings import CertifySettings
 from citrus_tool.data import load
-from citrus_tool.harden import trainer
-from citrus_tool.harden.citrus import citrus_loss
-from citrus_tool.harden.citrus_plus import citrus_plus_loss
-from citrus_tool.harden.method import Batch
-from citrus_tool.harden.methods import METHODS
-from citrus_tool.harden.recipes import Recipe
 from citrus_tool.network import Network
 from citrus_tool.threat import Threat
+from citrus_tool.training import trainer
+from citrus_tool.training.citrus import citrus_loss
+from citrus_tool.training.citrus_plus import citrus_plus_loss
+from citrus_tool.training.method import Batch
+from citrus_tool.training.methods import METHODS
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="needs a CUDA device, which PyTorch does not find"
@@ -29,9 +29,18 @@ pytestmark = pytest.mark.skipif(
 
 MODEL = Path(__file__).resolve().parents[1] / "models" / "digits_convtiny_citrus.onnx"
 RECIPE = Recipe(
-    eps=0.05, tau_ratio=0.5, epochs=2, warmup_epochs=0, ramp_epochs=1, groups_per_batch=10, pgd_steps=2, init="shi",
-    certified_inputs=20, worst=1, pool=2,
-)  # fmt: skip
+    eps=0.05,
+    tau_ratio=0.5,
+    epochs=2,
+    warmup_epochs=0,
+    ramp_epochs=1,
+    groups_per_batch=10,
+    pgd_steps=2,
+    init="shi",
+    certified_inputs=20,
+    worst=1,
+    pool=2,
+)
 
 
 def _batch(device: str, dtype: torch.dtype) -> tuple[Batch, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -15,6 +16,8 @@ from pathlib import Path
 
 import click
 import pytest
+import yaml
+from packaging.metadata import Metadata
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -23,7 +26,8 @@ from citrus_tool.cli import citrus
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "pyproject.toml").read_text()
-EXTRAS = tomllib.loads(TEXT)["project"]["optional-dependencies"]
+PROJECT = tomllib.loads(TEXT)["project"]
+EXTRAS = PROJECT["optional-dependencies"]
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +51,15 @@ def test_wheel_holds_the_package_and_what_the_demo_needs(built: Path, tmp_path: 
     assert names == own | models
     assert any("templates" in name for name in names)
     assert "citrus_tool/py.typed" in names
-    code = "from citrus_tool.workflow import shipped_model as s; print(s('digits_convtiny.onnx'))"
+    code = "from citrus_tool.workflow.demo import shipped_model as s; print(s('digits_convtiny.onnx'))"
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)},
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert Path(done.stdout.strip()) == tmp_path / "citrus_tool" / "models" / "digits_convtiny.onnx"
 
 
@@ -63,12 +71,77 @@ def test_sdist_holds_what_a_wheel_the_tests_and_the_pages_need(built: Path) -> N
         "constraints.txt",
         "README.md",
         "Makefile",
+        "LICENSE",
+        "CHANGELOG.md",
+        "CITATION.cff",
+        "CONTRIBUTING.md",
+        "SECURITY.md",
         "mkdocs.yml",
         "docs/index.md",
         "docs/.hooks/commands.py",
     } <= names
     assert {"models/digits_convtiny.onnx", "examples/quickstart.py", "tests/test_packaging.py"} <= names
     assert not any(name.startswith(("runs/", "results/", "site/", ".ci")) for name in names)
+
+
+def test_what_is_built_says_whose_it_is_and_under_which_licence(built: Path) -> None:
+    with zipfile.ZipFile(built / f"citrus_tool-{__version__}-py3-none-any.whl") as archive:
+        info = f"citrus_tool-{__version__}.dist-info"
+        about = Metadata.from_email(archive.read(f"{info}/METADATA"))
+        for path in PROJECT["license-files"]:
+            assert archive.read(f"{info}/licenses/{path}") == (ROOT / path).read_bytes()
+    assert (about.name, about.license_expression, about.author) == ("citrus-tool", "MIT", "citrus contributors")
+    assert about.license_files == PROJECT["license-files"]
+    done = subprocess.run(
+        [sys.executable, "-m", "twine", "check", "--strict", *built.iterdir()],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+
+
+def test_versions_and_dates_agree() -> None:
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert cited["version"] == __version__
+    headings = re.findall(r"^## \[(.+?)\](?: - (\S+))?$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert headings[:2] == [("Unreleased", ""), (__version__, str(cited["date-released"]))]
+    assert (cited["license"], cited["authors"]) == (PROJECT["license"], PROJECT["authors"])
+    assert cited["references"][0]["url"] == PROJECT["urls"]["Paper"]
+
+
+def test_continuous_integration_covers_the_pythons_that_are_claimed() -> None:
+    job = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"]["ci"]
+    claimed = re.findall(r"Python :: (3\.\d+)", "\n".join(PROJECT["classifiers"]))
+    assert job["strategy"]["matrix"]["python"] == claimed
+    assert PROJECT["requires-python"] == f">={claimed[0]}"
+    assert job["steps"][-1] == {"run": "bash .ci/run", "env": {"PYTHON": "python${{ matrix.python }}"}}
+
+
+def planned(*targets: str) -> str:
+    """What `make` would run in a checkout without .venv."""
+    make = shutil.which("make")
+    if make is None:
+        pytest.skip("needs make, which is absent")
+    command = [make, "--dry-run", "--always-make", "--no-print-directory", *targets]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, env=environment).stdout
+
+
+def test_the_demo_needs_no_developers_tools() -> None:
+    demo, test = planned("demo"), planned("test")
+    assert "--editable . " in demo
+    assert demo.endswith("citrus demo\n")
+    assert "[" not in demo.partition("--editable")[2]
+    assert '--editable ".[dev,docs]"' in test
+    assert "--no-deps vnnlib-satisfactory --constraint constraints.txt" in test
+    assert "vnnlib-satisfactory==" in (ROOT / "constraints.txt").read_text()
+
+
+def test_hooks_before_a_commit_run_the_linters_of_make_lint() -> None:
+    (own,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    hooks = {hook["entry"].replace(" --force-exclude", "") for hook in own["hooks"]}
+    lint = {line.removesuffix(" .") for line in planned("lint").splitlines() if line.startswith(".venv/bin/")}
+    assert own["repo"] == "local"
+    assert hooks == {line for line in lint if " -m pip " not in line and " -c " not in line}
 
 
 def test_every_extra_is_explained() -> None:
@@ -87,7 +160,7 @@ def test_every_extra_is_pinned(extra: str) -> None:
 
 # --- help comes at once -----------------------------------------------------------------------------------------------
 
-HEAVY = ("torch", "onnx", "onnxruntime", "onnx2torch", "numpy", "scipy", "sklearn", "pulp")
+HEAVY = ("torch", "onnx", "onnxruntime", "onnx2torch", "numpy", "scipy", "matplotlib", "pulp")
 
 
 def paths(group: click.Group, prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

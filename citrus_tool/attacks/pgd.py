@@ -8,31 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from citrus_tool.choices.recipe import SABR_STEPS, StepSchedule
 from citrus_tool.convolution import conv2d
 from citrus_tool.network import CONCRETE, Network, Rules, walk
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepSchedule:
-    """Step sizes in units of the ball's radius: `first`, times `decay` after each milestone (fraction of all steps)."""
-
-    first: float = 0.5
-    decay: float = 0.1
-    milestones: tuple[float, ...] = (0.5, 0.8, 0.9)
-
-    def sizes(self, steps: int) -> list[float]:
-        """The sizes of `steps` steps, as fractions of the radius."""
-        return [self.first * self.decay ** sum(step >= m * steps for m in self.milestones) for step in range(steps)]
-
-
-SABR_STEPS = StepSchedule()
-"""SABR's schedule: 0.5 of the radius, times 0.1 at 50, 80 and 90 % of the steps (Mueller et al. 2022, C.2)."""
 
 
 def pgd(

@@ -46,7 +46,7 @@ def attack_set(
     """Tries to fool all inputs of one set with one |u|_inf <= eps.
 
     Args:
-        network: of the images' dtype and device; x + u is not clipped (`threat.clipped` does that).
+        network: of the images' dtype and device; x + u is not clipped (threat/clip.py does that).
         eps: radius of u, in pixel space.
         start: the first point tried, clamped to eps.
         targets: the wrong label that each input is to get; then only that label counts. None: any.

@@ -52,7 +52,7 @@ def attack_groups(
 
     Args:
         network: of the images' dtype and device; read in evaluation mode with constant weights.
-        images: pixel space; x + u is not clipped (`threat.clipped` does that).
+        images: pixel space; x + u is not clipped (threat/clip.py does that).
         present: inputs that count; the others are neither attacked nor counted.
         eps: |u|_inf bound in pixel space.
         steps: gradient steps per attack; 0 only judges the starts.

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from citrus_tool.bench.contests import SCALES, Contest, Job, certifier
-from citrus_tool.bench.journal import BoxLosses, Entry
 from citrus_tool.bench.run import certifier_digest
+from citrus_tool.results.measurements import BoxLosses, Entry
 
 NEAR_ZERO = 5.0
 """Percent: what counts as near zero in the paper's Table 2 (its largest figure is 1.51)."""
@@ -62,11 +62,14 @@ def box_rows(losses: Sequence[BoxLosses]) -> list[list[str]]:
     )
     return [
         [
-            f"box loss: {text} ({_AT_8})", "Fig. 4", f"{left:.3f}", f"{right:.3f}",
+            f"box loss: {text} ({_AT_8})",
+            "Fig. 4",
+            f"{left:.3f}",
+            f"{right:.3f}",
             HOLDS if left > right else FAILS,
         ]
         for text, left, right in zip(header, (own, largest), (total, total / 2), strict=True)
-    ]  # fmt: skip
+    ]
 
 
 def _contest(name: str) -> Contest:
@@ -102,12 +105,8 @@ CLAIMS: tuple[Claim, ...] = (
         Claim(of=(_AT_8, m), against=NEAR_ZERO, figure="certified", above=False, source="Table 2", table="table2")
         for m in ("pgd", "uat", "cw-uat")
     ),
-    Claim(
-        of=(_AT_8, "citrus-si"), against=(_AT_8, "citrus"), figure="standard", above=False, source="Table 3"
-    ),
-    Claim(
-        of=(_AT_8, "citrus-si"), against=(_AT_8, "citrus"), figure="certified", above=True, source="Table 3"
-    ),
+    Claim(of=(_AT_8, "citrus-si"), against=(_AT_8, "citrus"), figure="standard", above=False, source="Table 3"),
+    Claim(of=(_AT_8, "citrus-si"), against=(_AT_8, "citrus"), figure="certified", above=True, source="Table 3"),
     *(
         Claim(of=(a, "citrus"), against=(b, "citrus"), figure=figure, above=above, source="Fig. 5")
         for a, b in (("fig5-tau-0.9", "fig5-tau-0.3"), ("fig5-group-10", "fig5-group-2"))
@@ -120,14 +119,17 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     *(
         Claim(
-            of=(place, method), against=(place, "citrus (published)"), figure=figure, above=True,
+            of=(place, method),
+            against=(place, "citrus (published)"),
+            figure=figure,
+            above=True,
             source="our aim",
         )
         for place in ("mnist-0.1-long", "cifar10-2-long")
         for method in ("citrus-plus", "citrus")
         for figure in ("standard", "certified")
     ),
-)  # fmt: skip
+)
 """The paper's orderings that scale cpu can show, and what this project wants of its own runs."""
 CLAIM_HEADER = ["ordering", "source", "left", "right", "here"]
 HOLDS, FAILS = "holds", "does not hold"

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from citrus_tool.architectures import Normalisation
-from citrus_tool.attacks.pgd import StepSchedule
-from citrus_tool.certify.settings import CertifySettings
-from citrus_tool.harden.recipes import RECIPES, Recipe, Taps
+from citrus_tool.choices.recipe import Recipe, StepSchedule, Taps
+from citrus_tool.choices.settings import CertifySettings
 from citrus_tool.threat import parse_eps
+from citrus_tool.training.recipes import RECIPES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,20 +99,41 @@ CIFAR10: Normalisation = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 TINYIMAGENET: Normalisation = ((0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262))
 
 _MNIST = Recipe(
-    eps=0.1, tau_ratio=0.5, epochs=20, warmup_epochs=1, ramp_epochs=6, milestones=(13, 17), lr=3e-3,
-    groups_per_batch=25, l1=1e-5, pgd_steps=5, init="shi", validate_every=2, taps=Taps(steps=5),
-)  # fmt: skip
+    eps=0.1,
+    tau_ratio=0.5,
+    epochs=20,
+    warmup_epochs=1,
+    ramp_epochs=6,
+    milestones=(13, 17),
+    lr=3e-3,
+    groups_per_batch=25,
+    l1=1e-5,
+    pgd_steps=5,
+    init="shi",
+    validate_every=2,
+    taps=Taps(steps=5),
+)
 _CIFAR = dataclasses.replace(
-    _MNIST, eps=parse_eps("2/255"), tau_ratio=0.1, ramp_epochs=7, l1=1e-6, flip=True,
+    _MNIST,
+    eps=parse_eps("2/255"),
+    tau_ratio=0.1,
+    ramp_epochs=7,
+    l1=1e-6,
+    flip=True,
     crop_padding=2,
-)  # fmt: skip
+)
 _PLAIN = {"init": "keep", "shi_lambda": 0.0, "l1": 0.0}
 """Adversarial training takes PyTorch's own initialisation and no regulariser that certified training needs."""
 _THREE = {"citrus": 3, "citrus-plus": 3}
 
 CPU: tuple[Contest, ...] = (
     Contest(
-        name="mnist-0.1", data="mnist", eps="0.1", architecture="convsmall", normalisation=MNIST, recipe=_MNIST,
+        name="mnist-0.1",
+        data="mnist",
+        eps="0.1",
+        architecture="convsmall",
+        normalisation=MNIST,
+        recipe=_MNIST,
         changes={
             "sabr": {"tau_ratio": 0.4},
             "mtl-ibp": {"alpha": 0.02},
@@ -125,7 +146,11 @@ CPU: tuple[Contest, ...] = (
         ),
     ),
     Contest(
-        name="mnist-0.3", data="mnist", eps="0.3", architecture="convsmall", normalisation=MNIST,
+        name="mnist-0.3",
+        data="mnist",
+        eps="0.3",
+        architecture="convsmall",
+        normalisation=MNIST,
         recipe=dataclasses.replace(
             _MNIST, eps=0.3, tau_ratio=0.6, ramp_epochs=9, milestones=(14, 18), lr=2e-3, l1=1e-6
         ),
@@ -135,7 +160,12 @@ CPU: tuple[Contest, ...] = (
         },
     ),
     Contest(
-        name="cifar10-2", data="cifar10", eps="2/255", architecture="convsmall", normalisation=CIFAR10, recipe=_CIFAR,
+        name="cifar10-2",
+        data="cifar10",
+        eps="2/255",
+        architecture="convsmall",
+        normalisation=CIFAR10,
+        recipe=_CIFAR,
         changes={
             "sabr": {"relu_shrink": 0.8},
             "mtl-ibp": {"alpha": 0.01, "attack_ratio": 2.1},
@@ -148,7 +178,11 @@ CPU: tuple[Contest, ...] = (
         ),
     ),
     Contest(
-        name="cifar10-8", data="cifar10", eps="8/255", architecture="convsmall", normalisation=CIFAR10,
+        name="cifar10-8",
+        data="cifar10",
+        eps="8/255",
+        architecture="convsmall",
+        normalisation=CIFAR10,
         recipe=dataclasses.replace(_CIFAR, eps=parse_eps("8/255"), tau_ratio=0.7, l1=0.0),
         changes={
             "mtl-ibp": {"alpha": 0.5},
@@ -156,7 +190,7 @@ CPU: tuple[Contest, ...] = (
             **dict.fromkeys(("pgd", "uat", "cw-uat"), _PLAIN),
         },
     ),
-)  # fmt: skip
+)
 """The paper's settings on ConvSmall, cut to what two CPU cores do in about twelve minutes a run."""
 
 _LONG: Mapping[str, Mapping[str, Any]] = {
@@ -169,18 +203,30 @@ _PLUS = {**_QUICK, "alpha": 0.02, "tau_ratio": 0.8, "worst": 1}
 _LONG_CHANGES: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "mnist-0.1": {
         "citrus": {
-            **_QUICK, "pretrain": "sabr", "pretrain_epochs": 42, "eps": 0.15, "tau_ratio": 0.1, "crop_padding": 1,
+            **_QUICK,
+            "pretrain": "sabr",
+            "pretrain_epochs": 42,
+            "eps": 0.15,
+            "tau_ratio": 0.1,
+            "crop_padding": 1,
         },
         "citrus-plus": {**_PLUS, "attack_ratio": 1.2},
     },
     "cifar10-2": {
         "citrus": {
-            **_QUICK, "milestones": (56, 74), "pretrain": "mtl-ibp", "pretrain_epochs": 77, "eps": parse_eps("3/255"),
-            "alpha": 0.01, "tau_ratio": 0.15, "average": 0.999, "train_on": "all",
+            **_QUICK,
+            "milestones": (56, 74),
+            "pretrain": "mtl-ibp",
+            "pretrain_epochs": 77,
+            "eps": parse_eps("3/255"),
+            "alpha": 0.01,
+            "tau_ratio": 0.15,
+            "average": 0.999,
+            "train_on": "all",
         },
         "citrus-plus": _PLUS,
     },
-}  # fmt: skip
+}
 """CITRUS trains on from another method, as the published networks may have: they and their SABR twins are nearly the
 same weights (benchmarks/weight_distance.py). It trains at radii above the contest's, which is common (Gowal et al.
 2018: .2 for .1); all are judged at the contest's own. docs/training.md says what was tried.
@@ -189,12 +235,16 @@ _LONG_JUDGED: Mapping[str, Mapping[str, Any]] = {"mnist-0.1": {"limit": None}, "
 """Networks this close need all test inputs: minutes of one thread on MNIST, 27 to 79 on CIFAR-10."""
 CPU_LONG = tuple(
     dataclasses.replace(
-        contest, name=f"{contest.name}-long", recipe=dataclasses.replace(contest.recipe, **_LONG[contest.name]),
-        changes=_LONG_CHANGES[contest.name], seeds={}, judged=_LONG_JUDGED.get(contest.name, {}),
+        contest,
+        name=f"{contest.name}-long",
+        recipe=dataclasses.replace(contest.recipe, **_LONG[contest.name]),
+        changes=_LONG_CHANGES[contest.name],
+        seeds={},
+        judged=_LONG_JUDGED.get(contest.name, {}),
     )
     for contest in CPU
     if contest.name in _LONG
-)  # fmt: skip
+)
 """The two settings of the published ConvSmall networks, at most 45 minutes of two cores a run."""
 
 
@@ -217,9 +267,15 @@ def _published(name: str, data: str, eps: str, normalisation: Normalisation, plu
     entry = RECIPES[name]
     changes = {**entry.methods, "citrus-plus": {"worst": 1, "pgd_steps": 8, **plus}}
     return Contest(
-        name=name, data=data, eps=eps, architecture="cnn7", normalisation=normalisation, recipe=entry.recipe,
-        changes=changes, seeds=dict.fromkeys(("citrus", "citrus-plus"), 3),
-    )  # fmt: skip
+        name=name,
+        data=data,
+        eps=eps,
+        architecture="cnn7",
+        normalisation=normalisation,
+        recipe=entry.recipe,
+        changes=changes,
+        seeds=dict.fromkeys(("citrus", "citrus-plus"), 3),
+    )
 
 
 GPU: tuple[Contest, ...] = (
@@ -233,12 +289,25 @@ GPU: tuple[Contest, ...] = (
 
 
 SMOKE = Contest(
-    name="digits", data="digits", eps="0.02", architecture="resnet", normalisation=((0.3,), (0.4,)),
+    name="digits",
+    data="digits",
+    eps="0.02",
+    architecture="resnet",
+    normalisation=((0.3,), (0.4,)),
     recipe=Recipe(
-        eps=0.02, tau_ratio=0.5, epochs=3, warmup_epochs=1, ramp_epochs=1, lr=5e-4, l1=1e-6, groups_per_batch=24,
-        pgd_steps=2, init="shi", certified_inputs=50,
+        eps=0.02,
+        tau_ratio=0.5,
+        epochs=3,
+        warmup_epochs=1,
+        ramp_epochs=1,
+        lr=5e-4,
+        l1=1e-6,
+        groups_per_batch=24,
+        pgd_steps=2,
+        init="shi",
+        certified_inputs=50,
     ),
-)  # fmt: skip
+)
 """Seconds of training, with batch norm and an addition, on data that is always there.
 
 It shows whether a machine can do it, not how well.

@@ -18,8 +18,8 @@ from citrus_tool.bench.contests import (
     certifier,
     jobs,
 )
-from citrus_tool.bench.journal import BoxLosses, Entry
 from citrus_tool.bench.run import certifier_digest
+from citrus_tool.results.measurements import BoxLosses, Entry
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,8 +191,10 @@ def _apart(name: str, contest: Contest) -> str:
     for job in jobs(name, contest):
         recipe, words = job.recipe, []
         if (own := (recipe.epochs, recipe.warmup_epochs, recipe.ramp_epochs)) != (
-            shared.epochs, shared.warmup_epochs, shared.ramp_epochs
-        ):  # fmt: skip
+            shared.epochs,
+            shared.warmup_epochs,
+            shared.ramp_epochs,
+        ):
             words.append("{} epochs ({} warm-up, {} ramp)".format(*own))
         if recipe.pretrain:
             words.append(f"the first {recipe.pretrain_epochs} of {recipe.epochs} by {recipe.pretrain}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from citrus_tool import plots
 from citrus_tool.bench.claims import mean
 from citrus_tool.bench.contests import FIG5, SCALES, TABLES, Contest, Job
-from citrus_tool.bench.journal import BoxLosses, Entry
+from citrus_tool.results.measurements import BoxLosses, Entry
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -18,20 +18,35 @@ from typing import Any
 import torch
 
 from citrus_tool import __version__, architectures, data, onnx_io
-from citrus_tool.bench import boxes, journal
+from citrus_tool.bench import box_sizes
 from citrus_tool.bench.contests import Contest, Job, Published
-from citrus_tool.bench.journal import BoxLosses, Entry
-from citrus_tool.certify.settings import CertifySettings
-from citrus_tool.certify.uap import PROVER, certify_uap
+from citrus_tool.certification.uap import PROVER, certify_uap
+from citrus_tool.choices import SPLITS
+from citrus_tool.choices.settings import CertifySettings
 from citrus_tool.data import Dataset
-from citrus_tool.harden import checkpoint, trainer
-from citrus_tool.harden.feed import training_images
 from citrus_tool.onnx_io import OnnxModel, OnnxRunner
 from citrus_tool.progress import Progress
+from citrus_tool.results import measurements
+from citrus_tool.results.measurements import BoxLosses, Entry
 from citrus_tool.threat import Threat, parse_eps
+from citrus_tool.training import checkpoint, trainer
+from citrus_tool.training.batches import training_images
 
 BATCH = 500
 """Inputs in one call of onnxruntime."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Origin:
+    """Where a network comes from: a job of a contest, or a published file, which was not trained here."""
+
+    contest: Contest
+    method: str
+    recipe: str
+    command: str
+    seed: int = 0
+    best_epoch: int = 0
+    train_seconds: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,35 +72,48 @@ class Bench:
         """Does the job unless the journal has it; whether there was something to do. Raises as `trainer.fit`."""
         digest = certifier_digest(self.certifier)
         key = (job.contest.name, job.method, job.digest, job.seed, digest)
-        if any(entry.key == key for entry in journal.read(self.journal)):
+        if any(entry.key == key for entry in measurements.read(self.journal)):
             return False
         contest, folder = job.contest, self.runs / job.name
-        train, validation, test = (data.load(contest.data, split=s, root=self.data_root) for s in data.SPLITS)
+        train, validation, test = (data.load(contest.data, split=s, root=self.data_root) for s in SPLITS)
         result = self._trained(job, train, validation)
         about = {"method": job.method, "contest": contest.name, "recipe": job.digest, "seed": str(job.seed)}
         model = onnx_io.export(onnx_io.fold_batch_norm(result.network), folder / "model.onnx", metadata=about)
-        entry = self._judged(
-            model, contest, test, folder, method=job.method, recipe=job.digest, seed=job.seed, command=command,
-            best_epoch=result.best_epoch, train_seconds=result.seconds,
-        )  # fmt: skip
-        journal.append(self.journal, entry)
+        origin = _Origin(
+            contest=contest,
+            method=job.method,
+            recipe=job.digest,
+            seed=job.seed,
+            command=command,
+            best_epoch=result.best_epoch,
+            train_seconds=result.seconds,
+        )
+        measurements.append(self.journal, self._judged(model, test, folder, origin))
         return True
 
     def measure_boxes(self, job: Job, command: str) -> bool:
         """Measures the job's boxes (boxes.py), training it first if need be, unless the journal has them."""
         wanted = (job.contest.name, job.method, job.digest, job.seed)
-        if any((e.contest, e.method, e.recipe, e.seed) == wanted for e in journal.read_boxes(self.journal)):
+        if any((e.contest, e.method, e.recipe, e.seed) == wanted for e in measurements.read_boxes(self.journal)):
             return False
-        train, validation = (data.load(job.contest.data, split=s, root=self.data_root) for s in data.SPLITS[:2])
+        train, validation = (data.load(job.contest.data, split=s, root=self.data_root) for s in SPLITS[:2])
         result = self._trained(job, train, validation)
         network = onnx_io.fold_batch_norm(result.network)
         drawn = training_images(train, validation, job.recipe)
-        own, total, largest, inputs = boxes.last_epoch(network, drawn, job.recipe, self.device, self.progress)
+        own, total, largest, inputs = box_sizes.last_epoch(network, drawn, job.recipe, self.device, self.progress)
         entry = BoxLosses(
-            contest=job.contest.name, method=job.method, recipe=job.digest, seed=job.seed, own=own, total=total,
-            largest=largest, inputs=inputs, command=command, **_origin(self.device),
-        )  # fmt: skip
-        journal.append(self.journal, entry)
+            contest=job.contest.name,
+            method=job.method,
+            recipe=job.digest,
+            seed=job.seed,
+            own=own,
+            total=total,
+            largest=largest,
+            inputs=inputs,
+            command=command,
+            **_place(self.device),
+        )
+        measurements.append(self.journal, entry)
         return True
 
     def _trained(self, job: Job, train: Dataset, validation: Dataset) -> trainer.TrainResult:
@@ -95,43 +123,49 @@ class Bench:
             contest.architecture, train.shape, train.num_classes, seed=job.seed, normalisation=contest.normalisation
         )
         return trainer.fit(
-            network, train, validation, job.recipe, run_dir=folder, resume=checkpoint.exists(folder),
-            device=self.device, progress=self.progress,
-        )  # fmt: skip
+            network,
+            train,
+            validation,
+            job.recipe,
+            run_dir=folder,
+            resume=checkpoint.exists(folder),
+            device=self.device,
+            progress=self.progress,
+        )
 
     def run_published(self, contest: Contest, published: Published, models: Path, command: str) -> bool:
         """Judges a file of the folder `models` unless the journal has it; raises InputFileError when it is absent."""
         wanted = (published.label, published.file, certifier_digest(self.certifier))
-        if any((e.method, e.recipe, e.certifier) == wanted for e in journal.read(self.journal)):
+        if any((e.method, e.recipe, e.certifier) == wanted for e in measurements.read(self.journal)):
             return False
         test = data.load(contest.data, split="test", root=self.data_root)
         model = onnx_io.read(models / published.file, input_shape=test.shape, samples=test.take(16).pixels())
         folder = self.runs / f"{contest.name}_{Path(published.file).stem}"
-        entry = self._judged(
-            model, contest, test, folder, method=published.label, recipe=published.file, seed=0, command=command,
-            best_epoch=0, train_seconds=0.0,
-        )  # fmt: skip
-        journal.append(self.journal, entry)
+        origin = _Origin(contest=contest, method=published.label, recipe=published.file, command=command)
+        measurements.append(self.journal, self._judged(model, test, folder, origin))
         return True
 
-    def _judged(
-        self, model: OnnxModel, contest: Contest, test: Dataset, folder: Path, *, method: str, recipe: str, seed: int,
-        command: str, best_epoch: int, train_seconds: float,
-    ) -> Entry:  # fmt: skip
+    def _judged(self, model: OnnxModel, test: Dataset, folder: Path, origin: _Origin) -> Entry:
         started = time.monotonic()
         folder.mkdir(parents=True, exist_ok=True)
         digest = certifier_digest(self.certifier)
         log = folder / f"certificate_{digest}.jsonl"
         certificate = certify_uap(
-            model, test, Threat(eps=parse_eps(contest.eps)), self.certifier, device=self.device, journal=log,
-            resume=log.exists(), progress=self.progress,
-        ).to_json()  # fmt: skip
+            model,
+            test,
+            Threat(eps=parse_eps(origin.contest.eps)),
+            self.certifier,
+            device=self.device,
+            journal=log,
+            resume=log.exists(),
+            progress=self.progress,
+        ).to_json()
         inputs = certificate["inputs"]
         return Entry(
-            contest=contest.name,
-            method=method,
-            recipe=recipe,
-            seed=seed,
+            contest=origin.contest.name,
+            method=origin.method,
+            recipe=origin.recipe,
+            seed=origin.seed,
             certifier=digest,
             standard=standard_accuracy(model, test),
             certified=100 * certificate["certified"] / inputs,
@@ -139,12 +173,12 @@ class Bench:
             individually=100 * certificate["individually_certified"] / inputs,
             ibp=100 * certificate["ibp_certified"] / inputs,
             inputs=inputs,
-            best_epoch=best_epoch,
-            train_seconds=round(train_seconds, 1),
+            best_epoch=origin.best_epoch,
+            train_seconds=round(origin.train_seconds, 1),
             certify_seconds=round(time.monotonic() - started, 1),
             model=model.sha256,
-            command=command,
-            **_origin(self.device),
+            command=origin.command,
+            **_place(self.device),
         )
 
 
@@ -166,7 +200,7 @@ def standard_accuracy(model: OnnxModel, test: Dataset) -> float:
     return 100.0 * correct / len(test)
 
 
-def _origin(device: str) -> dict[str, Any]:
+def _place(device: str) -> dict[str, Any]:
     """Where a figure comes from: commit, machine and versions."""
     versions = {"citrus": __version__, **_versions(("torch", "numpy"))}
     return {"commit": _commit(), "machine": _machine(device), "versions": versions}

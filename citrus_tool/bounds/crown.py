@@ -13,7 +13,6 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from citrus_tool.bounds.linear import BACKWARD, Planes, Reading, Rows, backward_error, concretise, seed, to_input
 from citrus_tool.bounds.relaxation import OPEN, RELAXATIONS, Relaxation
 from citrus_tool.bounds.rounding import OUTWARD_INTERVAL, exact_products, outward_margins, widen
+from citrus_tool.choices import Intermediate
 from citrus_tool.network import (
     INPUT,
     Add,
@@ -39,8 +39,6 @@ from citrus_tool.network import (
     walk,
 )
 from citrus_tool.threat import Box
-
-Intermediate = Literal["crown", "intersect"]
 
 CPU_ROW_BYTES = 2**20
 """Size of one coefficient tensor of a chunk of rows on the CPU: what stays in cache is twice as fast."""

@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import click
 
-from citrus_tool.cli import options, terminal
+from citrus_tool.choices import Split
+from citrus_tool.choices.settings import AttackSettings, CertifySettings
+from citrus_tool.cli import options, parameters, terminal
+from citrus_tool.cli.gathered import Outputs, gathered
+from citrus_tool.context import RunContext
 from citrus_tool.errors import UsageError
 from citrus_tool.files import write_text
+from citrus_tool.sources import DataChoice, ModelChoice
+from citrus_tool.threat import Threat, spelled
 
 if TYPE_CHECKING:
-    from citrus_tool.certify.certificate import Certificate
-    from citrus_tool.certify.settings import CertifySettings
-    from citrus_tool.threat import Threat
-    from citrus_tool.workflow import DataChoice, ModelChoice
-
-Split = Literal["train", "validation", "test"]
-Device = Literal["auto", "cpu", "cuda"]
+    from citrus_tool.results.certificate import Certificate
 
 
 def sweep_table(certificates: Sequence[Certificate], target: int | None) -> tuple[list[str], list[list[str]]]:
     """Headings and one row for each certificate: eps, the counts in percent, seconds."""
-    from citrus_tool.certify.certificate import clean_name
-    from citrus_tool.sweep import COLUMNS, percents, spelled
+    from citrus_tool.results.certificate import clean_name
+    from citrus_tool.results.sweep import COLUMNS, percents
 
     headings = ["eps", *COLUMNS.values(), "seconds"]
     headings[1] = clean_name(target)
@@ -36,21 +37,18 @@ def sweep_table(certificates: Sequence[Certificate], target: int | None) -> tupl
 
 
 def write_tables(
-    csv_path: Path | None,
-    latex_path: Path | None,
-    certificates: Sequence[Certificate],
-    table: tuple[list[str], list[list[str]]],
+    outputs: Outputs, certificates: Sequence[Certificate], table: tuple[list[str], list[list[str]]]
 ) -> None:
     """Writes the files of --csv (counts and percentages) and --latex (`table`)."""
-    from citrus_tool.sweep import csv_rows, judged
+    from citrus_tool.results.sweep import csv_rows, judged
     from citrus_tool.tables import to_csv, to_latex
 
-    if csv_path is not None:
-        write_text(csv_path, to_csv(*csv_rows(certificates)))
-    if latex_path is not None:
+    if outputs.csv is not None:
+        write_text(outputs.csv, to_csv(*csv_rows(certificates)))
+    if outputs.latex is not None:
         one = certificates[0]
         note = f"{one.model}: percent of {judged(one)}, protocol {one.settings['protocol']}; citrus {one.version}"
-        write_text(latex_path, to_latex(*table, note))
+        write_text(outputs.latex, to_latex(*table, note))
 
 
 @click.command("certify-uap")
@@ -59,7 +57,7 @@ def write_tables(
 @options.part_options
 @click.option(
     "--certificate",
-    type=options.PATH,
+    type=parameters.PATH,
     metavar="FILE",
     help="With --bounds full: write the proof, for `citrus check`.",
 )
@@ -68,27 +66,18 @@ def write_tables(
 @options.table_options
 @options.report_option
 @options.output_options
-@click.pass_context
-@options.gathered
+@gathered
 def certify_uap(
-    ctx: click.Context,
     source: ModelChoice,
     choice: DataChoice,
     threats: Sequence[Threat],
     certify: CertifySettings,
     split: Split,
-    workers: int,
     part: tuple[int, int] | None,
     join: tuple[Path, ...],
     certificate: Path | None,
-    run_dir: Path | None,
-    resume: bool,
-    device: Device,
-    csv_path: Path | None,
-    latex_path: Path | None,
-    report_path: Path | None,
-    json_path: Path | None,
-    quiet: bool,
+    context: RunContext,
+    outputs: Outputs,
 ) -> None:
     """Proves how many inputs stay correctly classified under any single perturbation of their group.
 
@@ -97,63 +86,36 @@ def certify_uap(
       citrus certify-uap M.onnx --data mnist --eps 0.1 --limit 1000 --json certificate.json
       citrus certify-uap M.onnx --data mnist --eps 0.02,0.05,0.1 --limit 1000 --latex sweep.tex
     """
-    terminal.require_output(json_path, csv_path, latex_path, report_path)
     if len(threats) > 1 and certificate is not None:
         raise UsageError("--certificate holds the proof of one eps; give one --eps, or leave it out.")
     if len(threats) > 1 and (part is not None or join):
         raise UsageError("--part and --join go with one eps; make a run for each.")
-    from citrus_tool.sweep import judged, sweep_file
-    from citrus_tool.workflow import certify_file
+    from citrus_tool.results.sweep import judged
+    from citrus_tool.workflow.certify import certify_file
+    from citrus_tool.workflow.sweep import sweep_file
 
-    target = threats[0].target
-    effective = options.effective(ctx)
     name = f"{source.path.stem}_{'certify' if len(threats) == 1 else 'sweep'}"
-    run_dir = run_dir or Path("runs") / (name if part is None else f"{name}_{part[0]}_of_{part[1]}")
+    run_dir = context.run_dir or Path("runs") / (name if part is None else f"{name}_{part[0]}_of_{part[1]}")
+    context = replace(context, run_dir=run_dir)
     if len(threats) > 1:
-        swept = sweep_file(
-            source,
-            choice,
-            threats,
-            certify,
-            split=split,
-            run_dir=run_dir,
-            device=device,
-            resume=resume,
-            workers=workers,
-            settings=effective,
-            progress=terminal.progress(quiet),
-        )
-        table = sweep_table(swept.certificates, target)
-        terminal.show(swept.to_json(), json_path, *table)
-        if not terminal.is_stdout(json_path):
+        swept = sweep_file(source, choice, threats, certify, context, split=split)
+        table = sweep_table(swept.certificates, threats[0].target)
+        terminal.show(swept.to_json(), outputs.json, *table)
+        if not outputs.on_stdout:
             click.echo(f"\npercent of {judged(swept.certificates[0])}")
-        write_tables(csv_path, latex_path, swept.certificates, table)
-        terminal.write_report(report_path, run_dir)
-        return
-    proven = certify_file(
-        source,
-        choice,
-        threats[0],
-        certify,
-        split=split,
-        run_dir=run_dir,
-        device=device,
-        resume=resume,
-        proof=certificate,
-        workers=workers,
-        part=part,
-        join=join,
-        settings={**effective, "eps": threats[0].eps},
-        progress=terminal.progress(quiet),
-    )
-    write_tables(csv_path, latex_path, [proven], sweep_table([proven], target))
-    shown = proven.table()
-    terminal.show(proven.to_json(), json_path, shown.columns, shown.rows)
-    terminal.write_report(report_path, run_dir)
+        write_tables(outputs, swept.certificates, table)
+    else:
+        proven = certify_file(
+            source, choice, threats[0], certify, context, split=split, proof=certificate, part=part, join=join
+        )
+        write_tables(outputs, [proven], sweep_table([proven], threats[0].target))
+        shown = proven.table()
+        terminal.show(proven.to_json(), outputs.json, shown.columns, shown.rows)
+    terminal.write_report(outputs.report, run_dir)
 
 
 @click.command()
-@click.argument("certificate", type=options.PATH)
+@click.argument("certificate", type=parameters.PATH)
 @options.model_argument
 @click.option(
     "--data",
@@ -165,16 +127,14 @@ def certify_uap(
 @options.split_option
 @options.seed_option()
 @options.output_options
+@gathered
 def check(
     certificate: Path,
     model: Path,
-    data_name: str | None,
-    data_root: Path | None,
+    choice: DataChoice | None,
     split: Split,
-    seed: int,
-    json_path: Path | None,
-    quiet: bool,
-    config: Path | None,
+    context: RunContext,
+    outputs: Outputs,
 ) -> None:
     """Verifies the proof that `certify-uap --certificate` wrote; exit code 4 where it does not hold.
 
@@ -186,51 +146,37 @@ def check(
       citrus certify-uap M.onnx --data mnist --eps 0.1 --bounds full --certificate C
       citrus check C M.onnx --data mnist
     """
-    terminal.require_output(json_path)
-    from citrus_tool.workflow import DataChoice, check_file
+    from citrus_tool.workflow.check import check_file
 
-    choice = None if data_name is None else DataChoice(name=data_name, root=data_root, seed=seed)
-    found = check_file(certificate, model, choice, split=split, progress=terminal.progress(quiet)).to_json()
+    found = check_file(certificate, model, choice, context, split=split).to_json()
     rows = [[name, f"{found[name]:g}" if name == "eps" else str(found[name])] for name in found if name != "holds"]
-    terminal.show(found, json_path, ["the proof holds", ""], rows)
+    terminal.show(found, outputs.json, ["the proof holds", ""], rows)
 
 
 @click.command("attack-uap")
 @options.model_argument
 @options.data_options
 @options.split_option
-@options.limit_option(None)
+@options.settings(AttackSettings, "limit")
 @options.normalisation_options
 @options.eps_option
 @options.threat_options
-@options.group_size_option
-@click.option(
-    "--scope",
-    type=click.Choice(["groups", "dataset"]),
-    default="groups",
-    show_default=True,
-    help="One perturbation for each group, or one for all inputs.",
-)
-@options.attack_options
-@click.option("--save", type=options.PATH, metavar="u.npy", help="Write the perturbations (groups, C, H, W).")
+@options.settings(AttackSettings, "group_size")
+@options.setting(CertifySettings, "scope", about="One perturbation for each group, or one for all inputs.")
+@options.settings(AttackSettings, "steps", "restarts")
+@click.option("--save", type=parameters.PATH, metavar="u.npy", help="Write the perturbations (groups, C, H, W).")
 @options.run_options
 @options.output_options
-@options.gathered
+@gathered
 def attack_uap(
     source: ModelChoice,
     choice: DataChoice,
     threat: Threat,
     split: Split,
-    limit: int | None,
-    group_size: int,
-    scope: Literal["groups", "dataset"],
-    attack_steps: int,
-    attack_restarts: int,
+    attack: AttackSettings,
     save: Path | None,
-    device: Device,
-    seed: int,
-    json_path: Path | None,
-    quiet: bool,
+    context: RunContext,
+    outputs: Outputs,
 ) -> None:
     """Searches the strongest shared perturbation of each group and replays it on onnxruntime.
 
@@ -238,41 +184,26 @@ def attack_uap(
     Example:
       citrus attack-uap M.onnx --data mnist --eps 0.1 --limit 1000 --save u.npy
     """
-    terminal.require_output(json_path)
-    from citrus_tool.workflow import attack_file
+    from citrus_tool.workflow.attack import attack_file
 
-    report = attack_file(
-        source,
-        choice,
-        threat,
-        group_size=group_size if scope == "groups" else None,
-        steps=attack_steps,
-        restarts=attack_restarts,
-        seed=seed,
-        split=split,
-        limit=limit,
-        save=save,
-        device=device,
-        progress=terminal.progress(quiet),
-    )
+    report = attack_file(source, choice, threat, attack, context, split=split, save=save)
     shown = report.table()
-    terminal.show(report.to_json(), json_path, shown.columns, shown.rows)
+    terminal.show(report.to_json(), outputs.json, shown.columns, shown.rows)
 
 
 @click.command()
 @options.model_argument
 @options.data_options
 @options.split_option
-@options.limit_option(1000)
+@options.settings(CertifySettings, "limit", limit=1000)
 @options.normalisation_options
 @options.eps_option
-@options.group_size_option
-@options.certify_options
+@options.settings(CertifySettings, "group_size", "bounds", "solver", "time_limit")
 @click.option("--pgd-steps", type=click.IntRange(min=1), default=50, show_default=True, help="Steps of the PGD attack.")
 @options.run_options
 @options.report_option
 @options.output_options
-@options.gathered
+@gathered
 def evaluate(
     source: ModelChoice,
     choice: DataChoice,
@@ -280,10 +211,8 @@ def evaluate(
     certify: CertifySettings,
     split: Split,
     pgd_steps: int,
-    device: Device,
-    report_path: Path | None,
-    json_path: Path | None,
-    quiet: bool,
+    context: RunContext,
+    outputs: Outputs,
 ) -> None:
     """Standard, PGD, attacked UAP, certified UAP and IBP certified accuracy in one table.
 
@@ -294,21 +223,13 @@ def evaluate(
     Example:
       citrus evaluate M.onnx --data mnist --eps 0.1
     """
-    terminal.require_output(json_path, report_path)
-    from citrus_tool.report.data import Origin
-    from citrus_tool.workflow import evaluate_file
+    from citrus_tool.reports.data import Origin
+    from citrus_tool.workflow.evaluate import evaluate_file
 
-    result = evaluate_file(
-        source,
-        choice,
-        threat,
-        certify,
-        split=split,
-        pgd_steps=pgd_steps,
-        device=device,
-        progress=terminal.progress(quiet),
-    )
+    result = evaluate_file(source, choice, threat, certify, context, split=split, pgd_steps=pgd_steps)
     shown = result.table()
-    terminal.show(result.to_json(), json_path, shown.columns, shown.rows)
+    terminal.show(result.to_json(), outputs.json, shown.columns, shown.rows)
     origin = Origin(mean=source.mean, std=source.std, root=choice.root, seed=choice.seed)
-    terminal.write_report(report_path, result.to_json(perturbations=True), f"evaluation of {source.path.name}", origin)
+    terminal.write_report(
+        outputs.report, result.to_json(perturbations=True), f"evaluation of {source.path.name}", origin
+    )

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import click
 
+from citrus_tool.choices import DATA_NAMES, SPLITS
 from citrus_tool.cli import options, terminal
+from citrus_tool.cli.gathered import Outputs, gathered
 
 
 @click.group()
@@ -25,17 +27,17 @@ data_root = options.data_root_option("Look only here")
 @data.command("list")
 @data_root
 @options.output_options
-def list_(data_root: Path | None, json_path: Path | None, quiet: bool, config: Path | None) -> None:
+@gathered
+def list_(data_root: Path | None, outputs: Outputs) -> None:
     """Lists the named data sets, where each was found, and how to get what is missing.
 
     \b
     Example:
       citrus data list --data-root ~/datasets
     """
-    terminal.require_output(json_path)
-    from citrus_tool.data import NAMES, locate
+    from citrus_tool.data import locate
 
-    sources = [locate(name, data_root) for name in NAMES]
+    sources = [locate(name, data_root) for name in DATA_NAMES]
     rows = []
     for source in sources:
         status = "embedded" if source.embedded else str(source.found) if source.found else f"missing: {source.how}"
@@ -50,7 +52,7 @@ def list_(data_root: Path | None, json_path: Path | None, quiet: bool, config: P
         }
         for source in sources
     ]
-    terminal.show({"data": entries}, json_path, ["data", "where"], rows)
+    terminal.show({"data": entries}, outputs.json, ["data", "where"], rows)
 
 
 @data.command("prepare")
@@ -58,17 +60,15 @@ def list_(data_root: Path | None, json_path: Path | None, quiet: bool, config: P
 @data_root
 @options.seed_option()
 @options.output_options
-def prepare(
-    name: str, data_root: Path | None, seed: int, json_path: Path | None, quiet: bool, config: Path | None
-) -> None:
+@gathered
+def prepare(name: str, data_root: Path | None, seed: int, outputs: Outputs) -> None:
     """Reads a data set once: checks every pixel and label, fills caches, prints the splits.
 
     \b
     Example:
       citrus data prepare mnist --data-root ~/datasets
     """
-    terminal.require_output(json_path)
-    from citrus_tool.data import SPLITS, load
+    from citrus_tool.data import load
 
     columns = ["split", "images", "shape", "classes", "sha256"]
     splits = [load(name, split=split, root=data_root, seed=seed) for split in SPLITS]
@@ -77,4 +77,4 @@ def prepare(
         for part in splits
     ]
     result = {"data": name, "seed": seed, "splits": [dict(zip(columns, row, strict=True)) for row in rows]}
-    terminal.show(result, json_path, columns, rows)
+    terminal.show(result, outputs.json, columns, rows)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import click
 
-from citrus_tool.cli import options, terminal
+from citrus_tool.cli import options, parameters, terminal
+from citrus_tool.cli.gathered import Outputs, gathered
 from citrus_tool.cli.train import show_harden
+from citrus_tool.context import RunContext
 
 
 @click.command()
 @click.option(
     "--run-dir",
-    type=options.PATH,
+    type=parameters.PATH,
     default=Path("runs/demo"),
     show_default=True,
     metavar="DIR",
@@ -23,13 +25,10 @@ from citrus_tool.cli.train import show_harden
 @options.device_option
 @options.report_option
 @options.output_options
+@gathered
 def demo(
-    run_dir: Path,
-    device: Literal["auto", "cpu", "cuda"],
-    report_path: Path | None,
-    json_path: Path | None,
-    quiet: bool,
-    config: Path | None,
+    context: RunContext,
+    outputs: Outputs,
 ) -> None:
     """Certifies the embedded digits network, hardens it and certifies it again, in under two minutes.
 
@@ -37,12 +36,11 @@ def demo(
     Example:
       citrus demo
     """
-    terminal.require_output(json_path, report_path)
-    from citrus_tool import workflow
+    from citrus_tool.workflow import demo as workflow
 
-    options.use_threads(1)  # so small a network gains nothing from more, and loses much on a busy machine
-    show_harden(workflow.demo(run_dir=run_dir, device=device, progress=terminal.progress(quiet)), json_path)
-    page = report_path or run_dir / "report.html"
-    terminal.write_report(page, run_dir)
-    if not terminal.is_stdout(json_path):
+    # so small a network gains nothing from more threads, and loses much on a busy machine
+    show_harden(workflow.demo(replace(context, threads=1, effective=None)), outputs)
+    page = outputs.report or context.folder / "report.html"
+    terminal.write_report(page, context.folder)
+    if not outputs.on_stdout:
         click.echo(f"report: {page}")

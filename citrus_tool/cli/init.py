@@ -6,9 +6,12 @@ from pathlib import Path
 
 import click
 
-from citrus_tool.cli import options, terminal
+from citrus_tool.choices import DATA_NAMES
+from citrus_tool.cli import options, parameters, terminal
+from citrus_tool.cli.gathered import Outputs, gathered
 from citrus_tool.errors import UsageError
 from citrus_tool.files import require_writable_file
+from citrus_tool.sources import DataChoice, ModelChoice
 
 
 @click.command("init")
@@ -16,28 +19,26 @@ from citrus_tool.files import require_writable_file
 @click.option(
     "--data",
     "data_name",
-    type=options.NameOrPath(options.DATA),
+    type=parameters.NameOrPath(DATA_NAMES),
     metavar="NAME|FILE.npz|FOLDER",
     help="The network's data [default: the named set that fits its input].",
 )
 @options.data_root_option()
 @options.normalisation_options
-@click.option("--out", type=options.PATH, metavar="FILE.toml", help="The file to write [default: MODEL.toml].")
+@click.option("--out", type=parameters.PATH, metavar="FILE.toml", help="The file to write [default: MODEL.toml].")
 @click.option("--force", is_flag=True, help="Overwrite it.")
 @options.seed_option()
 @options.output_options
+@gathered
 def init(
-    model: Path,
+    source: ModelChoice,
     data_name: str | None,
     data_root: Path | None,
-    mean: tuple[float, ...] | None,
-    std: tuple[float, ...] | None,
     out: Path | None,
     force: bool,
     seed: int,
-    json_path: Path | None,
     quiet: bool,
-    config: Path | None,
+    outputs: Outputs,
 ) -> None:
     """Looks at a network and its data and writes a commented settings file for the other commands.
 
@@ -50,22 +51,20 @@ def init(
       citrus init M.onnx --data mine.npz
       citrus certify-uap --config M.toml
     """
-    terminal.require_output(json_path)
+    model = source.path
     path = out or Path(f"{model.name.partition('.onnx')[0] or model.stem}.toml")
     if path.exists() and not force:
         raise UsageError(f"{path} exists and is left as it is; name another one with --out, or add --force.")
     require_writable_file(path)
-    from citrus_tool.starter import guess, look, write
-    from citrus_tool.workflow import DataChoice, ModelChoice
+    from citrus_tool.workflow.first_settings import guess, look, write
 
-    source = ModelChoice(path=model, mean=mean, std=std)
     name = data_name or guess(source)
-    start = look(source, DataChoice(name=name, root=data_root, seed=seed))
-    write(start, path)
-    facts = start.facts()
-    terminal.show(dict(facts) | {"config": str(path)}, json_path, ["found", ""], [list(fact) for fact in facts])
-    if start.doubt is not None and not quiet:
-        click.echo(f"citrus: warning: {start.doubt}", err=True)
-    if not terminal.is_stdout(json_path):
+    first = look(source, DataChoice(name=name, root=data_root, seed=seed))
+    write(first, path)
+    facts = first.facts()
+    terminal.show(dict(facts) | {"config": str(path)}, outputs.json, ["found", ""], [list(fact) for fact in facts])
+    if first.doubt is not None and not quiet:
+        click.echo(f"citrus: warning: {first.doubt}", err=True)
+    if not outputs.on_stdout:
         click.echo(f"\nwritten to {path}; read it, then:\n")
         click.echo(f"  citrus certify-uap --config {path}\n  citrus harden --config {path}")

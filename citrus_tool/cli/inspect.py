@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from citrus_tool.cli import options, terminal
+from citrus_tool.cli.gathered import Outputs, gathered
 from citrus_tool.errors import UnsupportedNetworkError
+from citrus_tool.sources import DataChoice, ModelChoice
 
 
 @click.command()
@@ -16,15 +16,11 @@ from citrus_tool.errors import UnsupportedNetworkError
 @options.data_root_option()
 @options.normalisation_options
 @options.output_options
+@gathered
 def inspect(
-    model: Path,
-    data_name: str | None,
-    data_root: Path | None,
-    mean: tuple[float, ...] | None,
-    std: tuple[float, ...] | None,
-    json_path: Path | None,
-    quiet: bool,
-    config: Path | None,
+    source: ModelChoice,
+    choice: DataChoice | None,
+    outputs: Outputs,
 ) -> None:
     """Shows what is in an ONNX file: operators and their support, parameters, input, parity with onnxruntime.
 
@@ -32,13 +28,11 @@ def inspect(
     Example:
       citrus inspect M.onnx --data mnist
     """
-    terminal.require_output(json_path)
-    from citrus_tool.workflow import DataChoice, ModelChoice, inspect_file
+    from citrus_tool.workflow.inspect import inspect_file
 
-    choice = None if data_name is None else DataChoice(name=data_name, root=data_root)
-    inspection = inspect_file(ModelChoice(path=model, mean=mean, std=std), choice)
-    terminal.show(inspection.to_json(), json_path, *inspection.table())
-    if not terminal.is_stdout(json_path):
+    inspection = inspect_file(source, choice)
+    terminal.show(inspection.to_json(), outputs.json, *inspection.table())
+    if not outputs.on_stdout:
         click.echo("\n" + "\n".join(f"{what}: {value}" for what, value in inspection.summary()))
     if inspection.problems:
         raise UnsupportedNetworkError(inspection.problems[0])

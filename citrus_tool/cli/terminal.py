@@ -23,7 +23,7 @@ from citrus_tool.tables import percent as percent
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
 
-    from citrus_tool.report.data import Origin
+    from citrus_tool.reports.data import Origin
 
 LINE_SECONDS = 10.0
 """Seconds between two progress lines when stderr is not a terminal."""
@@ -37,7 +37,7 @@ def progress(quiet: bool) -> Progress:
     click.get_current_context().with_resource(_warnings(quiet))
     if quiet:
         return Silent()
-    return Bars() if sys.stderr.isatty() and os.environ.get("TERM") != "dumb" else Lines()
+    return Bars() if sys.stderr.isatty() and os.environ.get("TERM") != "dumb" else PlainLines()
 
 
 @contextmanager
@@ -58,7 +58,7 @@ def _warnings(quiet: bool) -> Iterator[None]:
         yield
 
 
-class Lines(Progress):
+class PlainLines(Progress):
     """One plain line on stderr about every ten seconds, and one at the end of a stage that took that long."""
 
     def __init__(self) -> None:
@@ -163,7 +163,7 @@ def write_report(
     """Writes the page of --report about a run folder, or about a result in JSON values that is called `name`."""
     if report_path is None:
         return
-    from citrus_tool.report import parse, write_report
+    from citrus_tool.reports import parse, write_report
 
     for reason in write_report([run if isinstance(run, Path) else parse(run, name, origin=origin)], report_path):
         click.echo(f"report: left out: {reason}", err=True)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import click
 
-from citrus_tool.cli import options, terminal
+from citrus_tool.choices.settings import CertifySettings
+from citrus_tool.cli import options, parameters, terminal
+from citrus_tool.cli.gathered import Outputs, RecipeChoice, SpecChoice, gathered
+from citrus_tool.context import RunContext
 from citrus_tool.errors import UsageError
+from citrus_tool.sources import DataChoice, ModelChoice
 
 if TYPE_CHECKING:
-    from citrus_tool.certify.settings import CertifySettings
-    from citrus_tool.workflow import DataChoice, HardenReport, ModelChoice, SpecVerdict
+    from citrus_tool.results.harden import HardenReport, SpecVerdict
 
 
 @click.command()
@@ -21,12 +25,14 @@ if TYPE_CHECKING:
 @options.data_options
 @options.normalisation_options
 @click.option(
-    "--eps", type=options.Eps(), help="Radius in pixel space [0, 1], e.g. 0.1 or 2/255 [default with --spec: its own]."
+    "--eps",
+    type=parameters.Eps(),
+    help="Radius in pixel space [0, 1], e.g. 0.1 or 2/255 [default with --spec: its own].",
 )
 @click.option(
     "--spec",
     "specs",
-    type=options.PATH,
+    type=parameters.PATH,
     multiple=True,
     metavar="F.vnnlib",
     help="Local robustness to train for: a VNN-LIB file, a folder of such or an instances.csv; repeatable.",
@@ -41,54 +47,31 @@ if TYPE_CHECKING:
 )
 @options.method_option("citrus")
 @options.recipe_options
-@options.train_on_option
-@click.option(
-    "--init",
-    type=click.Choice(["keep", "shi"]),
-    default="keep",
-    show_default=True,
-    help="keep trains on from the file's weights, shi draws new ones.",
-)
-@click.option("--tau-ratio", type=float, help="Radius of the training boxes over eps [default: the recipe's].")
-@click.option("--pgd-steps", type=int, help="Steps of the training attack [default: the recipe's].")
-@click.option("--same-input", is_flag=True, help="Also train on each input's own perturbation (CITRUS + SI).")
+@options.changes("train_on", "init", "tau_ratio", "pgd_steps", "same_input")
 @click.option(
     "--batch-norm", is_flag=True, help="Train with batch norm, put in as the identity; the file's graph stays as it is."
 )
-@options.group_size_option
-@options.limit_option(1000)
-@options.certify_options
+@options.settings(CertifySettings, "group_size", "limit", "bounds", "solver", "time_limit", limit=1000)
 @click.option(
-    "--out", type=options.PATH, metavar="H.onnx", help="The hardened file [default: RUN_DIR/MODEL_METHOD.onnx]."
+    "--out", type=parameters.PATH, metavar="H.onnx", help="The hardened file [default: RUN_DIR/MODEL_METHOD.onnx]."
 )
 @options.run_dir_options("runs/MODEL_METHOD")
 @options.run_options
 @options.tracker_option
 @options.report_option
 @options.output_options
-@click.pass_context
-@options.gathered
+@gathered
 def harden(
-    ctx: click.Context,
     source: ModelChoice,
     choice: DataChoice,
     certify: CertifySettings,
     eps: float | None,
-    specs: tuple[Path, ...],
-    spec_timeout: float,
-    method: str,
-    recipe: str | None,
-    epochs: int | None,
-    init: Literal["keep", "shi"],
+    spec: SpecChoice,
+    recipe: RecipeChoice,
     batch_norm: bool,
     out: Path | None,
-    run_dir: Path | None,
-    resume: bool,
-    device: Literal["auto", "cpu", "cuda"],
-    tracker: Literal["tensorboard", "mlflow"] | None,
-    report_path: Path | None,
-    json_path: Path | None,
-    quiet: bool,
+    context: RunContext,
+    outputs: Outputs,
 ) -> None:
     """Trains a network against universal perturbations and writes it back as the same ONNX file with new weights.
 
@@ -106,49 +89,37 @@ def harden(
       citrus harden M.onnx --data mnist --eps 0.1 --out H.onnx
       citrus harden M.onnx --data mnist --spec prop.vnnlib --out H.onnx
     """
-    terminal.require_output(json_path, report_path)
-    from citrus_tool.tracking import tracking
-    from citrus_tool.workflow import choose_recipe, harden_file, read_spec
-
-    target = read_spec(source, choice, specs, seconds=spec_timeout) if specs else None
-    if target is not None:
-        eps = target.eps if eps is None else eps
-    if eps is None:
+    if eps is None and not spec.specs:
         raise UsageError("harden needs a radius to train for; add --eps, e.g. --eps 0.1, or --spec F.vnnlib.")
-    defaults = {"method": method, "init": init, "group_size": certify.group_size, "seed": choice.seed}
-    numbers = ("tau_ratio", "pgd_steps", "same_input", "lr", "l1", "groups_per_batch", "train_on")
-    chosen = choose_recipe(
-        choice.name, name=recipe, eps=eps, epochs=epochs, changes=options.given(ctx, *defaults, *numbers),
-        defaults=defaults,
-    )  # fmt: skip
+    from citrus_tool.training.tracking import tracking
+    from citrus_tool.workflow.harden import harden_file, read_spec
+
+    target = read_spec(source, choice, spec.specs, seconds=spec.spec_timeout) if spec.specs else None
+    radius = target.eps if target is not None and eps is None else eps
+    chosen = recipe.at(radius or 0.0, choice.name)
     stem = f"{source.path.stem}_{chosen.method}"
-    run_dir = run_dir or Path("runs") / stem
-    settings = options.effective(ctx)
-    with tracking(tracker, run_dir, name=run_dir.name, settings=settings) as on_epoch:
+    run_dir = context.run_dir or Path("runs") / stem
+    with tracking(outputs.tracker, run_dir, name=run_dir.name, settings=context.effective or {}) as on_epoch:
         report = harden_file(
             source,
             choice,
             chosen,
+            replace(context, run_dir=run_dir),
             out=out or run_dir / f"{stem}.onnx",
-            run_dir=run_dir,
             certify=certify,
             target=target,
-            device=device,
-            resume=resume,
             batch_norm=batch_norm,
-            settings=settings,
-            progress=terminal.progress(quiet),
             on_epoch=on_epoch,
         )
-    show_harden(report, json_path)
-    terminal.write_report(report_path, run_dir)
+    show_harden(report, outputs)
+    terminal.write_report(outputs.report, run_dir)
 
 
-def show_harden(report: HardenReport, json_path: Path | None) -> None:
+def show_harden(report: HardenReport, outputs: Outputs) -> None:
     """Prints the before/after table of a hardening run (and writes --json)."""
     shown = report.table()
-    terminal.show(report.to_json(), json_path, shown.columns, shown.rows)
-    if not terminal.is_stdout(json_path):
+    terminal.show(report.to_json(), outputs.json, shown.columns, shown.rows)
+    if not outputs.on_stdout:
         click.echo(
             f"\neps {report.recipe.eps:g}, groups of {report.group_size}, {report.inputs} test inputs;"
             f" trained {report.recipe.epochs} epochs in {terminal.clock(report.seconds)}; written to {report.out}"
@@ -172,36 +143,24 @@ def show_spec(spec: Sequence[SpecVerdict]) -> None:
 @click.argument("architecture")
 @options.data_options
 @options.method_option("standard")
-@click.option("--eps", type=options.Eps(), default=None, help="Radius for a certified method, in pixel space.")
+@click.option("--eps", type=parameters.Eps(), default=None, help="Radius for a certified method, in pixel space.")
 @options.recipe_options
-@options.train_on_option
-@click.option("--out", type=options.PATH, metavar="M.onnx", help="The ONNX file [default: RUN_DIR/ARCHITECTURE.onnx].")
+@options.changes("train_on")
+@click.option(
+    "--out", type=parameters.PATH, metavar="M.onnx", help="The ONNX file [default: RUN_DIR/ARCHITECTURE.onnx]."
+)
 @options.run_dir_options("runs/DATA_ARCHITECTURE_METHOD")
 @options.run_options
 @options.output_options
-@click.pass_context
+@gathered
 def train(
-    ctx: click.Context,
     architecture: str,
-    data_name: str,
-    data_root: Path | None,
-    method: str,
+    choice: DataChoice,
     eps: float | None,
-    recipe: str | None,
-    epochs: int | None,
-    lr: float | None,
-    l1: float | None,
-    groups_per_batch: int | None,
-    train_on: Literal["train", "all"],
+    recipe: RecipeChoice,
     out: Path | None,
-    run_dir: Path | None,
-    resume: bool,
-    device: Literal["auto", "cpu", "cuda"],
-    threads: int | None,
-    seed: int,
-    json_path: Path | None,
-    quiet: bool,
-    config: Path | None,
+    context: RunContext,
+    outputs: Outputs,
 ) -> None:
     """Trains a named architecture (mlp, convtiny, convsmall, cnn7, resnet) from scratch and exports it as ONNX.
 
@@ -209,31 +168,16 @@ def train(
     Example:
       citrus train convtiny --data digits --out digits.onnx
     """
-    terminal.require_output(json_path)
-    from citrus_tool.workflow import DataChoice, choose_recipe, train_file
+    from citrus_tool.workflow.train import train_file
 
-    options.use_threads(threads)
-    standard = method == "standard"
-    name = recipe or ("standard" if standard else None)
-    chosen = choose_recipe(
-        data_name, name=name, eps=eps or 0.0, epochs=epochs,
-        changes=options.given(ctx, "method", "lr", "l1", "groups_per_batch", "train_on", "seed"),
-        defaults={"method": method, "init": "keep" if standard else "shi", "seed": seed},
-    )  # fmt: skip
+    standard = recipe.defaults["method"] == "standard"
+    recipe = replace(recipe, name=recipe.name or ("standard" if standard else None))
+    chosen = recipe.at(eps or 0.0, choice.name, init="keep" if standard else "shi")
     if chosen.method != "standard" and eps is None:
         raise UsageError(f"method {chosen.method} needs a radius to train for; add --eps, e.g. --eps 0.1.")
-    run_dir = run_dir or Path("runs") / f"{Path(data_name).stem}_{architecture}_{chosen.method}"
-    report = train_file(
-        architecture,
-        DataChoice(name=data_name, root=data_root, seed=seed),
-        chosen,
-        out=out or run_dir / f"{architecture}.onnx",
-        run_dir=run_dir,
-        device=device,
-        resume=resume,
-        settings=options.effective(ctx),
-        progress=terminal.progress(quiet),
-    )
+    run_dir = context.run_dir or Path("runs") / f"{Path(choice.name).stem}_{architecture}_{chosen.method}"
+    context = replace(context, run_dir=run_dir)
+    report = train_file(architecture, choice, chosen, context, out=out or run_dir / f"{architecture}.onnx")
     row = [
         architecture,
         terminal.percent(report.standard_accuracy),
@@ -242,7 +186,7 @@ def train(
     ]
     terminal.show(
         report.to_json(),
-        json_path,
+        outputs.json,
         ["network", "standard accuracy in %", "best epoch", "time", "file"],
         [[*row, str(report.out)]],
     )

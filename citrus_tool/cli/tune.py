@@ -2,81 +2,58 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import click
 
-from citrus_tool.cli import options, terminal
+from citrus_tool.choices.settings import TuneSettings
+from citrus_tool.choices.space import dimension
+from citrus_tool.cli import options, parameters, terminal
+from citrus_tool.cli.gathered import Outputs, RecipeChoice, gathered
+from citrus_tool.context import RunContext
 from citrus_tool.errors import UsageError
+from citrus_tool.sources import DataChoice, ModelChoice
 
 if TYPE_CHECKING:
-    from citrus_tool.tune import TuneReport
+    from citrus_tool.results.tuning import TuneReport
 
 
 @click.command()
-@click.argument("model", type=options.PATH, required=False)
+@click.argument("model", type=parameters.PATH, required=False)
 @click.option("--architecture", metavar="NAME", help="Tune for this architecture from scratch, in place of a file.")
 @options.data_options
 @options.normalisation_options
 @options.eps_option
 @options.method_option("citrus")
 @options.recipe_options
-@click.option("--search", multiple=True, metavar="FIELD=LOW:HIGH[:log]|A,B", help="Search only this field and other "
-              "--search ones [default: the numbers that the method is sensitive to].")  # fmt: skip
 @click.option(
-    "--trials", type=click.IntRange(min=1), default=20, show_default=True, help="Recipes to try, resumed ones included."
+    "--search",
+    multiple=True,
+    metavar="FIELD=LOW:HIGH[:log]|A,B",
+    help="Search only this field and other --search ones [default: the numbers that the method is sensitive to].",
 )
-@options.limit_option(500)
+@options.settings(TuneSettings, "trials", "inputs", "bounds", "group_size", "weight", "prune")
+@click.option("--storage", type=parameters.PATH, metavar="FILE", help="The study [default: RUN_DIR/study.db].")
 @click.option(
-    "--bounds",
-    type=click.Choice(["ibp", "crown"]),
-    default="crown",
-    show_default=True,
-    help="What proves the certified accuracy that is maximised.",
+    "--plot", type=parameters.PATH, metavar="FILE.svg", help="Draw the front, as SVG or PNG; needs matplotlib."
 )
-@options.group_size_option
-@click.option("--weight", type=click.FloatRange(0, 1), default=0.5, show_default=True,
-              help="Share of certified accuracy in the score that chooses one recipe of the front.")  # fmt: skip
-@click.option("--prune/--no-prune", default=True, show_default=True, help="Give poor trials up early.")
-@click.option("--storage", type=options.PATH, metavar="FILE", help="The study [default: RUN_DIR/study.db].")
-@click.option("--plot", type=options.PATH, metavar="FILE.svg", help="Draw the front, as SVG or PNG; needs matplotlib.")
 @options.run_dir_options("runs/DATA_NAME_METHOD_tune")
 @options.run_options
 @options.output_options
-@click.pass_context
+@gathered
 def tune(
-    ctx: click.Context,
-    model: Path | None,
+    source: ModelChoice | None,
     architecture: str | None,
-    data_name: str,
-    data_root: Path | None,
-    mean: tuple[float, ...] | None,
-    std: tuple[float, ...] | None,
+    choice: DataChoice,
     eps: float,
-    method: str,
-    recipe: str | None,
-    epochs: int | None,
-    lr: float | None,
-    l1: float | None,
-    groups_per_batch: int | None,
+    recipe: RecipeChoice,
     search: tuple[str, ...],
-    trials: int,
-    limit: int,
-    bounds: Literal["ibp", "crown"],
-    group_size: int,
-    weight: float,
-    prune: bool,
+    tuning: TuneSettings,
     storage: Path | None,
-    plot: Path | None,
-    run_dir: Path | None,
-    resume: bool,
-    device: Literal["auto", "cpu", "cuda"],
-    threads: int | None,
-    seed: int,
-    json_path: Path | None,
-    quiet: bool,
-    config: Path | None,
+    context: RunContext,
+    outputs: Outputs,
 ) -> None:
     """Searches training recipes by standard and certified accuracy on the validation split; the test split is not read.
 
@@ -89,39 +66,28 @@ def tune(
       citrus tune M.onnx --data mnist --eps 0.1 --trials 30 --plot front.svg
       citrus harden M.onnx --data mnist --eps 0.1 --recipe runs/mnist_M_citrus_tune/best.toml
     """
-    terminal.require_output(json_path)
-    if (model is None) == (architecture is None):
+    if (source is None) == (architecture is None):
         raise UsageError("tune takes one network: a file M.onnx, or --architecture NAME.")
-    from citrus_tool import tune as library
-    from citrus_tool.workflow import DataChoice, ModelChoice, choose_recipe
+    space = dict(map(dimension, search)) or None
+    chosen = recipe.at(eps, choice.name, init="keep" if source else "shi")
+    name = source.path.stem if source else architecture
+    run_dir = context.run_dir or Path("runs") / f"{Path(choice.name).stem}_{name}_{chosen.method}_tune"
+    from citrus_tool.workflow.tune.tune import tune_file
 
-    options.use_threads(threads)
-    defaults = {"method": method, "init": "keep" if model else "shi", "group_size": group_size, "seed": seed}
-    chosen = choose_recipe(
-        data_name, name=recipe, eps=eps, epochs=epochs, defaults=defaults,
-        changes=options.given(ctx, "method", "group_size", "seed", "lr", "l1", "groups_per_batch"),
-    )  # fmt: skip
-    name = model.stem if model else architecture
-    report = library.tune_file(
-        ModelChoice(path=model, mean=mean, std=std) if model else architecture or "",
-        DataChoice(name=data_name, root=data_root, seed=seed),
+    report = tune_file(
+        source or architecture or "",
+        choice,
         chosen,
-        library.TuneSettings(
-            trials=trials, inputs=limit, bounds=bounds, group_size=group_size, weight=weight, prune=prune, seed=seed
-        ),
-        space=dict(map(library.dimension, search)) or None,
-        run_dir=run_dir or Path("runs") / f"{Path(data_name).stem}_{name}_{chosen.method}_tune",
+        tuning,
+        replace(context, run_dir=run_dir),
+        space=space,
         storage=storage,
-        device=device,
-        resume=resume,
-        plot=plot,
-        effective=options.effective(ctx),
-        progress=terminal.progress(quiet),
+        plot=outputs.plot,
     )
-    show(report, json_path)
+    show(report, outputs)
 
 
-def show(report: TuneReport, json_path: Path | None) -> None:
+def show(report: TuneReport, outputs: Outputs) -> None:
     """Prints the front, one recipe a row, the chosen one marked (and writes --json)."""
     by_number = {trial.number: trial for trial in report.trials}
     header = ["", "trial", "standard %", "certified %", "epoch", *report.space]
@@ -131,8 +97,8 @@ def show(report: TuneReport, json_path: Path | None) -> None:
         figures = [terminal.percent(value) for value in trial.figures()]
         values = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in map(trial.parameters.get, report.space)]
         rows.append(["*" if number == report.best else "", str(number), *figures, str(trial.best_epoch), *values])
-    terminal.show(report.to_json(), json_path, header, rows)
-    if not terminal.is_stdout(json_path):
+    terminal.show(report.to_json(), outputs.json, header, rows)
+    if not outputs.on_stdout:
         count = {state: sum(t.state == state for t in report.trials) for state in ("complete", "pruned", "failed")}
         click.echo(
             f"\n{count['complete']} trials completed, {count['pruned']} given up, {count['failed']} failed;"

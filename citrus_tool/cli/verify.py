@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from citrus_tool.cli import options
+from citrus_tool.cli import options, parameters
+from citrus_tool.context import RunContext
 from citrus_tool.errors import UnsupportedNetworkError, UsageError
 
 if TYPE_CHECKING:
@@ -27,11 +28,44 @@ BLIND: Final = 5.0
 """Seconds of the search for a witness where a network is not supported."""
 
 OPERATORS: Final = (
-    "Add", "AveragePool", "BatchNormalization", "Cast", "Concat", "Constant", "Conv", "Div", "Dropout", "Expand",
-    "Flatten", "Gather", "Gemm", "GlobalAveragePool", "GlobalMaxPool", "Identity", "LeakyRelu", "MatMul", "MaxPool",
-    "Mul", "Neg", "Pad", "ReduceMean", "ReduceSum", "Relu", "Reshape", "Shape", "Sigmoid", "Slice", "Split", "Squeeze",
-    "Sub", "Sum", "Tanh", "Tile", "Transpose", "Unsqueeze",
-)  # fmt: skip
+    "Add",
+    "AveragePool",
+    "BatchNormalization",
+    "Cast",
+    "Concat",
+    "Constant",
+    "Conv",
+    "Div",
+    "Dropout",
+    "Expand",
+    "Flatten",
+    "Gather",
+    "Gemm",
+    "GlobalAveragePool",
+    "GlobalMaxPool",
+    "Identity",
+    "LeakyRelu",
+    "MatMul",
+    "MaxPool",
+    "Mul",
+    "Neg",
+    "Pad",
+    "ReduceMean",
+    "ReduceSum",
+    "Relu",
+    "Reshape",
+    "Shape",
+    "Sigmoid",
+    "Slice",
+    "Split",
+    "Squeeze",
+    "Sub",
+    "Sum",
+    "Tanh",
+    "Tile",
+    "Transpose",
+    "Unsqueeze",
+)
 """ONNX operators between activations (`citrus inspect` says more about a file); constants are folded beyond these."""
 
 CAPABILITIES: Final = {
@@ -83,7 +117,7 @@ class Answers:
 
 
 @click.command("verify")
-@click.argument("query", type=options.PATH)
+@click.argument("query", type=parameters.PATH)
 @click.option(
     "--network",
     "networks",
@@ -114,7 +148,8 @@ def verify(
     end = None if timeout is None else STARTED + timeout - min(SPARE, timeout / 4)
     with Answers(None if end is None else max(0.0, end - time.monotonic())) as answers:
         from citrus_tool import queries
-        from citrus_tool.queries.blind import sample
+        from citrus_tool.devices import resolved
+        from citrus_tool.queries.black_box import sample
         from citrus_tool.queries.verify import Verdict, read_models
         from citrus_tool.queries.verify import verify as decide
 
@@ -122,7 +157,7 @@ def verify(
             if not quiet:
                 click.echo(f"{time.monotonic() - STARTED:8.1f} s  {text}", err=True)
 
-        options.use_threads(threads)
+        resolved(RunContext(device="cpu", threads=threads))
         spec = queries.read(query)
         paths = _paths(spec, networks)
         try:

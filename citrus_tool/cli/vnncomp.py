@@ -8,14 +8,16 @@ from pathlib import Path
 
 import click
 
-from citrus_tool.cli import options, terminal
+from citrus_tool.cli import options, parameters, terminal
+from citrus_tool.cli.gathered import Outputs, gathered
+from citrus_tool.context import RunContext
 from citrus_tool.errors import CheckFailedError, UsageError
 from citrus_tool.files import require_writable_folder
 
 
 @click.command("vnncomp")
-@click.argument("instances", type=options.PATH)
-@click.option("--run-dir", type=options.PATH, metavar="DIR", help="Results and witnesses [default: runs/FOLDER].")
+@click.argument("instances", type=parameters.PATH)
+@click.option("--run-dir", type=parameters.PATH, metavar="DIR", help="Results and witnesses [default: runs/FOLDER].")
 @click.option("--resume", is_flag=True, help="Keep the results that --run-dir holds and run the others.")
 @options.workers_option("Instances at a time.")
 @options.threads_option("CPU threads of each [default: cores / workers].")
@@ -25,21 +27,16 @@ from citrus_tool.files import require_writable_folder
     metavar="SECONDS",
     help="Caps every instance's timeout.",
 )
-@click.option("--answers", type=options.PATH, metavar="FILE.csv", help="Known answers: onnx,vnnlib,verdict.")
+@click.option("--answers", type=parameters.PATH, metavar="FILE.csv", help="Known answers: onnx,vnnlib,verdict.")
 @options.report_option
 @options.output_options
+@gathered
 def vnncomp(
     instances: Path,
-    run_dir: Path | None,
-    resume: bool,
-    workers: int,
-    threads: int | None,
     time_limit: float | None,
     answers: Path | None,
-    report_path: Path | None,
-    json_path: Path | None,
-    quiet: bool,
-    config: Path | None,
+    context: RunContext,
+    outputs: Outputs,
 ) -> None:
     """Runs the instances of a VNN-COMP benchmark with citrus verify; checks every witness and scores.
 
@@ -47,23 +44,22 @@ def vnncomp(
     Example:
       citrus vnncomp vnnlib/instances.csv --workers 2
     """
-    terminal.require_output(json_path, report_path)
     from citrus_tool.queries import benchmark
 
     listed = benchmark.read_instances(instances)
     known = benchmark.read_answers(answers) if answers is not None else {}
-    folder = run_dir or Path("runs") / f"vnncomp_{instances.resolve().parent.name}"
+    folder = context.run_dir or Path("runs") / f"vnncomp_{instances.resolve().parent.name}"
     require_writable_folder(folder)
-    if not resume and (folder / benchmark.RECORDS).exists():
+    if not context.resume and (folder / benchmark.RECORDS).exists():
         raise UsageError(f"{folder} holds the results of another run; add --resume or name another --run-dir.")
     records = list(
         benchmark.run(
             listed,
             folder,
-            workers=workers,
-            threads=threads or max(1, (os.cpu_count() or 1) // workers),
+            workers=context.workers,
+            threads=context.threads or max(1, (os.cpu_count() or 1) // context.workers),
             limit=time_limit,
-            progress=terminal.progress(quiet),
+            progress=context.progress,
         )
     )
     score = sum(benchmark.points(record, known.get((record.onnx, record.vnnlib))) for record in records)
@@ -81,10 +77,10 @@ def vnncomp(
         [Path(r.onnx).name, Path(r.vnnlib).name, r.verdict, f"{r.seconds:.1f}", r.note if r.verdict == "error" else ""]
         for r in records
     ]
-    terminal.show(result, json_path, ["network", "query", "verdict", "seconds", "note"], rows)
-    if not terminal.is_stdout(json_path):
+    terminal.show(result, outputs.json, ["network", "query", "verdict", "seconds", "note"], rows)
+    if not outputs.on_stdout:
         decided = counts["sat"] + counts["unsat"]
         click.echo(f"\n{decided} of {len(records)} decided, {counts['error']} errors, score {score}; {folder}")
-    terminal.write_report(report_path, folder)
+    terminal.write_report(outputs.report, folder)
     if wrong:
         raise CheckFailedError(f"{wrong[0].vnnlib}: the answer {wrong[0].verdict} is wrong ({wrong[0].note}).")

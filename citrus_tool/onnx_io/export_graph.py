@@ -268,10 +268,21 @@ def _pair(value: int | Sequence[int]) -> list[int]:
 
 
 RULES: Mapping[type[nn.Module], Callable[..., str]] = {
-    nn.Conv2d: _conv, nn.Linear: _linear, nn.BatchNorm1d: _batch_norm, nn.BatchNorm2d: _batch_norm, Affine: _affine,
-    nn.ReLU: _plain("Relu"), nn.LeakyReLU: _plain("LeakyRelu", lambda layer: {"alpha": layer.negative_slope}),
-    nn.Sigmoid: _plain("Sigmoid"), nn.Tanh: _plain("Tanh"), Add: _plain("Add"), Reshape: _reshape,
+    nn.Conv2d: _conv,
+    nn.Linear: _linear,
+    nn.BatchNorm1d: _batch_norm,
+    nn.BatchNorm2d: _batch_norm,
+    Affine: _affine,
+    nn.ReLU: _plain("Relu"),
+    nn.LeakyReLU: _plain("LeakyRelu", lambda layer: {"alpha": layer.negative_slope}),
+    nn.Sigmoid: _plain("Sigmoid"),
+    nn.Tanh: _plain("Tanh"),
+    Add: _plain("Add"),
+    Reshape: _reshape,
     Transpose: _plain("Transpose", lambda layer: {"perm": [0, *(a + 1 for a in layer.axes)]}),
-    nn.AvgPool2d: _pool, nn.MaxPool2d: _pool, Pad: _pad,
-    Concat: _plain("Concat", lambda layer: {"axis": layer.axis + 1}), Slice: _slice,
-}  # fmt: skip
+    nn.AvgPool2d: _pool,
+    nn.MaxPool2d: _pool,
+    Pad: _pad,
+    Concat: _plain("Concat", lambda layer: {"axis": layer.axis + 1}),
+    Slice: _slice,
+}

@@ -15,9 +15,9 @@ from torch import Tensor
 from citrus_tool.errors import CitrusError, UnsupportedNetworkError
 from citrus_tool.onnx_io.contract import InputContract
 from citrus_tool.onnx_io.lower import NodeRecord
+from citrus_tool.onnx_io.onnx_file import load, named
 from citrus_tool.onnx_io.reader import interpret
 from citrus_tool.onnx_io.runner import OnnxRunner, Parity, parity
-from citrus_tool.onnx_io.source import load, named
 
 STATUS = {
     "supported": "dropped, it changes nothing",

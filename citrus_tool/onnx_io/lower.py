@@ -18,7 +18,9 @@ from torch import nn
 from citrus_tool.errors import UnsupportedNetworkError
 from citrus_tool.network import INPUT, GraphBuilder, Network, Reshape
 from citrus_tool.onnx_io.contract import InputContract
-from citrus_tool.onnx_io.lowering import (
+from citrus_tool.onnx_io.onnx_file import OLDEST_OPSET
+from citrus_tool.onnx_io.operators import RULES, by_onnx2torch
+from citrus_tool.onnx_io.values import (
     Activation,
     Binding,
     Call,
@@ -27,16 +29,44 @@ from citrus_tool.onnx_io.lowering import (
     RefusedNodeError,
     Value,
 )
-from citrus_tool.onnx_io.operators import RULES, by_onnx2torch
-from citrus_tool.onnx_io.source import OLDEST_OPSET
 
 FOLDABLE = frozenset(
     {
-        "Add", "And", "Cast", "Ceil", "Concat", "ConstantOfShape", "Div", "Equal", "Expand", "Floor", "Gather",
-        "Greater", "Identity", "Less", "Max", "Min", "Mul", "Neg", "Not", "Or", "Pow", "Range", "Reciprocal",
-        "ReduceProd", "Reshape", "Slice", "Sqrt", "Squeeze", "Sub", "Tile", "Transpose", "Unsqueeze", "Where",
+        "Add",
+        "And",
+        "Cast",
+        "Ceil",
+        "Concat",
+        "ConstantOfShape",
+        "Div",
+        "Equal",
+        "Expand",
+        "Floor",
+        "Gather",
+        "Greater",
+        "Identity",
+        "Less",
+        "Max",
+        "Min",
+        "Mul",
+        "Neg",
+        "Not",
+        "Or",
+        "Pow",
+        "Range",
+        "Reciprocal",
+        "ReduceProd",
+        "Reshape",
+        "Slice",
+        "Sqrt",
+        "Squeeze",
+        "Sub",
+        "Tile",
+        "Transpose",
+        "Unsqueeze",
+        "Where",
     }
-)  # fmt: skip
+)
 """Operators that are evaluated at import when all their inputs are constants (mostly arithmetic on shapes)."""
 
 

@@ -21,7 +21,8 @@ from citrus_tool.network import (
     Slice,
     Transpose,
 )
-from citrus_tool.onnx_io.lowering import (
+from citrus_tool.onnx_io.torch_layers import NotConvertedError, convert
+from citrus_tool.onnx_io.values import (
     Activation,
     Call,
     Constant,
@@ -30,7 +31,6 @@ from citrus_tool.onnx_io.lowering import (
     Value,
     float32,
 )
-from citrus_tool.onnx_io.torch_layers import NotConvertedError, convert
 
 Rule = Callable[[Lowering, Call], Value | tuple[Value, ...]]
 
@@ -478,14 +478,37 @@ def _tanh(lowering: Lowering, call: Call) -> Value:
 
 
 RULES: Mapping[str, Rule] = {
-    "Add": _arithmetic, "Sub": _arithmetic, "Mul": _arithmetic, "Div": _arithmetic, "Neg": _negate, "Sum": _sum,
-    "Conv": _conv, "Gemm": _gemm, "MatMul": _matmul, "BatchNormalization": _batch_norm, "Tanh": _tanh,
-    "MaxPool": _max_pool, "AveragePool": _average_pool, "ReduceMean": _reduce_mean,
-    "GlobalAveragePool": _global_pool(nn.AvgPool2d), "GlobalMaxPool": _global_pool(nn.MaxPool2d),
-    "Flatten": _flatten, "Reshape": _reshape, "Squeeze": _squeeze, "Unsqueeze": _unsqueeze, "Transpose": _transpose,
-    "Pad": _pad, "Concat": _concat, "Slice": _slice, "Split": _split,
-    "Identity": _dropped, "Dropout": _dropped, "Cast": _cast, "Softmax": _softmax, "LogSoftmax": _softmax,
-}  # fmt: skip
+    "Add": _arithmetic,
+    "Sub": _arithmetic,
+    "Mul": _arithmetic,
+    "Div": _arithmetic,
+    "Neg": _negate,
+    "Sum": _sum,
+    "Conv": _conv,
+    "Gemm": _gemm,
+    "MatMul": _matmul,
+    "BatchNormalization": _batch_norm,
+    "Tanh": _tanh,
+    "MaxPool": _max_pool,
+    "AveragePool": _average_pool,
+    "ReduceMean": _reduce_mean,
+    "GlobalAveragePool": _global_pool(nn.AvgPool2d),
+    "GlobalMaxPool": _global_pool(nn.MaxPool2d),
+    "Flatten": _flatten,
+    "Reshape": _reshape,
+    "Squeeze": _squeeze,
+    "Unsqueeze": _unsqueeze,
+    "Transpose": _transpose,
+    "Pad": _pad,
+    "Concat": _concat,
+    "Slice": _slice,
+    "Split": _split,
+    "Identity": _dropped,
+    "Dropout": _dropped,
+    "Cast": _cast,
+    "Softmax": _softmax,
+    "LogSoftmax": _softmax,
+}
 """Rules of our own; every other operator goes through onnx2torch and stands if that gives a canonical layer."""
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from citrus_tool.onnx_io.contract import InputContract, detect
 from citrus_tool.onnx_io.lower import Lowered, lower
 from citrus_tool.onnx_io.model import OnnxModel
+from citrus_tool.onnx_io.onnx_file import Source, constants, load, named, upgraded
 from citrus_tool.onnx_io.runner import OnnxRunner, require_parity
-from citrus_tool.onnx_io.source import Source, constants, load, named, upgraded
 
 
 def read(

@@ -17,7 +17,7 @@ from citrus_tool.errors import CheckFailedError, UnsupportedNetworkError, UsageE
 from citrus_tool.network import Network
 from citrus_tool.onnx_io.contract import InputContract
 from citrus_tool.onnx_io.model import OnnxModel
-from citrus_tool.onnx_io.source import Source, load
+from citrus_tool.onnx_io.onnx_file import Source, load
 
 PARITY_TOLERANCE = 1e-4
 """Allowed |torch - onnxruntime|, relative to max(1, largest |logit|): float32 rounding of deep networks stays below."""

@@ -22,9 +22,9 @@ from citrus_tool.network import Network
 from citrus_tool.onnx_io.contract import InputContract
 from citrus_tool.onnx_io.export_graph import to_proto
 from citrus_tool.onnx_io.model import OnnxModel
+from citrus_tool.onnx_io.onnx_file import constants, parse
 from citrus_tool.onnx_io.reader import assemble
 from citrus_tool.onnx_io.runner import OnnxRunner, require_parity
-from citrus_tool.onnx_io.source import constants, parse
 
 
 def write(model: OnnxModel, path: str | Path, *, metadata: Mapping[str, str]) -> OnnxModel:

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from citrus_tool.queries.boxes import InputBox as InputBox
 from citrus_tool.queries.constraint import Constraint as Constraint
 from citrus_tool.queries.constraint import Variable as Variable
-from citrus_tool.queries.source import Source
-from citrus_tool.queries.source import VnnlibError as VnnlibError
+from citrus_tool.queries.exact_boxes import InputBox as InputBox
+from citrus_tool.queries.query_file import Source
+from citrus_tool.queries.query_file import VnnlibError as VnnlibError
 from citrus_tool.queries.spec import Case as Case
 from citrus_tool.queries.spec import HalfSpaces as HalfSpaces
 from citrus_tool.queries.spec import NetworkVariable as NetworkVariable

@@ -11,7 +11,6 @@ import ast
 import contextlib
 import csv
 import io
-import json
 import os
 import signal
 import subprocess
@@ -21,14 +20,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 from citrus_tool.errors import CitrusError, InputFileError, UsageError
 from citrus_tool.files import write_text
 from citrus_tool.progress import Progress
-
-Word = Literal["sat", "unsat", "unknown", "timeout", "error"]
-"""What VNN-COMP calls a verdict."""
+from citrus_tool.results import lines
+from citrus_tool.results.instance import Record, Word, read_records
 
 POINTS = 10
 """For a right sat or unsat."""
@@ -52,23 +50,6 @@ class Instance:
     def key(self) -> tuple[str, str]:
         """What tells it from the others of its file."""
         return self.onnx, self.vnnlib
-
-
-@dataclass(frozen=True, kw_only=True)
-class Record:
-    """What became of an instance; `timeout` in seconds.
-
-    `witness`: whether the replay confirmed it, None for other verdicts than sat; `note`: the last thing the verifier
-    said, or why the witness does not hold.
-    """
-
-    onnx: str
-    vnnlib: str
-    timeout: float
-    verdict: Word
-    seconds: float
-    witness: bool | None
-    note: str
 
 
 def network_pairs(field: str) -> dict[str, str]:
@@ -139,24 +120,6 @@ def points(record: Record, known: Word | None) -> int:
     return PENALTY if wrong else POINTS
 
 
-def read_records(folder: Path) -> list[Record]:
-    """The records of an earlier run in `folder`; a last line that was cut off is dropped. Raises InputFileError."""
-    path = folder / RECORDS
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines()
-    records = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            records.append(Record(**json.loads(line)))
-        except (ValueError, TypeError):
-            if number < len(lines):
-                raise InputFileError(
-                    f"{path}:{number}: is not a record of this command; name another folder."
-                ) from None
-    return records
-
-
 def run(
     instances: Sequence[Instance], folder: Path, *, workers: int, threads: int, limit: float | None, progress: Progress
 ) -> Iterator[Record]:
@@ -167,10 +130,8 @@ def run(
         workers: processes at a time, each with `threads` threads.
         limit: caps every instance's time, in seconds.
     """
-    done = {(record.onnx, record.vnnlib): record for record in read_records(folder)}
+    done = {(record.onnx, record.vnnlib): record for record in read_records(folder / RECORDS)}
     (folder / WITNESSES).mkdir(parents=True, exist_ok=True)
-    text = "".join(json.dumps(asdict(record)) + "\n" for record in done.values())
-    write_text(folder / RECORDS, text)  # without what was cut off
     progress.start("instances", len(instances), "instances")
     records = []
     for instance in instances:
@@ -180,7 +141,7 @@ def run(
             yield done[instance.key]
     waiting = [(number, i) for number, i in enumerate(instances) if i.key not in done]
     children = _Children()
-    with ThreadPoolExecutor(workers) as pool, (folder / RECORDS).open("a", encoding="utf-8") as file:
+    with ThreadPoolExecutor(workers) as pool, lines.Writer(folder / RECORDS, keep=True) as file:
         try:
             pending: set[Future[Record]] = {
                 pool.submit(_run_one, instance, folder / WITNESSES / f"{number}.txt", threads, limit, children)
@@ -191,8 +152,7 @@ def run(
                 for future in finished:
                     record = future.result()
                     records.append(record)
-                    file.write(json.dumps(asdict(record)) + "\n")
-                    file.flush()
+                    file.write(asdict(record))
                     progress.advance(note=f"{Path(record.vnnlib).name}: {record.verdict}")
                     yield record
         except BaseException:

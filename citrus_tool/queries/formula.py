@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from citrus_tool.network import INPUT, Add, Concat, GraphBuilder, Network, Reshape, size
-from citrus_tool.queries.boxes import enclose
 from citrus_tool.queries.constraint import Conjunction, Constraint, Variable
+from citrus_tool.queries.exact_boxes import enclose
 
 MAX_TARGETS = 48
 """Cases up to this number are proven one by one; more are folded into one functional with min."""

@@ -19,8 +19,8 @@ from citrus_tool.bounds.rounding import enclose_bounds
 from citrus_tool.errors import UnsupportedNetworkError, UsageError
 from citrus_tool.network import INPUT, Affine, Concat, GraphBuilder, Network, Reshape, Slice, size
 from citrus_tool.onnx_io import OnnxModel, OnnxRunner
-from citrus_tool.queries.boxes import InputBox
 from citrus_tool.queries.constraint import Clause, Constraint
+from citrus_tool.queries.exact_boxes import InputBox
 from citrus_tool.queries.formula import Columns, Formula
 from citrus_tool.queries.spec import Case, Spec
 from citrus_tool.queries.uap import NotUapError, UapStructure, uap_structure

@@ -2,8 +2,9 @@
 
 The rows of the formula are bounded first; those that are positive over the whole box drop out of it. What is left
 becomes functionals behind the network (queries/formula.py), all of which have to be positive; the per-input engine of
-certify/search.py proves these. Networks whose neurons it does not split (sigmoid, tanh, max pooling) have the slopes of
-their relaxations optimised (queries/slopes.py), and are then split at the input (queries/bisect.py).
+certification/search.py proves these. Networks whose neurons it does not split (sigmoid, tanh, max pooling) have
+the slopes of their relaxations optimised (queries/slopes.py), and are then split at the input
+(queries/input_splitting.py).
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from citrus_tool.bounds.linear import Reading
 from citrus_tool.bounds.optimised import ROOT, Instance
 from citrus_tool.bounds.relaxation import Relaxation
 from citrus_tool.bounds.rounding import OUTWARD_INTERVAL, exact_products, outward_margins
-from citrus_tool.certify.branch import SLACK
-from citrus_tool.certify.screen import GUARD
-from citrus_tool.certify.search import MarginProblem, Search
+from citrus_tool.certification.branch import SLACK
+from citrus_tool.certification.individual import GUARD
+from citrus_tool.certification.search import MarginProblem, Search
 from citrus_tool.network import Network, walk
-from citrus_tool.queries.bisect import Bisection
 from citrus_tool.queries.formula import with_rows, with_targets
+from citrus_tool.queries.input_splitting import Bisection
 from citrus_tool.queries.problem import Problem
 from citrus_tool.queries.slopes import SlopeAscent
 from citrus_tool.threat import Box

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from citrus_tool.errors import InputFileError, UsageError
-from citrus_tool.queries.boxes import Bounds, InputBox, copy_box, enclose, propagate, unbounded_box, write_bounds
 from citrus_tool.queries.constraint import Clause, Conjunction, Constraint, Variable
+from citrus_tool.queries.exact_boxes import Bounds, InputBox, copy_box, enclose, propagate, unbounded_box, write_bounds
 
 Values: TypeAlias = Mapping[str, "NDArray[np.generic] | Sequence[float | Fraction]"]
 """Tensor name -> its entries, in any shape, row-major."""

@@ -24,8 +24,8 @@ from citrus_tool.onnx_io.contract import InputContract
 from citrus_tool.queries import read
 from citrus_tool.queries.benchmark import read_instances
 from citrus_tool.queries.constraint import Clause, Conjunction
+from citrus_tool.queries.prefix_notation import assertion
 from citrus_tool.queries.spec import Spec
-from citrus_tool.queries.text import assertion
 from citrus_tool.queries.uap import NotUapError, UapStructure, uap_structure
 from citrus_tool.queries.verify import read_models, verify
 

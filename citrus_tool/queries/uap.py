@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from citrus_tool.errors import UsageError
-from citrus_tool.queries.boxes import enclose
 from citrus_tool.queries.constraint import Clause, Conjunction, Constraint, Variable, at_least, at_most, ordered
+from citrus_tool.queries.exact_boxes import enclose
 from citrus_tool.queries.spec import NetworkVariable, Spec, TensorVariable
 
 

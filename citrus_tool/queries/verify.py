@@ -20,9 +20,9 @@ from torch import Tensor
 
 from citrus_tool.errors import UnsupportedNetworkError, UsageError
 from citrus_tool.onnx_io import OnnxModel
+from citrus_tool.onnx_io.onnx_file import load
 from citrus_tool.onnx_io.reader import assemble
-from citrus_tool.onnx_io.source import load
-from citrus_tool.onnx_io.whole import read_whole
+from citrus_tool.onnx_io.unbatched import read_whole
 from citrus_tool.queries.falsify import Falsifier
 from citrus_tool.queries.problem import Files, Problem, Replay, problems
 from citrus_tool.queries.prove import Prover

@@ -16,9 +16,9 @@ from citrus_tool.errors import UsageError
 from citrus_tool.queries import algebra
 from citrus_tool.queries.algebra import ExplosionError, Formula, Junction, Linear, NotLinearError, Operand
 from citrus_tool.queries.constraint import Clause, Constraint, Variable, at_least, at_most, ordered, require_small
-from citrus_tool.queries.source import Source, VnnlibError, nearest, write
+from citrus_tool.queries.prefix_notation import MAX_DIGITS, assertions, decimal
+from citrus_tool.queries.query_file import Source, VnnlibError, nearest, write
 from citrus_tool.queries.spec import NetworkVariable, Spec, TensorVariable, describe_count
-from citrus_tool.queries.text import MAX_DIGITS, assertions, decimal
 
 NETWORK, INPUT, OUTPUT = "N", "X", "Y"
 """Names in the Spec of what a 1.0 file leaves without a name."""

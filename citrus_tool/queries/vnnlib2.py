@@ -19,9 +19,9 @@ from citrus_tool.errors import UsageError
 from citrus_tool.queries import algebra
 from citrus_tool.queries.algebra import ExplosionError, Formula, Linear, NotLinearError, Operand
 from citrus_tool.queries.constraint import Clause, Relation, Variable
-from citrus_tool.queries.source import Source, VnnlibError, write
+from citrus_tool.queries.prefix_notation import MAX_DIGITS, assertions, decimal
+from citrus_tool.queries.query_file import Source, VnnlibError, write
 from citrus_tool.queries.spec import NetworkVariable, Spec, TensorVariable, describe_count, element
-from citrus_tool.queries.text import MAX_DIGITS, assertions, decimal
 
 MAX_DEPTH = 1000
 """Deepest nesting of parentheses that is handed to the parser (its stack ends above 10,000)."""

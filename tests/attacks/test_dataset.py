@@ -8,8 +8,8 @@ import torch
 from citrus_tool.attacks import dataset
 from citrus_tool.attacks.dataset import attack_dataset
 from citrus_tool.attacks.margin import margins
-from tests.certify.oracle import fooled_at_most
-from tests.certify.toys import SHAPE, tiny_chain, tiny_residual
+from tests.certification.oracle import fooled_at_most
+from tests.certification.toys import SHAPE, tiny_chain, tiny_residual
 
 
 @pytest.fixture(autouse=True, scope="module")

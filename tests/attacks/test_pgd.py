@@ -8,7 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from citrus_tool import architectures
-from citrus_tool.attacks.pgd import ATTACKED, SABR_STEPS, StepSchedule, pgd
+from citrus_tool.attacks.pgd import ATTACKED, pgd
+from citrus_tool.choices.recipe import SABR_STEPS, StepSchedule
 from citrus_tool.network import Network, Reshape, chain, walk
 
 

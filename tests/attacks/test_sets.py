@@ -11,8 +11,8 @@ from citrus_tool.attacks.margin import float32_at_most, margins
 from citrus_tool.attacks.sets import around, attack_set, attack_sets
 from citrus_tool.network import Network
 from citrus_tool.threat import clipped
-from tests.certify.oracle import fooled_at_most
-from tests.certify.toys import SHAPE, tiny_chain, tiny_residual
+from tests.certification.oracle import fooled_at_most
+from tests.certification.toys import SHAPE, tiny_chain, tiny_residual
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -11,8 +11,8 @@ from citrus_tool.attacks import universal
 from citrus_tool.attacks.margin import float32_at_most, margins
 from citrus_tool.attacks.universal import attack_groups
 from citrus_tool.network import Network, Reshape, chain
-from tests.certify.oracle import fooled_at_most
-from tests.certify.toys import CLASSES, SHAPE, tiny_chain, tiny_residual
+from tests.certification.oracle import fooled_at_most
+from tests.certification.toys import CLASSES, SHAPE, tiny_chain, tiny_residual
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -14,32 +14,46 @@ import torch
 from torch.nn import functional as F
 
 from citrus_tool import onnx_io
-from citrus_tool.bench import contests, journal, page, plots, run
+from citrus_tool.bench import contests, page, plots, run
 from citrus_tool.bench.claims import CLAIMS, REASONS, box_rows, orderings, reasons
 from citrus_tool.bench.contests import CPU, GPU, PAPER, PAPER_MINUTES, SCALES, TABLES, Contest, Job, Published, jobs
-from citrus_tool.bench.journal import BoxLosses, Entry
 from citrus_tool.bench.run import Bench, certifier_digest
 from citrus_tool.bounds.interval import margins
-from citrus_tool.certify.settings import CertifySettings
+from citrus_tool.choices.recipe import Recipe
+from citrus_tool.choices.settings import CertifySettings
 from citrus_tool.data import load
 from citrus_tool.errors import InputFileError, InterruptedRunError
-from citrus_tool.harden.adversarial import attack
-from citrus_tool.harden.feed import Feed, generator_for
-from citrus_tool.harden.methods import METHODS
-from citrus_tool.harden.recipes import Recipe, named
 from citrus_tool.progress import Progress, Silent
+from citrus_tool.results import measurements
+from citrus_tool.results.measurements import BoxLosses, Entry
 from citrus_tool.threat import Threat
+from citrus_tool.training.adversarial import attack
+from citrus_tool.training.batches import Feed, generator_for
+from citrus_tool.training.methods import METHODS
+from citrus_tool.training.recipes import named
 
 DIGITS = Contest(
-    name="toy", data="digits", eps="0.05", architecture="convtiny", normalisation=((0.3,), (0.4,)),
+    name="toy",
+    data="digits",
+    eps="0.05",
+    architecture="convtiny",
+    normalisation=((0.3,), (0.4,)),
     recipe=Recipe(
-        eps=0.05, tau_ratio=0.5, epochs=2, warmup_epochs=0, ramp_epochs=1, groups_per_batch=50, pgd_steps=1, lr=5e-3,
-        init="shi", certified_inputs=10,
+        eps=0.05,
+        tau_ratio=0.5,
+        epochs=2,
+        warmup_epochs=0,
+        ramp_epochs=1,
+        groups_per_batch=50,
+        pgd_steps=1,
+        lr=5e-3,
+        init="shi",
+        certified_inputs=10,
     ),
     changes={"sabr": {"tau_ratio": 0.4}},
     seeds={"citrus": 2},
     published=(Published(label="shipped", file="digits_convtiny_citrus.onnx"),),
-)  # fmt: skip
+)
 QUICK = CertifySettings(bounds="crown", limit=20, attack_steps=2, attack_restarts=1)
 MODELS = Path(__file__).resolve().parents[2] / "models"
 
@@ -51,17 +65,37 @@ def _one_thread() -> None:
 
 def _bench(folder: Path, progress: Progress | None = None) -> Bench:
     return Bench(
-        journal=folder / "journal.jsonl", runs=folder / "runs", data_root=None, device="cpu",
-        progress=progress or Silent(), certifier=QUICK,
-    )  # fmt: skip
+        journal=folder / "journal.jsonl",
+        runs=folder / "runs",
+        data_root=None,
+        device="cpu",
+        progress=progress or Silent(),
+        certifier=QUICK,
+    )
 
 
 def _entry(**changes: object) -> Entry:
     base = Entry(
-        contest="toy", method="citrus", recipe="r", seed=0, certifier="c", standard=90.0, certified=50.0, attacked=60.0,
-        individually=49.0, ibp=40.0, inputs=20, best_epoch=1, train_seconds=60.0, certify_seconds=1.0, model="m",
-        command="citrus bench", commit="", machine="", versions={},
-    )  # fmt: skip
+        contest="toy",
+        method="citrus",
+        recipe="r",
+        seed=0,
+        certifier="c",
+        standard=90.0,
+        certified=50.0,
+        attacked=60.0,
+        individually=49.0,
+        ibp=40.0,
+        inputs=20,
+        best_epoch=1,
+        train_seconds=60.0,
+        certify_seconds=1.0,
+        model="m",
+        command="citrus bench",
+        commit="",
+        machine="",
+        versions={},
+    )
     return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
 
 
@@ -93,7 +127,7 @@ def test_all_methods_of_a_contest_have_the_same_epochs_and_attack() -> None:
 def test_the_long_contests_took_at_most_45_minutes_of_two_cores() -> None:
     """Their methods differ in epochs, and not in what they may cost: of the runs that the page shows."""
     current = {job.digest for contest in contests.CPU_LONG for job in jobs("published", contest)}
-    entries = journal.read(Path(__file__).resolve().parents[2] / "results" / "journal.jsonl")
+    entries = measurements.read(Path(__file__).resolve().parents[2] / "results" / "journal.jsonl")
     shown = [entry for entry in entries if entry.recipe in current]
     assert shown
     for entry in shown:
@@ -200,31 +234,31 @@ def test_the_papers_figures() -> None:
 
 def test_journal_gives_back_what_it_was_given(tmp_path: Path) -> None:
     path = tmp_path / "new" / "journal.jsonl"
-    assert journal.read(path) == []
+    assert measurements.read(path) == []
     entries = [_entry(), _entry(seed=1, standard=91.5)]
     for entry in entries:
-        journal.append(path, entry)
-    assert journal.read(path) == entries
+        measurements.append(path, entry)
+    assert measurements.read(path) == entries
     assert len(path.read_text().splitlines()) == 2
 
 
 def test_a_torn_last_line_is_dropped(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
-    journal.append(path, _entry())
+    measurements.append(path, _entry())
     with path.open("a") as file:
         file.write('{"contest": "to')
-    assert journal.read(path) == [_entry()]
-    journal.append(path, _entry(seed=1))
-    assert [entry.seed for entry in journal.read(path)] == [0, 1]
+    assert measurements.read(path) == [_entry()]
+    measurements.append(path, _entry(seed=1))
+    assert [entry.seed for entry in measurements.read(path)] == [0, 1]
 
 
 def test_a_bad_line_is_named(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     path.write_text(json.dumps({"contest": "toy"}) + "\n")
     with pytest.raises(InputFileError, match=r"journal\.jsonl, line 1: is no run .*; mend or remove the line"):
-        journal.read(path)
+        measurements.read(path)
     with pytest.raises(InputFileError, match="cannot be written"):
-        journal.append(tmp_path, _entry())
+        measurements.append(tmp_path, _entry())
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------
@@ -254,16 +288,16 @@ def test_a_run_stops_resumes_and_is_never_done_again(tmp_path: Path, after: int)
     parts = _bench(tmp_path / "parts", _Stop(after))
     with pytest.raises(InterruptedRunError):
         parts.run(job, "citrus bench toy")
-    assert journal.read(parts.journal) == []
+    assert measurements.read(parts.journal) == []
     assert parts.run(job, "citrus bench toy")
-    (one,), (two,) = journal.read(whole.journal), journal.read(parts.journal)
+    (one,), (two,) = measurements.read(whole.journal), measurements.read(parts.journal)
     # the file's metadata is the same too, so its digest tells whether the weights are
     elsewhere = {name: getattr(one, name) for name in ("train_seconds", "certify_seconds", "commit")}
     assert one == dataclasses.replace(two, **elsewhere)
     assert one.ibp <= one.individually <= one.certified <= one.attacked
     assert (one.inputs, one.recipe, one.seed, one.command) == (20, job.digest, 1, "citrus bench toy")
     assert not whole.run(job, "citrus bench toy")
-    assert journal.read(whole.journal) == [one]
+    assert measurements.read(whole.journal) == [one]
 
 
 def test_published_networks_are_judged_alike(tmp_path: Path) -> None:
@@ -272,7 +306,7 @@ def test_published_networks_are_judged_alike(tmp_path: Path) -> None:
     assert not bench.run_published(DIGITS, DIGITS.published[0], MODELS, "again")
     longer = dataclasses.replace(DIGITS, name="toy-long")
     assert not bench.run_published(longer, DIGITS.published[0], MODELS, "the same file")
-    (entry,) = journal.read(bench.journal)
+    (entry,) = measurements.read(bench.journal)
     assert (entry.method, entry.train_seconds) == ("shipped", 0.0)
     assert entry.standard == pytest.approx(96.66, abs=0.01)
 
@@ -285,10 +319,10 @@ def test_box_losses_are_those_of_the_last_epoch(tmp_path: Path) -> None:
     bench, job = _bench(tmp_path), Job(contest=DIGITS, method="citrus", seed=0)
     assert bench.measure_boxes(job, "citrus bench fig4")
     assert not bench.measure_boxes(job, "again")
-    (found,) = journal.read_boxes(bench.journal)
+    (found,) = measurements.read_boxes(bench.journal)
     assert (found.contest, found.method, found.recipe, found.seed) == ("toy", "citrus", job.digest, 0)
     assert bench.run(job, "citrus bench toy")  # the same folder: nothing is trained again
-    assert len(journal.read(bench.journal)) == len(journal.read_boxes(bench.journal)) == 1
+    assert len(measurements.read(bench.journal)) == len(measurements.read_boxes(bench.journal)) == 1
 
     train, recipe = load("digits", split="train"), job.recipe
     model = onnx_io.read(bench.runs / job.name / "model.onnx", input_shape=train.shape).network
@@ -314,9 +348,19 @@ def test_box_losses_are_those_of_the_last_epoch(tmp_path: Path) -> None:
 def _losses(**changes: Any) -> BoxLosses:
     contest = next(contest for contest in CPU if contest.name == "cifar10-8")
     base = BoxLosses(
-        contest="cifar10-8", method="citrus", recipe=Job(contest=contest, method="citrus", seed=0).digest, seed=0,
-        own=3.0, total=4.0, largest=1.5, inputs=100, command="", commit="", machine="", versions={},
-    )  # fmt: skip
+        contest="cifar10-8",
+        method="citrus",
+        recipe=Job(contest=contest, method="citrus", seed=0).digest,
+        seed=0,
+        own=3.0,
+        total=4.0,
+        largest=1.5,
+        inputs=100,
+        command="",
+        commit="",
+        machine="",
+        versions={},
+    )
     return dataclasses.replace(base, **changes)
 
 
@@ -370,11 +414,14 @@ def test_plots_show_what_was_run(tmp_path: Path) -> None:
     certifier = certifier_digest(contests.CERTIFIER)
     entries = [
         _entry(
-            contest=contest.name, recipe=Job(contest=contest, method="citrus", seed=0).digest, certifier=certifier,
-            standard=50.0 + n, certified=30.0 - n,
+            contest=contest.name,
+            recipe=Job(contest=contest, method="citrus", seed=0).digest,
+            certifier=certifier,
+            standard=50.0 + n,
+            certified=30.0 - n,
         )
         for n, contest in enumerate(contests.FIG5)
-    ]  # fmt: skip
+    ]
     assert plots.draw(tmp_path / "none", [_entry()], []) == {}
     assert not (tmp_path / "none").exists()
     written = plots.draw(tmp_path / "images", entries, [_losses()])
@@ -415,10 +462,20 @@ def test_rows_have_mean_and_spread_and_tell_what_was_not_run(toy_table: Callable
     shipped = toy_table(method="shipped", recipe="digits_convtiny_citrus.onnx", train_seconds=0.0, contest="long")
     assert page.rows("toy", "cpu", DIGITS, [*entries, shipped]) == [
         ["sabr", "", "", "not run", "", "", "", "", "", "0"],
-        ["citrus", "12.34", "5.60", "91.00 ± 1.41", "50.00 ± 0.00", "60.00 ± 0.00", "49.00 ± 0.00", "40.00 ± 0.00",
-         "1 min", "2"],
+        [
+            "citrus",
+            "12.34",
+            "5.60",
+            "91.00 ± 1.41",
+            "50.00 ± 0.00",
+            "60.00 ± 0.00",
+            "49.00 ± 0.00",
+            "40.00 ± 0.00",
+            "1 min",
+            "2",
+        ],
         ["shipped", "", "", "90.00", "50.00", "60.00", "49.00", "40.00", "", "1"],
-    ]  # fmt: skip
+    ]
 
 
 def test_a_contest_without_runs_is_not_on_the_page(toy_table: Callable[..., Entry]) -> None:

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from citrus_tool.bounds import crown as module
-from citrus_tool.bounds.crown import Intermediate, LinearMargins, chunks, crown, relax
+from citrus_tool.bounds.crown import LinearMargins, chunks, crown, relax
 from citrus_tool.bounds.interval import margins
 from citrus_tool.bounds.linear import BACKWARD, Reading, concretise, seed, to_input
 from citrus_tool.bounds.relaxation import OPEN, RELAXATIONS, Lines
 from citrus_tool.bounds.rounding import outward_margins
+from citrus_tool.choices import Intermediate
 from citrus_tool.errors import UnsupportedNetworkError
 from citrus_tool.network import CANONICAL, Network, Reshape, chain, size
 from citrus_tool.threat import Box

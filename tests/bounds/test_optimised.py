@@ -41,10 +41,7 @@ def instances(seed: int, *, dtype: torch.dtype = torch.float64) -> list[Instance
     network, box = random_network(seed), random_box(seed)
     read = relax(network, box)
     made = [Instance.of(network, *read, label, number) for number, label in enumerate(LABELS.tolist())]
-    return [
-        replace(one, system=fold(network, one.boxes, one.relaxations, one.label, dtype=dtype))
-        for one in made
-    ]  # fmt: skip
+    return [replace(one, system=fold(network, one.boxes, one.relaxations, one.label, dtype=dtype)) for one in made]
 
 
 def random_duals(system: Fold, count: int, seed: int) -> Duals:

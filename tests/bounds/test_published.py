@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from citrus_tool import data, onnx_io
-from citrus_tool.bounds.crown import Intermediate, crown
+from citrus_tool.bounds.crown import crown
 from citrus_tool.bounds.interval import propagate
 from citrus_tool.bounds.rounding import enclose
+from citrus_tool.choices import Intermediate
 from citrus_tool.network import Network
 
 pytestmark = pytest.mark.slow

@@ -16,14 +16,31 @@ import onnx
 import pytest
 
 from citrus_tool import __version__
-from citrus_tool.certify import run as certify_stages
+from citrus_tool.certification import run as certify_stages
 from tests.cli.toys import Run, classifier
 
 CERTIFICATE = {
-    "model", "sha256", "data", "split", "eps", "group_size", "protocol", "inputs", "clean_correct", "ibp_certified",
-    "individually_certified", "certified", "attacked", "certified_uap_accuracy", "attacked_uap_accuracy",
-    "standard_accuracy", "seconds", "version", "settings", "groups",
-}  # fmt: skip
+    "model",
+    "sha256",
+    "data",
+    "split",
+    "eps",
+    "group_size",
+    "protocol",
+    "inputs",
+    "clean_correct",
+    "ibp_certified",
+    "individually_certified",
+    "certified",
+    "attacked",
+    "certified_uap_accuracy",
+    "attacked_uap_accuracy",
+    "standard_accuracy",
+    "seconds",
+    "version",
+    "settings",
+    "groups",
+}
 FIGURES = {"standard_accuracy", "ibp_certified_accuracy", "certified_uap_accuracy", "attacked_uap_accuracy"}
 TRAINING = ("--epochs", 2, "--groups-per-batch", 40, "--quiet")
 
@@ -230,10 +247,15 @@ def test_harden(run: Run, tmp_path: Path) -> None:
     written = onnx.load(report["out"])
     assert [node.op_type for node in written.graph.node] == ["Flatten", "Gemm", "Relu", "Gemm"]
     assert {entry.key: entry.value for entry in written.metadata_props} == {
-        "citrus_version": __version__, "method": "citrus", "eps": "0.05",
-        "tau": repr(report["recipe"]["tau_ratio"] * 0.05), "group_size": "5", "epochs": "2",
-        "seed": "3", "data": "digits",
-    }  # fmt: skip
+        "citrus_version": __version__,
+        "method": "citrus",
+        "eps": "0.05",
+        "tau": repr(report["recipe"]["tau_ratio"] * 0.05),
+        "group_size": "5",
+        "epochs": "2",
+        "seed": "3",
+        "data": "digits",
+    }
     again = run(*arguments)
     assert again.code == 2
     assert "already holds a run; add --resume" in again.err
@@ -275,7 +297,7 @@ def test_training_on_the_validation_split_too(run: Run, network: Path) -> None:
 
 def test_an_interrupted_run_is_resumed(run: Run, network: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from citrus_tool.errors import InterruptedRunError
-    from citrus_tool.harden import trainer
+    from citrus_tool.training import trainer
 
     def stop(*_: object, **__: object) -> None:
         raise InterruptedRunError("stopped in epoch 1; continue with --resume.")
@@ -295,7 +317,7 @@ def test_sigterm_saves_the_state_as_ctrl_c_does(
     run: Run, network: Path, monkeypatch: pytest.MonkeyPatch, ignored: bool
 ) -> None:
     """Also in a process that a shell has put into the background, where SIGINT is ignored."""
-    from citrus_tool.harden import trainer
+    from citrus_tool.training import trainer
 
     arguments = ("harden", network, "--eps", 0.05, "--limit", 5, *TRAINING)
     before = signal.getsignal(signal.SIGINT)
@@ -315,7 +337,9 @@ def test_sigterm_saves_the_state_as_ctrl_c_does(
 
 
 def test_sigterm_between_stages_is_one_sentence(run: Run, network: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("citrus_tool.workflow.certify_uap", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(
+        "citrus_tool.workflow.certify.certify_uap", lambda *_, **__: signal.raise_signal(signal.SIGTERM)
+    )
     outcome = run("certify-uap", network, "--eps", 0.1)
     assert outcome.code == 5
     assert outcome.err.endswith("citrus: error: interrupted.\n")
@@ -328,7 +352,7 @@ def test_a_check_that_fails_exits_4(run: Run, network: Path, monkeypatch: pytest
     def fail(*_: object, **__: object) -> None:
         raise SoundnessError("group 0: certified count 3 lies above attacked count 2.")
 
-    monkeypatch.setattr("citrus_tool.workflow.certify_uap", fail)
+    monkeypatch.setattr("citrus_tool.workflow.certify.certify_uap", fail)
     assert run("certify-uap", network, "--eps", 0.1).code == 4
 
 
@@ -375,7 +399,7 @@ def test_progress_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
 
     now = 100.0
     monkeypatch.setattr("time.monotonic", lambda: now)
-    lines = terminal.Lines()
+    lines = terminal.PlainLines()
     lines.start("groups", 50, "groups")
     for _ in range(25):
         now += seconds / 25

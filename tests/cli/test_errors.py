@@ -224,7 +224,7 @@ def test_the_machine_fails(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("citrus_tool.workflow.certify_file", fail)
+    monkeypatch.setattr("citrus_tool.workflow.certify.certify_file", fail)
     refused(run("certify-uap", network, "--eps", 0.1), code, fragment)
 
 
@@ -232,6 +232,6 @@ def test_a_bug_is_not_hidden(run: Run, network: Path, monkeypatch: pytest.Monkey
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("citrus_tool.workflow.certify_file", fail)
+    monkeypatch.setattr("citrus_tool.workflow.certify.certify_file", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         run("certify-uap", network, "--eps", 0.1)

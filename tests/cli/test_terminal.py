@@ -14,12 +14,11 @@ import pytest
 from click.shell_completion import BashComplete
 from click.testing import CliRunner
 
-from citrus_tool import data
-from citrus_tool.certify.settings import CertifySettings
+from citrus_tool.choices.settings import CertifySettings
 from citrus_tool.cli import citrus, options, terminal
-from citrus_tool.harden.recipes import RECIPES
+from citrus_tool.cli.gathered import gathered
+from citrus_tool.sources import DataChoice
 from citrus_tool.threat import Threat
-from citrus_tool.workflow import DataChoice
 from tests.cli.toys import Run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -95,7 +94,7 @@ def test_bars_show_rate_time_left_and_bracket(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize(
-    ("environment", "kind"), [({"TERM": "xterm"}, terminal.Bars), ({"TERM": "dumb"}, terminal.Lines)]
+    ("environment", "kind"), [({"TERM": "xterm"}, terminal.Bars), ({"TERM": "dumb"}, terminal.PlainLines)]
 )
 def test_bars_need_a_terminal_that_can(
     monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], kind: type[terminal.Progress]
@@ -105,7 +104,7 @@ def test_bars_need_a_terminal_that_can(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with click.Context(citrus):
-        assert isinstance(terminal.progress(quiet=False), terminal.Lines)  # pytest's stderr is a file
+        assert isinstance(terminal.progress(quiet=False), terminal.PlainLines)  # pytest's stderr is a file
         monkeypatch.setattr(sys, "stderr", Terminal())
         assert isinstance(terminal.progress(quiet=False), kind)
         assert isinstance(terminal.progress(quiet=True), terminal.Silent)
@@ -140,11 +139,6 @@ def test_completion_offers_files() -> None:
     shell = BashComplete(citrus, {}, "citrus", "_CITRUS_COMPLETE")
     for words in (["certify-uap"], ["certify-uap", "M.onnx", "--data"], ["harden", "M.onnx", "--recipe"]):
         assert "file" in {item.type for item in shell.get_completions(words, "x")}
-
-
-def test_completed_names_are_the_library_s() -> None:
-    assert data.NAMES == options.DATA
-    assert set(options.RECIPES) == {"auto", *RECIPES}
 
 
 def test_the_shell_s_script(tmp_path: Path) -> None:
@@ -196,12 +190,12 @@ def test_options_come_together_where_a_command_asks_for_them() -> None:
 
     @click.command()
     @options.data_options
-    @options.limit_option(7)
+    @options.settings(CertifySettings, "limit", limit=7)
     @options.eps_list_option
     @options.threat_options
-    @options.group_size_option
+    @options.settings(CertifySettings, "group_size")
     @options.run_options
-    @options.gathered
+    @gathered
     def toy(choice: DataChoice, threats: list[Threat], certify: CertifySettings, device: str) -> None:
         seen.update(choice=choice, threats=threats, certify=certify, device=device)
 

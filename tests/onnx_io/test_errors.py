@@ -321,7 +321,7 @@ REFUSED: dict[str, tuple[list[onnx.NodeProto], dict[str, Array], str]] = {
         {},
         "it holds value_string",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", REFUSED)

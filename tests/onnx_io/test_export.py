@@ -283,8 +283,11 @@ def test_inspection_lists_the_nodes_of_the_file_and_not_those_of_its_upgrade(tmp
     nodes = [node("Unsqueeze", "x", "a", axes=[1]), node("Squeeze", "a", "h", axes=[1])]
     seen = onnx_io.inspect(save(classifier(nodes, features=72, opset=9), tmp_path))
     assert [(r.operator, r.status) for r in seen.nodes] == [
-        ("Unsqueeze", "supported"), ("Squeeze", "supported"), ("Flatten", "supported"), ("Gemm", "supported"),
-    ]  # fmt: skip
+        ("Unsqueeze", "supported"),
+        ("Squeeze", "supported"),
+        ("Flatten", "supported"),
+        ("Gemm", "supported"),
+    ]
     assert seen.supported
 
 

@@ -255,8 +255,11 @@ def test_matmul_along_leading_axes_of_one(tmp_path: Path) -> None:
 
 def test_an_added_constant_is_no_bias_when_the_product_has_another_user(tmp_path: Path) -> None:
     nodes = [
-        node("Flatten", "x", "a"), node("MatMul", "a w", "m"), node("Add", "m b", "s"), node("Add", "s m", "y"),
-    ]  # fmt: skip
+        node("Flatten", "x", "a"),
+        node("MatMul", "a w", "m"),
+        node("Add", "m b", "s"),
+        node("Add", "s m", "y"),
+    ]
     model = onnx_io.read(save(proto(nodes, {"w": weights(72, 3), "b": weights(3)}), tmp_path))
     assert layer_names(model) == ["Reshape", "Linear", "Affine", "Add"]
     require_agreement(model)
@@ -265,9 +268,12 @@ def test_an_added_constant_is_no_bias_when_the_product_has_another_user(tmp_path
 def test_weights_in_constant_nodes_and_behind_identity_and_transpose_are_trainable(tmp_path: Path) -> None:
     constant = helper.make_node("Constant", [], ["w"], value=numpy_helper.from_array(weights(3, 72)))
     nodes = [
-        constant, node("Identity", "w", "same"), node("Transpose", "same", "turned"),
-        node("Flatten", "x", "a"), node("MatMul", "a turned", "y"),
-    ]  # fmt: skip
+        constant,
+        node("Identity", "w", "same"),
+        node("Transpose", "same", "turned"),
+        node("Flatten", "x", "a"),
+        node("MatMul", "a turned", "y"),
+    ]
     model = onnx_io.read(save(proto(nodes), tmp_path))
     (binding,) = model.bindings
     assert (binding.view.tensor, binding.view.transposed) == ("w", False)
@@ -286,20 +292,25 @@ def test_computed_weights_are_kept_but_frozen(tmp_path: Path) -> None:
 
 def test_a_weight_that_is_also_a_constant_is_frozen(tmp_path: Path) -> None:
     nodes = [
-        node("Flatten", "x", "a"), node("Gemm", "a w b", "g"), node("Relu", "g", "r"), node("Add", "r b", "y"),
-    ]  # fmt: skip
+        node("Flatten", "x", "a"),
+        node("Gemm", "a w b", "g"),
+        node("Relu", "g", "r"),
+        node("Add", "r b", "y"),
+    ]
     model = onnx_io.read(save(proto(nodes, {"w": weights(72, 3), "b": weights(3)}), tmp_path))
     assert [b.view.tensor for b in model.bindings] == ["w"]
     assert {n.split(".")[-1]: p.requires_grad for n, p in model.network.named_parameters()} == {
-        "weight": True, "bias": False,
-    }  # fmt: skip
+        "weight": True,
+        "bias": False,
+    }
 
 
 def test_shared_initializers_are_one_parameter(tmp_path: Path) -> None:
     nodes = [
-        node("Conv", "x w b", "c1", pads=[1, 1, 1, 1]), node("Relu", "c1", "r"),
+        node("Conv", "x w b", "c1", pads=[1, 1, 1, 1]),
+        node("Relu", "c1", "r"),
         node("Conv", "r w b", "h", pads=[1, 1, 1, 1]),
-    ]  # fmt: skip
+    ]
     file = classifier(nodes, {"w": weights(2, 2, 3, 3), "b": weights(2)}, features=72)
     model = onnx_io.read(save(file, tmp_path))
     first, second = (n.layer for n in model.network.nodes if type(n.layer) is torch.nn.Conv2d)
@@ -322,15 +333,20 @@ def test_old_and_new_opsets(opset: int, tmp_path: Path) -> None:
     axes = {"axes": [2, 3]} if opset < 18 else {}
     nodes = [
         node("Conv", "x w", "c", pads=[1, 1, 1, 1]),
-        node("BatchNormalization", "c s o m v", "n"), node("Relu", "n", "r"),
+        node("BatchNormalization", "c s o m v", "n"),
+        node("Relu", "n", "r"),
         node("MaxPool", "r", "p", kernel_shape=[2, 2], strides=[2, 2]),
         node("ReduceMean", "p" if opset < 18 else "p axes", "q", keepdims=1, **axes),
         node("Dropout", "q", "h"),
-    ]  # fmt: skip
+    ]
     constants = {
-        "w": weights(4, 2, 3, 3), "s": weights(4, seed=1), "o": weights(4, seed=2), "m": weights(4, seed=3),
-        "v": np.full(4, 1.5, C), "axes": ints(2, 3),
-    }  # fmt: skip
+        "w": weights(4, 2, 3, 3),
+        "s": weights(4, seed=1),
+        "o": weights(4, seed=2),
+        "m": weights(4, seed=3),
+        "v": np.full(4, 1.5, C),
+        "axes": ints(2, 3),
+    }
     model = onnx_io.read(save(classifier(nodes, constants, features=4, opset=opset), tmp_path))
     assert model.opset == opset
     assert layer_names(model) == ["Conv2d", "BatchNorm2d", "ReLU", "MaxPool2d", "AvgPool2d", "Reshape", "Linear"]
@@ -339,10 +355,13 @@ def test_old_and_new_opsets(opset: int, tmp_path: Path) -> None:
 
 def test_old_attributes_of_reshaping_operators_are_upgraded(tmp_path: Path) -> None:
     nodes = [
-        node("Unsqueeze", "x", "a", axes=[1]), node("Squeeze", "a", "b", axes=[1]),
-        node("Slice", "b", "c", axes=[3], starts=[1], ends=[5]), node("Pad", "c", "d", pads=[0, 0, 1, 0, 0, 0, 0, 1]),
-        node("Split", "d", "e f", axis=1, split=[1, 1]), node("Sum", "e f", "h"),
-    ]  # fmt: skip
+        node("Unsqueeze", "x", "a", axes=[1]),
+        node("Squeeze", "a", "b", axes=[1]),
+        node("Slice", "b", "c", axes=[3], starts=[1], ends=[5]),
+        node("Pad", "c", "d", pads=[0, 0, 1, 0, 0, 0, 0, 1]),
+        node("Split", "d", "e f", axis=1, split=[1, 1]),
+        node("Sum", "e f", "h"),
+    ]
     model = onnx_io.read(save(classifier(nodes, features=35, opset=9), tmp_path))
     assert layer_names(model) == ["Reshape", "Reshape", "Slice", "Pad", "Slice", "Slice", "Add", "Reshape", "Linear"]
     require_agreement(model)

@@ -8,13 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from exact_queries import slack, tiny
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from citrus_tool import onnx_io
-from citrus_tool.certify.settings import CertifySettings
-from citrus_tool.certify.uap import certify_uap
+from citrus_tool.certification.uap import certify_uap
+from citrus_tool.choices.settings import CertifySettings
 from citrus_tool.cli import main
 from citrus_tool.data import Dataset
 from citrus_tool.network import Network, Reshape, chain
@@ -23,7 +22,8 @@ from citrus_tool.queries import parse, read
 from citrus_tool.queries.export import export_group
 from citrus_tool.queries.verify import Verdict, read_models, verify
 from citrus_tool.threat import Threat
-from tests.certify.oracle import fooled_at_most
+from tests.certification.oracle import fooled_at_most
+from tests.queries.exact_queries import slack, tiny
 
 SHAPE, CLASSES, HIDDEN, GRID = (1, 1, 2), 3, 4, 151
 CLEAR = 0.03

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from citrus_tool import onnx_io
-from citrus_tool.certify.settings import CertifySettings
-from citrus_tool.certify.uap import certify_uap
+from citrus_tool.certification.uap import certify_uap
+from citrus_tool.choices.settings import CertifySettings
 from citrus_tool.data import Dataset
 from citrus_tool.errors import UsageError
 from citrus_tool.network import Reshape, chain

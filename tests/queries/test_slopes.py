@@ -15,8 +15,8 @@ from citrus_tool.bounds.relaxation import SIGMOID, TANH, SShaped
 from citrus_tool.bounds.rounding import enclose, exact_products
 from citrus_tool.network import Network, Reshape, chain
 from citrus_tool.onnx_io import export
-from citrus_tool.queries import bisect, parse
-from citrus_tool.queries.bisect import Bisection
+from citrus_tool.queries import input_splitting, parse
+from citrus_tool.queries.input_splitting import Bisection
 from citrus_tool.queries.slopes import SlopeAscent, _offset
 from citrus_tool.queries.verify import Verdict, read_models, verify
 from citrus_tool.threat import Box
@@ -105,7 +105,7 @@ def test_slopes_that_suffice_end_the_ascent() -> None:
 @pytest.mark.parametrize("kind", ["sigmoid", "tanh", "pool"])
 def test_parts_prove_what_the_whole_box_does_not(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """And nothing that is not so: the same margin shifted to what a sample reaches stays open."""
-    monkeypatch.setattr(bisect, "MOST", 3000)
+    monkeypatch.setattr(input_splitting, "MOST", 3000)
     network = NETWORKS[kind](1)
     if kind == "pool":
         box = Box(centre=torch.full((1, 1, 6, 6), 0.5, dtype=torch.float64), radius=torch.zeros(1, 1, 6, 6).double())

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from exact_queries import Tiny, slack, tiny
 
 import citrus_tool.queries.verify as verify_module
 from citrus_tool.bounds.optimised import Instance, Schedule
@@ -18,6 +17,7 @@ from citrus_tool.queries import Spec, parse, prove, uap_query
 from citrus_tool.queries.formula import Columns, Formula, with_rows, with_targets
 from citrus_tool.queries.problem import Files, Replay, problems
 from citrus_tool.queries.verify import Answer, Verdict, read_models, verify
+from tests.queries.exact_queries import Tiny, slack, tiny
 
 CLEAR = 1e-3
 """Queries whose exact slack is nearer to 0 than this are left out: rounding may decide them either way."""
@@ -138,9 +138,12 @@ def test_a_failing_row_leaves_its_conjunctions() -> None:
     columns = Columns(outputs={"Y": 0}, inputs={INPUT: 0}, output_size=1, input_size=1)
     empty = Formula.of((), [], columns)
     formula = Formula(
-        outputs=torch.ones(3, 1), inputs=torch.zeros(3, 1), bound=torch.zeros(3), error=torch.zeros(3, 2),
+        outputs=torch.ones(3, 1),
+        inputs=torch.zeros(3, 1),
+        bound=torch.zeros(3),
+        error=torch.zeros(3, 2),
         clauses=(((0,), (1, 2)),),
-    )  # fmt: skip
+    )
     assert not empty.refuted
     assert formula.without([0]).clauses == (((1, 2),),)
     assert not formula.without([1]).refuted

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from literal_queries import unsafe
 
 from citrus_tool.errors import InputFileError
 from citrus_tool.queries import Spec, VnnlibError, parse, read
+from tests.queries.literal_queries import unsafe
 
 HEAD = "(declare-const X_0 Real)\n(declare-const X_1 Real)\n(declare-const Y_0 Real)\n(declare-const Y_1 Real)\n"
 BOX = "(assert (>= X_0 0)) (assert (<= X_0 1)) (assert (>= X_1 -0.5)) (assert (<= X_1 .5e1))\n"
@@ -144,7 +144,7 @@ def test_any_order_comments_layout_and_gzip(tmp_path: Path) -> None:
         ("(declare-const X_2 Real)", 6, 1, "X_2 is not bounded from both sides"),
         ("(assert (or (<= Y_0 0) (and " + "(or (<= Y_0 1) (<= Y_0 2)) " * 30 + ")))", 6, 1, "1073741825 conjunctions"),
     ],
-)  # fmt: skip
+)
 def test_errors_name_the_place_and_guess(text: str, line: int, column: int, says: str) -> None:
     with pytest.raises(VnnlibError) as caught:
         parse(HEAD + BOX + text, name="query.vnnlib")
@@ -168,7 +168,7 @@ def test_errors_about_the_whole_file(tmp_path: Path) -> None:
 
 
 def test_a_gzip_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("citrus_tool.queries.source.MAX_BYTES", 1 << 20)
+    monkeypatch.setattr("citrus_tool.queries.query_file.MAX_BYTES", 1 << 20)
     bomb = tmp_path / "bomb.vnnlib.gz"
     bomb.write_bytes(gzip.compress(b" " * (1 << 21)))
     with pytest.raises(VnnlibError, match="holds more than 1 MiB of text"):

@@ -6,11 +6,11 @@ import itertools
 from fractions import Fraction
 
 import pytest
-from literal_queries import unsafe
 
 from citrus_tool.queries import Variable, VnnlibError, parse
 from citrus_tool.queries.spec import NetworkVariable, TensorVariable
 from citrus_tool.queries.vnnlib2 import MAX_DEPTH
+from tests.queries.literal_queries import unsafe
 
 HEAD = (
     "(vnnlib-version <2.0>)\n(declare-network f (declare-input X real [1,2]) (declare-output Y real [2]))\n"
@@ -97,7 +97,7 @@ def test_row_major_indices() -> None:
         ("(assert " + "(and " * 5000, 5, 9 + 5 * (MAX_DEPTH - 1), "nest deeper than 1000"),
         ("(assert (or (<= Y[0] 0.5) (and " + "(or (<= Y[0] 1.0) (<= Y[0] 2.0)) " * 30 + ")))", 5, 0, "1073741825 conj"),
     ],
-)  # fmt: skip
+)
 def test_errors_name_the_place_and_guess(text: str, line: int, column: int, says: str) -> None:
     with pytest.raises(VnnlibError) as caught:
         parse(HEAD + BOX + text, name="query.vnnlib")

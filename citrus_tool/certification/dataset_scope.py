@@ -1,0 +1,338 @@
+"""One perturbation for a whole data set: which open inputs of different groups can be fooled together.
+
+The worst case over all u of how many inputs of a data set are lost is at most the sum, over the blocks of any partition
+of the inputs, of each block's worst case (Theorem 3 of the paper). The groups' own searches leave inputs open; here
+pairs of those, across the groups, are refuted by products of their fronts and by joint searches (front.py, joint.py),
+easiest first, and what is refuted chooses the partition (partition.py).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, combinations, pairwise, product
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from citrus_tool.attacks.dataset import attack_dataset
+from citrus_tool.attacks.margin import float32_at_most
+from citrus_tool.attacks.universal import attack_groups
+from citrus_tool.bounds.rounding import exact_products
+from citrus_tool.certification.conflicts import Atom, Combination, Conflicts
+from citrus_tool.certification.joint_loop import PRODUCTS, Arena, Grounds, Loop, OpenInput
+from citrus_tool.certification.part_products import multiply
+from citrus_tool.certification.partition import Block, block, partition
+from citrus_tool.network import INPUT, Network
+from citrus_tool.progress import Progress
+
+STEPS: Final = 200
+"""Steps of an attack on all open inputs at once, for each restart."""
+RESTARTS: Final = 6
+TRIPLES: Final = 4000
+"""Triples of inputs that are tried, at most."""
+SEARCHED: Final = 300
+"""Open inputs that pairs are made of, at most: those nearest to a proof."""
+PAIR_STEPS: Final = 30
+"""Steps of an attack on a pair of open inputs."""
+PAIR_RESTARTS: Final = 2
+ATTACKED: Final = 64
+"""Pairs that are attacked together."""
+JUDGED: Final = 16
+"""Perturbations that are tried on all open inputs together."""
+ROUNDS: Final = 4
+"""Turns of a pair's joint search (settle.TURNS)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remainder:
+    """What a group's own stages leave open.
+
+    Attributes:
+        inputs: the open inputs, as indices into the data split.
+        labels: of each, the wrong labels that may win.
+        gaps: of each, how far below 0 the lowest of its labels' bounds is (in logits): smaller is nearer to a proof.
+        refuted: combinations of (place in `inputs`, label) that no one perturbation makes happen together.
+        u: (C, H, W) float32, the group's worst perturbation known; None in a resumed run.
+    """
+
+    inputs: tuple[int, ...]
+    labels: tuple[tuple[int, ...], ...]
+    gaps: tuple[float, ...]
+    refuted: tuple[Combination, ...]
+    u: Tensor | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but `u`."""
+        return {
+            "inputs": list(self.inputs),
+            "labels": [list(labels) for labels in self.labels],
+            "gaps": list(self.gaps),
+            "refuted": [[list(atom) for atom in some] for some in self.refuted],
+        }
+
+    @staticmethod
+    def of(content: Mapping[str, Any]) -> Remainder:
+        """The inverse of `to_json`; raises KeyError, TypeError or ValueError where the content is something else."""
+        return Remainder(
+            inputs=tuple(content["inputs"]),
+            labels=tuple(tuple(labels) for labels in content["labels"]),
+            gaps=tuple(float(gap) for gap in content["gaps"]),
+            refuted=tuple(tuple((int(place), int(label)) for place, label in some) for some in content["refuted"]),
+            u=None,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rest:
+    """The open inputs of all groups, numbered one after the other.
+
+    Attributes:
+        inputs, labels, gaps: as in Remainder.
+        given: the groups' open inputs, by number.
+        refuted: combinations of atoms (number, label).
+        tried: (p, C, H, W) the groups' worst perturbations; none in a resumed run.
+    """
+
+    inputs: tuple[int, ...]
+    labels: tuple[tuple[int, ...], ...]
+    gaps: tuple[float, ...]
+    given: tuple[tuple[int, ...], ...]
+    refuted: frozenset[frozenset[Atom]]
+    tried: tuple[Tensor, ...]
+
+    @staticmethod
+    def of(remainders: Sequence[Remainder]) -> Rest:
+        """What the groups leave open."""
+        some = [one for one in remainders if one.inputs]
+        starts = list(accumulate((len(one.inputs) for one in some), initial=0))
+        return Rest(
+            inputs=tuple(index for one in some for index in one.inputs),
+            labels=tuple(labels for one in some for labels in one.labels),
+            gaps=tuple(gap for one in some for gap in one.gaps),
+            given=tuple(tuple(range(first, last)) for first, last in pairwise(starts)),
+            refuted=frozenset(
+                frozenset((first + place, label) for place, label in old)
+                for first, one in zip(starts, some, strict=False)
+                for old in one.refuted
+            ),
+            tried=tuple(one.u for one in some if one.u is not None),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Across:
+    """What is known about all n open inputs together.
+
+    Attributes:
+        blocks: the chosen partition of the open inputs, each block with the most that one perturbation fools of it.
+        conflicts: refuted combinations; grounds: for those that were found here, if recorded.
+        u: (C, H, W) float32 perturbation that fools most of all, as far as PyTorch's float32 goes; a replay decides.
+        nodes: parts of the box bounded.  complete: no pair was left undecided for want of time.
+    """
+
+    blocks: tuple[Block, ...]
+    conflicts: Conflicts
+    grounds: tuple[Grounds, ...]
+    u: Tensor
+    nodes: int
+    complete: bool
+
+
+def across(
+    network: Network,
+    inputs: Sequence[OpenInput],
+    rest: Rest,
+    eps: float,
+    *,
+    seconds: float,
+    generator: torch.Generator,
+    progress: Progress,
+    target: int | None = None,
+    record: bool = False,
+) -> Across:
+    """Looks for pairs of open inputs that no perturbation fools together, and for the partition they allow.
+
+    Args:
+        network: in float32, for trying perturbations.
+        inputs: the executions of the open inputs of `rest`, at least one.
+        eps: radius of u, in pixel space.
+        seconds: after which no further pair is begun.
+        target, record: as in settle.settle.
+    """
+    conflicts = Conflicts(labels=rest.labels, refuted=set(rest.refuted))
+    x = torch.stack([one.x for one in inputs])
+    truth = torch.tensor([one.member.instance.label for one in inputs], device=x.device)
+    arena = attacked(network, x, truth, rest.tried, eps, generator=generator, target=target)
+    loop = Loop(inputs, arena, time.monotonic() + seconds, generator, record=record)
+    loop.conflicts = conflicts
+    near = sorted(range(len(inputs)), key=lambda number: rest.gaps[number])[:SEARCHED]
+    with torch.no_grad(), exact_products():
+        complete = _refute_pairs(loop, sorted(near), progress) and len(near) == len(inputs)
+        blocks = _united(loop, partition(conflicts, rest.given), progress)
+    return Across(
+        blocks=blocks,
+        conflicts=conflicts,
+        grounds=tuple(loop.grounds[old] for old in conflicts.refuted if old in loop.grounds),
+        u=arena.best,
+        nodes=loop.nodes,
+        complete=complete,
+    )
+
+
+def attacked(
+    network: Network,
+    x: Tensor,
+    truth: Tensor,
+    tried: Sequence[Tensor],
+    eps: float,
+    *,
+    generator: torch.Generator,
+    target: int | None = None,
+) -> Arena:
+    """What the perturbations `tried` (C, H, W), and one for all inputs x (n, C, H, W) at once, fool of them.
+
+    `truth` (n,) are the labels; `eps` is in pixel space.
+    """
+    arena = Arena(
+        network=network, x=x, truth=truth, eps=float32_at_most(eps), target=target, best=torch.zeros_like(x[0])
+    )
+    u, _ = attack_dataset(network, x, truth, eps, steps=STEPS, restarts=RESTARTS, generator=generator, target=target)
+    with torch.no_grad():
+        for one in (*tried, u):
+            arena.judge(one[None].to(x))
+    return arena
+
+
+def _refute_pairs(loop: Loop, members: Sequence[int], progress: Progress) -> bool:
+    """Refutes pairs of atoms of different inputs while there is time; whether it lasted for all of them.
+
+    By products of fronts alone; an attack on what is left; then joint searches in rounds, smallest gap first.
+    """
+    labels = loop.conflicts.labels
+    atoms = [(member, label) for member in members for label in labels[member]]
+    progress.start("fronts", len(atoms), "labels")
+    for atom in atoms:
+        if not loop.conflicts.covers([atom]):
+            loop.front(atom, wide=False)
+        progress.advance(1)
+    pairs: list[Combination] = [pair for pair in combinations(atoms, 2) if pair[0][0] != pair[1][0]]
+    progress.start("pairs", len(pairs), "pairs")
+    rated: list[tuple[float, Combination]] = []
+    for pair in pairs:
+        if time.monotonic() >= loop.deadline:
+            return False
+        if _undecided(loop, pair):
+            rated += _multiplied(loop, pair)
+        progress.advance(1)
+    left: list[Combination] = [pair for _, pair in sorted(rated)]
+    progress.start("pair attacks", len(left), "pairs")
+    for first in range(0, len(left), ATTACKED):
+        if time.monotonic() >= loop.deadline:
+            return False
+        some = [pair for pair in left[first : first + ATTACKED] if _undecided(loop, pair)]
+        _attack(loop, [[member for member, _ in pair] for pair in some])
+        progress.advance(len(left[first : first + ATTACKED]))
+    for number in range(ROUNDS):
+        left = [pair for pair in left if _undecided(loop, pair)]
+        left.sort(key=lambda pair: loop.tasks[pair].gap if pair in loop.tasks else 0.0)
+        progress.start(f"joint search {number + 1}/{ROUNDS}", len(left), "pairs")
+        for pair in left:
+            if time.monotonic() >= loop.deadline:
+                return False
+            task = loop.tasks.get(pair)
+            if _undecided(loop, pair) and (task is None or task.search is not None):
+                loop.work(pair)
+            progress.advance(1)
+    return True
+
+
+def _united(loop: Loop, blocks: Sequence[Block], progress: Progress) -> tuple[Block, ...]:
+    """The blocks with inputs that stand alone united to triples that no one perturbation fools, as far as time allows.
+
+    Tried first are triples whose inputs the known perturbations rarely fool together.
+    """
+    alone = [one.members[0] for one in blocks if len(one.members) == one.bound == 1]
+    seen = torch.zeros(len(loop.arena.seen), len(loop.inputs))
+    for row, happening in enumerate(loop.arena.seen):
+        seen[row, [member for member, _ in happening]] = 1
+    often = (seen.T @ seen).tolist()
+
+    def known(triple: Sequence[int]) -> bool:
+        return any(set(triple) <= {member for member, _ in happening} for happening in loop.arena.seen)
+
+    triples = [t for t in combinations(alone, 3) if not bool(seen[:, list(t)].all(1).any())]
+    triples.sort(key=lambda t: sum(often[i][j] for i, j in combinations(t, 2)))
+    progress.start("triples", len(alone), "inputs")
+    found: list[Block] = []
+    used: set[int] = set()
+    todo = triples[:TRIPLES]
+    while todo and time.monotonic() < loop.deadline:
+        some, todo = todo[:ATTACKED], todo[ATTACKED:]
+        some = [t for t in some if not used.intersection(t) and not known(t)]
+        _attack(loop, some)
+        for triple in some:
+            if not used.intersection(triple) and not known(triple) and _excluded(loop, triple):
+                found.append(block(loop.conflicts, triple))
+                used.update(triple)
+                progress.advance(3)
+    return tuple(
+        sorted([*found, *(one for one in blocks if not used.intersection(one.members))], key=lambda one: one.members)
+    )
+
+
+def _excluded(loop: Loop, members: Sequence[int]) -> bool:
+    """Whether no perturbation fools all these inputs, whatever their labels, as far as joint searches show."""
+    for some in product(*([(member, label) for label in loop.conflicts.labels[member]] for member in members)):
+        for _ in range(ROUNDS):
+            if not _undecided(loop, some) or time.monotonic() >= loop.deadline:
+                break
+            task = loop.tasks.get(some)
+            if task is not None and task.search is None:
+                break
+            loop.work(some)
+        if not loop.conflicts.covers(some):
+            return False
+    return True
+
+
+def _undecided(loop: Loop, pair: Combination) -> bool:
+    return not loop.conflicts.covers(pair) and not loop.arena.happened(frozenset(pair))
+
+
+def _multiplied(loop: Loop, pair: Combination) -> list[tuple[float, Combination]]:
+    """Refutes the pair by its fronts' products alone; otherwise it comes back, with the share of open products."""
+    fronts = [front for atom in pair if (front := loop.front(atom, wide=False)) is not None]
+    if len(fronts) < len(pair):  # one of the atoms was refuted on the way
+        return []
+    products = multiply(fronts, loop.inputs[pair[0][0]].member.instance.boxes[INPUT], limit=PRODUCTS)
+    if products is None:
+        return [(1.0, pair)]
+    if len(products.open):
+        return [(len(products.open) / (len(fronts[0]) * len(fronts[1])), pair)]
+    loop.plant(pair)
+    return []
+
+
+def _attack(loop: Loop, sets: Sequence[Sequence[int]]) -> None:
+    """Tries to fool the inputs of each set together; all sets are of one size."""
+    if not sets:
+        return
+    arena = loop.arena
+    owners = torch.tensor(sets, device=arena.x.device)
+    with torch.enable_grad():
+        u, _ = attack_groups(
+            arena.network,
+            arena.x[owners],
+            arena.truth[owners],
+            torch.ones_like(owners, dtype=torch.bool),
+            arena.eps,
+            steps=PAIR_STEPS,
+            restarts=PAIR_RESTARTS,
+            generator=loop.generator,
+            target=arena.target,
+        )
+    for part in torch.split(u, JUDGED):
+        arena.judge(part)

@@ -1,0 +1,135 @@
+"""One group of inputs on its way through the stages."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from citrus_tool.certification.conflicts import Atom
+from citrus_tool.certification.dataset_scope import Remainder
+from citrus_tool.certification.individual import Screened
+from citrus_tool.certification.joint_loop import Grounds
+from citrus_tool.certification.proof import Refutation
+from citrus_tool.results.certificate import GroupResult, Status
+from citrus_tool.results.evidence import Evidence, Verdict
+
+
+@contextmanager
+def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Adds the wall time of what is done inside to a stage."""
+    start = time.monotonic()
+    try:
+        yield
+    finally:
+        seconds[stage] = seconds.get(stage, 0.0) + time.monotonic() - start
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenGroup:
+    """One group of k inputs on its way: `position` (k,) in the chunk, flags (k,), and the worst u (C, H, W) found.
+
+    `correct`: correct without a perturbation, or for a target class, not driven to it; see screen.Clean.held.
+    """
+
+    index: int
+    indices: tuple[int, ...]
+    position: Tensor  # (k,) int64
+    correct: Tensor  # (k,) bool
+    ibp: Tensor
+    proven: Tensor
+    labels: tuple[int, ...]
+    u: Tensor  # (C, H, W) float32
+    fallen: Tensor  # (k,) bool, fooled by u, replayed
+    seconds: dict[str, float]
+
+    @property
+    def fooled(self) -> int:
+        """How many inputs `u` fools, replayed."""
+        return int(self.fallen.sum())
+
+    @property
+    def open(self) -> Tensor:
+        """(k,) the inputs that are correct and not proven."""
+        return self.correct & ~self.proven
+
+    def of(self, members: Sequence[int], index: int) -> OpenGroup:
+        """Some of the inputs as a group of their own, without a witness."""
+        some = list(members)
+        return OpenGroup(
+            index=index,
+            indices=tuple(self.indices[member] for member in some),
+            position=self.position[some],
+            correct=self.correct[some],
+            ibp=self.ibp[some],
+            proven=self.proven[some],
+            labels=tuple(self.labels[member] for member in some),
+            u=torch.zeros_like(self.u),
+            fallen=torch.zeros(len(some), dtype=torch.bool),
+            seconds={},
+        )
+
+    def result(self, fooled_upper: int, status: Status, detail: str) -> GroupResult:
+        """The group's result where at most `fooled_upper` of its correct inputs can be fooled."""
+        correct = int(self.correct.sum())
+        certified, attacked = correct - fooled_upper, correct - self.fooled
+        return GroupResult(
+            index=self.index,
+            indices=self.indices,
+            clean_correct=correct,
+            ibp_certified=int(self.ibp.sum()),
+            individually_certified=int(self.proven.sum()),
+            certified=certified,
+            attacked=attacked,
+            status=Status.EXACT if certified == attacked else status,
+            detail=detail,
+            stages=dict(self.seconds),
+            evidence=Evidence(
+                labels=self.labels,
+                verdicts=tuple(map(self._verdict, range(len(self.indices)))),
+                perturbation=self.u.numpy() if self.fooled else None,
+            ),
+        )
+
+    def _verdict(self, place: int) -> Verdict:
+        if not self.correct[place]:
+            return Verdict.LOST
+        if self.proven[place]:
+            return Verdict.IBP if self.ibp[place] else Verdict.PROVEN
+        return Verdict.FOOLED if self.fallen[place] else Verdict.OPEN
+
+
+def remainder_of(
+    group: OpenGroup, screened: Screened, u: Tensor, refuted: Collection[frozenset[Atom]], eps: float
+) -> Remainder:
+    """What the group's stages left open; `u` (C, H, W) is the worst perturbation found, `eps` in pixel space."""
+    places = [p for p, is_open in enumerate(group.open.tolist()) if is_open]
+    entries = [screened.planes.get(int(group.position[place])) for place in places]
+    gaps = [
+        math.inf if entry is None else float((eps * np.abs(entry.coefficient).sum(1) - entry.offset).max(initial=0.0))
+        for entry in entries
+    ]
+    return Remainder(
+        inputs=tuple(group.indices[place] for place in places),
+        labels=tuple(() if entry is None else tuple(entry.label.tolist()) for entry in entries),
+        gaps=tuple(gap if math.isfinite(gap) else 0.0 for gap in gaps),
+        refuted=tuple(tuple(sorted(some)) for some in sorted(refuted, key=sorted)),
+        u=u,
+    )
+
+
+def refutation_of(grounds: Grounds, places: Sequence[int]) -> Refutation:
+    """The proof of a combination of inputs that are at `places` in the group."""
+    return Refutation(
+        atoms=tuple((places[member], label) for member, label in grounds.combination),
+        views=grounds.views,
+        leaves=grounds.leaves,
+        fronts=grounds.fronts,
+        closed=grounds.closed,
+    )

@@ -1,0 +1,274 @@
+"""The stages that judge inputs one by one, in batches: clean, IBP, CROWN, branch and bound.
+
+What they prove leaves the group problem.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from citrus_tool.bounds.crown import crown, only
+from citrus_tool.bounds.rounding import OUTWARD_INTERVAL, enclose, exact_products, outward_margins
+from citrus_tool.certification.branch import Budget, LabelProof, branch_and_bound
+from citrus_tool.choices import BoundsName, Intermediate
+from citrus_tool.data import Dataset
+from citrus_tool.errors import DataError
+from citrus_tool.network import INPUT, Network, walk
+from citrus_tool.onnx_io import OnnxRunner
+from citrus_tool.threat import Box
+
+"""The strongest bounds in use, each after the ones before it; `full` adds branch and bound to alpha-CROWN."""
+
+GUARD: Final = 2.0**-17
+"""A margin counts as positive only above this fraction (8e-6) of the input's largest clean |logit|.
+
+The bounds hold in real arithmetic; the file is run in float32. The guard keeps float32 rounding of the replayed file
+from turning a proven margin around. It is far above float32 noise and far below any margin that matters.
+"""
+FORWARD_BATCH: Final = 256
+BATCH_BYTES: Final = 2**27
+"""Size of the margin planes of one CROWN batch, in bytes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clean:
+    """What inputs are without a perturbation.
+
+    Attributes:
+        correct: classified correctly.
+        held: not lost: the same, but for a target class: the target does not win.
+        rival: the class that must stay above what may win: the label, or for a target class the strongest other class.
+        guard: each input's guard (in logits).
+    """
+
+    correct: Bool[Tensor, " n"]
+    held: Bool[Tensor, " n"]
+    rival: Int[Tensor, " n"]
+    guard: Float[Tensor, " n"]
+
+    def select(self, part: Tensor) -> Clean:
+        """The same for some of the inputs; `part` is an index (m,) or a mask (n,)."""
+        return Clean(correct=self.correct[part], held=self.held[part], rival=self.rival[part], guard=self.guard[part])
+
+    @staticmethod
+    def joined(parts: Sequence[Clean]) -> Clean:
+        """The inputs of several batches."""
+        return Clean(
+            correct=torch.cat([part.correct for part in parts]),
+            held=torch.cat([part.held for part in parts]),
+            rival=torch.cat([part.rival for part in parts]),
+            guard=torch.cat([part.guard for part in parts]),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenInput:
+    """Planes of an unproven input for the labels that may win: margin(u) - guard >= coefficient . u + offset.
+
+    `label` (labels,), `coefficient` (labels, d), `offset` (labels,).
+    """
+
+    label: NDArray[np.int64]
+    coefficient: NDArray[np.float64]  # (labels, d)
+    offset: NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Screened:
+    """What IBP proves, what any stage proves, and the planes of the inputs that stay open (by position in the batch).
+
+    `planes` is empty when only IBP ran. `guard` (n,): what a margin must exceed. `seconds`: by stage. For inputs that
+    IBP leaves open: `excluded`, the labels that bounds over the whole box exclude, and `proofs` of others, if recorded.
+    """
+
+    ibp: Bool[Tensor, " n"]
+    proven: Bool[Tensor, " n"]
+    guard: Float[Tensor, " n"]
+    planes: dict[int, OpenInput]
+    excluded: dict[int, tuple[int, ...]]
+    proofs: dict[int, tuple[LabelProof, ...]]
+    seconds: dict[str, float]
+
+    def select(self, part: Int[Tensor, " m"]) -> Screened:
+        """The same for the inputs at these positions, which are counted from 0 then; without `seconds`."""
+        places = {position: place for place, position in enumerate(part.tolist())}
+        return Screened(
+            ibp=self.ibp[part],
+            proven=self.proven[part],
+            guard=self.guard[part],
+            planes={places[old]: one for old, one in self.planes.items() if old in places},
+            excluded={places[old]: one for old, one in self.excluded.items() if old in places},
+            proofs={places[old]: one for old, one in self.proofs.items() if old in places},
+            seconds={},
+        )
+
+
+def judged(data: Dataset, target: int | None) -> Int[Tensor, " n"]:
+    """Indices of the inputs that are judged: all, or those with another label than the target class.
+
+    Raises DataError when none is left.
+    """
+    if target is None:
+        return torch.arange(len(data))
+    left = torch.nonzero(data.labels != target).flatten()
+    if len(left) == 0:
+        raise DataError(
+            f"data {data.name} ({data.split}): every input has the label {target}, which is the target, so nothing is"
+            " left to judge; choose another target or other data."
+        )
+    return left
+
+
+def held(logits: NDArray[np.floating], labels: NDArray[np.int64], target: int | None = None) -> NDArray[np.bool_]:
+    """Flags (n,): the true class's logit is above every other one, or the target's below some other; NaN is lost."""
+    return smallest_margin(logits, labels, target) > 0
+
+
+def smallest_margin(
+    logits: NDArray[np.floating], labels: NDArray[np.int64], target: int | None = None
+) -> NDArray[np.floating]:
+    """f_y - max over c != y of f_c, (n,); for a target t: max over c != t of f_c - f_t."""
+    rows, one = np.arange(len(labels)), labels if target is None else np.full_like(labels, target)
+    others = logits.copy()
+    others[rows, one] = -np.inf
+    margin = np.asarray(logits[rows, one] - others.max(axis=1))
+    return margin if target is None else -margin
+
+
+def clean_stage(
+    network: Network,
+    runner: OnnxRunner,
+    x: Float[Tensor, "n C H W"],
+    labels: Int[Tensor, " n"],
+    target: int | None = None,
+) -> Clean:
+    """Judges inputs `x` (float32 pixels, on the CPU) without a perturbation.
+
+    An input is correct (held) only if the file on onnxruntime (float32) and `network` (float64) agree that it is, the
+    latter by more than the guard: ties and near ties are lost.
+    """
+    parts = []
+    device = next(iter(network.state_dict().values())).device if network.state_dict() else torch.device("cpu")
+    for start in range(0, len(x), FORWARD_BATCH):
+        part = slice(start, start + FORWARD_BATCH)
+        truth = labels[part].numpy()
+        with torch.no_grad(), exact_products():
+            logits = network(x[part].to(device, torch.float64)).cpu().numpy()
+        allowance = GUARD * np.abs(logits).max(axis=1)
+        single = runner.logits(x[part])
+        correct = held(single, truth) & (smallest_margin(logits, truth) > allowance)
+        safe, rival = correct, truth
+        if target is not None:
+            safe = held(single, truth, target) & (smallest_margin(logits, truth, target) > allowance)
+            rival = np.where(np.arange(logits.shape[1]) == target, -np.inf, logits).argmax(axis=1)
+        flags = (torch.from_numpy(flag) for flag in (correct, safe, rival, allowance))
+        parts.append(Clean(**dict(zip(("correct", "held", "rival", "guard"), flags, strict=True))))
+    return Clean.joined(parts)
+
+
+def screen(
+    network: Network,
+    x: Float[Tensor, "n C H W"],
+    clean: Clean,
+    eps: float,
+    *,
+    bounds: BoundsName,
+    intermediate: Intermediate,
+    target: int | None = None,
+    budget: Budget | None = None,
+    generator: torch.Generator | None = None,
+    record: bool = False,
+) -> Screened:
+    """IBP on the inputs of a batch that are held, CROWN on those that IBP leaves open, and so on up to `bounds`.
+
+    What is bounded are the margins of `clean.rival` over every other class, or over `target` alone: where the target
+    wins, its logit is at or above the rival's.
+
+    Args:
+        budget: of branch and bound; `seconds` are those of one input that CROWN leaves open, on average.
+        generator: of branch and bound's attack.
+        record: keeps branch and bound's proofs.
+        network: float64, evaluation mode; its device is used.
+        x: float32 pixels; u is added to them exactly.
+    """
+    device = next(iter(network.state_dict().values())).device if network.state_dict() else torch.device("cpu")
+    seconds = dict.fromkeys(("ibp", "crown", "branch"), 0.0)
+    ibp = torch.zeros(len(x), dtype=torch.bool)
+    start = time.monotonic()
+    for batch in torch.split(torch.nonzero(clean.held).flatten(), FORWARD_BATCH):
+        least = interval_margins(network, x[batch].to(device), clean.rival[batch].to(device), eps, target)
+        ibp[batch] = least > clean.guard[batch]
+    seconds["ibp"] = time.monotonic() - start
+    proven, planes = ibp.clone(), {}
+    excluded: dict[int, tuple[int, ...]] = {}
+    proofs: dict[int, tuple[LabelProof, ...]] = {}
+    row_bytes = 8 * network.num_classes * math.prod(network.input_shape)
+    size = max(1, min(FORWARD_BATCH, BATCH_BYTES // row_bytes))
+    budget = budget or Budget()
+    if bounds == "alpha":
+        budget = replace(budget, nodes=0, plane_nodes=0)
+    for batch in torch.split(torch.nonzero(clean.held & ~ibp).flatten(), size) if bounds != "ibp" else ():
+        images, truth, guard = x[batch].to(device), clean.rival[batch].to(device), clean.guard[batch]
+        start = time.monotonic()
+        found = crown(network, enclose(images, eps), truth, intermediate=intermediate, target=target)
+        seconds["crown"] += time.monotonic() - start
+        above = found.lower.cpu() > guard[:, None]
+        for position, row in zip(batch.tolist(), above, strict=True):
+            excluded[position] = tuple(torch.nonzero(row).flatten().tolist())
+        left = torch.nonzero(~above.all(dim=1)).flatten()
+        proven[batch] = True
+        found = found.select(left.to(device))
+        if bounds != "crown" and len(left):
+            start = time.monotonic()
+            branched = branch_and_bound(
+                network,
+                images[left.to(device)],
+                truth[left.to(device)],
+                eps,
+                known=found,
+                guard=guard[left],
+                generator=generator or torch.Generator(),
+                target=target,
+                record=record,
+                budget=replace(budget, seconds=None if budget.seconds is None else budget.seconds * len(left)),
+            )
+            found = branched.margins
+            proofs.update(zip(batch[left].tolist(), branched.proofs, strict=True))
+            seconds["branch"] += time.monotonic() - start
+        lower, offset = found.lower.cpu() - guard[left, None], found.offset.cpu() - guard[left, None]
+        for row, position in enumerate(batch[left].tolist()):
+            label = torch.nonzero(~(lower[row] > 0)).flatten()
+            proven[position] = not len(label)
+            if len(label):
+                planes[position] = OpenInput(
+                    label=label.numpy(),
+                    coefficient=found.coefficient[row].cpu()[label].flatten(1).numpy(),
+                    offset=offset[row, label].numpy(),
+                )
+    return Screened(
+        ibp=ibp, proven=proven, guard=clean.guard, planes=planes, excluded=excluded, proofs=proofs, seconds=seconds
+    )
+
+
+def interval_margins(
+    network: Network, x: Tensor, labels: Tensor, eps: float, target: int | None = None
+) -> Float[Tensor, " n"]:
+    """The smallest outward IBP margin (or that over `target`) of each input x (n, C, H, W) over |u|_inf <= eps.
+
+    On the CPU; eps is in pixel space.
+    """
+    with torch.no_grad(), exact_products():
+        box = enclose(x, eps)
+        boxes: dict[str, Box] = {}
+        walk(network, OUTWARD_INTERVAL, box, record=boxes)
+        return only(outward_margins(network, {INPUT: box, **boxes}, labels), target).amin(dim=1).cpu()

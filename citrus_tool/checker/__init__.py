@@ -1,0 +1,1 @@
+"""Verifies proofs of certificates; shares no code with the prover."""

@@ -1,0 +1,28 @@
+"""Where tensors live: the words of --device, and the device of a network."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+import torch
+
+from citrus_tool.choices import Device
+from citrus_tool.context import RunContext
+from citrus_tool.errors import UsageError
+
+
+def resolve_device(name: Device) -> Literal["cpu", "cuda"]:
+    """`auto` is `cuda` when torch sees a GPU and `cpu` otherwise; raises UsageError for a `cuda` that is not there."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("device cuda was asked for, but torch sees no GPU; use --device cpu or auto.")
+    return name
+
+
+def resolved(context: RunContext) -> RunContext:
+    """The context with `cpu` or `cuda` as its device, once torch has its threads; raises as `resolve_device`."""
+    if context.threads is not None:
+        torch.set_num_threads(context.threads)
+    return replace(context, device=resolve_device(context.device))

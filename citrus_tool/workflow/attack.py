@@ -1,0 +1,116 @@
+"""The strongest shared perturbations that are found for a file."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from citrus_tool.attacks.dataset import attack_dataset
+from citrus_tool.attacks.universal import attack_groups
+from citrus_tool.certification.individual import held, judged
+from citrus_tool.choices import Split
+from citrus_tool.choices.settings import AttackSettings
+from citrus_tool.context import RunContext
+from citrus_tool.devices import resolved
+from citrus_tool.files import require_writable_file, write_bytes
+from citrus_tool.onnx_io import OnnxRunner
+from citrus_tool.results.attack import AttackReport
+from citrus_tool.sources import DataSource, ModelSource
+from citrus_tool.threat import Threat
+from citrus_tool.threat.clip import perturbed_network
+from citrus_tool.workflow.normalisation import warn_of_accuracy
+
+BATCH = 256
+"""Inputs that are attacked side by side, at most, where groups are small; larger groups go one by one."""
+
+GROWN = 512
+"""Inputs of one perturbation up to which it is grown input by input; above, it is descended on minibatches."""
+
+
+def attack_file(
+    source: ModelSource,
+    choice: DataSource,
+    threat: Threat,
+    settings: AttackSettings,
+    context: RunContext,
+    *,
+    split: Split = "test",
+    save: Path | None = None,
+) -> AttackReport:
+    """The strongest shared perturbations found, replayed on onnxruntime.
+
+    Args:
+        save: writes the perturbations (g, C, H, W) float32 to this .npy file.
+
+    With a target class, inputs that have it as label are left out.
+    """
+    where, progress = resolved(context).device, context.progress
+    whole = choice.load(split)
+    model = source.read(whole)
+    threat.require_target(model.network.num_classes)
+    if save is not None:
+        require_writable_file(save)
+    warn_of_accuracy(model, whole, choice)
+    dataset = whole.select(judged(whole, threat.target)[: settings.limit])
+    k = settings.group_size or len(dataset)
+    groups = -(-len(dataset) // k)
+    index = torch.arange(groups * k).clamp(max=len(dataset) - 1).reshape(groups, k)
+    present = (torch.arange(groups * k) < len(dataset)).reshape(groups, k)
+    images = dataset.pixels(index.flatten()).reshape(groups, k, *dataset.shape)
+    network = perturbed_network(model.network, threat).frozen(dtype=torch.float32, device=where)
+    generator = torch.Generator().manual_seed(settings.seed)
+    progress.start("attack", groups, "groups")
+    found = []
+    batch = max(1, BATCH // k)
+    for start in range(0, groups, batch):
+        part = slice(start, min(start + batch, groups))
+        if k > GROWN:
+            members = index[start][present[start]]
+            u, _ = attack_dataset(
+                network,
+                dataset.pixels(members),
+                dataset.labels[members],
+                threat.eps,
+                steps=settings.steps,
+                restarts=settings.restarts,
+                generator=generator,
+                target=threat.target,
+            )
+            found.append(u[None])
+        else:
+            several, _ = attack_groups(
+                network,
+                images[part].to(where),
+                dataset.labels[index[part]].to(where),
+                present[part].to(where),
+                threat.eps,
+                steps=settings.steps,
+                restarts=settings.restarts,
+                generator=generator,
+                target=threat.target,
+            )
+            found.append(several.cpu())
+        progress.advance(part.stop - part.start)
+    perturbations = torch.cat(found)
+    runner = OnnxRunner(model)
+    images, labels = dataset.pixels(), dataset.labels.numpy()
+    shifted = threat.inputs(images, perturbations.repeat_interleave(k, dim=0)[: len(dataset)])
+    progress.finish()
+    if save is not None:
+        buffer = io.BytesIO()
+        np.save(buffer, perturbations.numpy())
+        write_bytes(save, buffer.getvalue())
+    return AttackReport(
+        model=source.path,
+        data=choice.name,
+        split=split,
+        threat=threat,
+        group_size=k,
+        inputs=len(dataset),
+        correct=int(held(runner.logits(images), labels, threat.target).sum()),
+        attacked=int(held(runner.logits(shifted), labels, threat.target).sum()),
+        perturbations=perturbations,
+    )
