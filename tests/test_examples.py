@@ -68,7 +68,7 @@ def test_own_data(tmp_path: Path) -> None:
 def test_shapes(tmp_path: Path) -> None:
     out = run("shapes.py", folder=tmp_path)
     assert float(out.partition("shapes.onnx: ")[2].split()[0]) > 95
-    assert len(citrus.load_data(str(tmp_path / "shapes.npz"), split="test")) == 600
+    assert len(citrus.load_data(str(tmp_path / "shapes.npz"), split="test")) > 590
     assert citrus.load(tmp_path / "shapes.onnx").num_classes == 4
 
 
