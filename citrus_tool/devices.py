@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
+from torch import nn
 
 from citrus_tool.choices import Device
 from citrus_tool.context import RunContext
@@ -26,3 +27,8 @@ def resolved(context: RunContext) -> RunContext:
     if context.threads is not None:
         torch.set_num_threads(context.threads)
     return replace(context, device=resolve_device(context.device))
+
+
+def device_of(network: nn.Module) -> torch.device:
+    """Where the network's tensors lie; the CPU for one that has none."""
+    return next((tensor.device for tensor in network.state_dict().values()), torch.device("cpu"))

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from citrus_tool.attacks.margin import float32_at_most, margins
+from citrus_tool.devices import device_of
 from citrus_tool.network import Network
 
 BATCH: Final = 256
@@ -50,7 +51,7 @@ def attack_dataset(
 
     Returns: u with |u| <= eps, also after a cast to float32, on the CPU, and the count (margin <= 0).
     """
-    device = next((t.device for t in network.state_dict().values()), images.device)
+    device = device_of(network)
     radius = float32_at_most(eps)
     best = torch.zeros_like(images[0], device=device)
     clean = _margins(network, images, labels, best, target)

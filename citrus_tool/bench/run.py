@@ -23,9 +23,9 @@ from citrus_tool.bench.contests import Contest, Job, Published
 from citrus_tool.certification.uap import PROVER, certify_uap
 from citrus_tool.choices import SPLITS
 from citrus_tool.choices.settings import CertifySettings
+from citrus_tool.context import RunContext
 from citrus_tool.data import Dataset
 from citrus_tool.onnx_io import OnnxModel, OnnxRunner
-from citrus_tool.progress import Progress
 from citrus_tool.results import measurements
 from citrus_tool.results.measurements import BoxLosses, Entry
 from citrus_tool.threat import Threat, parse_eps
@@ -37,7 +37,7 @@ BATCH = 500
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Origin:
+class _Provenance:
     """Where a network comes from: a job of a contest, or a published file, which was not trained here."""
 
     contest: Contest
@@ -57,15 +57,14 @@ class Bench:
         journal: file of finished runs; a run that stands there is not done again.
         runs: folder of checkpoints and certificates of the runs.
         data_root: where named data sets lie; None: the usual places.
-        device: "cpu" or "cuda".
+        context: device and progress of all runs; the device is "cpu" or "cuda".
         certifier: how every network is judged.
     """
 
     journal: Path
     runs: Path
     data_root: Path | None
-    device: str
-    progress: Progress
+    context: RunContext
     certifier: CertifySettings
 
     def run(self, job: Job, command: str) -> bool:
@@ -79,7 +78,7 @@ class Bench:
         result = self._trained(job, train, validation)
         about = {"method": job.method, "contest": contest.name, "recipe": job.digest, "seed": str(job.seed)}
         model = onnx_io.export(onnx_io.fold_batch_norm(result.network), folder / "model.onnx", metadata=about)
-        origin = _Origin(
+        origin = _Provenance(
             contest=contest,
             method=job.method,
             recipe=job.digest,
@@ -100,7 +99,9 @@ class Bench:
         result = self._trained(job, train, validation)
         network = onnx_io.fold_batch_norm(result.network)
         drawn = training_images(train, validation, job.recipe)
-        own, total, largest, inputs = box_sizes.last_epoch(network, drawn, job.recipe, self.device, self.progress)
+        own, total, largest, inputs = box_sizes.last_epoch(
+            network, drawn, job.recipe, self.context.device, self.context.progress
+        )
         entry = BoxLosses(
             contest=job.contest.name,
             method=job.method,
@@ -111,7 +112,7 @@ class Bench:
             largest=largest,
             inputs=inputs,
             command=command,
-            **_place(self.device),
+            **_place(self.context.device),
         )
         measurements.append(self.journal, entry)
         return True
@@ -129,8 +130,8 @@ class Bench:
             job.recipe,
             run_dir=folder,
             resume=checkpoint.exists(folder),
-            device=self.device,
-            progress=self.progress,
+            device=self.context.device,
+            progress=self.context.progress,
         )
 
     def run_published(self, contest: Contest, published: Published, models: Path, command: str) -> bool:
@@ -141,11 +142,11 @@ class Bench:
         test = data.load(contest.data, split="test", root=self.data_root)
         model = onnx_io.read(models / published.file, input_shape=test.shape, samples=test.take(16).pixels())
         folder = self.runs / f"{contest.name}_{Path(published.file).stem}"
-        origin = _Origin(contest=contest, method=published.label, recipe=published.file, command=command)
+        origin = _Provenance(contest=contest, method=published.label, recipe=published.file, command=command)
         measurements.append(self.journal, self._judged(model, test, folder, origin))
         return True
 
-    def _judged(self, model: OnnxModel, test: Dataset, folder: Path, origin: _Origin) -> Entry:
+    def _judged(self, model: OnnxModel, test: Dataset, folder: Path, origin: _Provenance) -> Entry:
         started = time.monotonic()
         folder.mkdir(parents=True, exist_ok=True)
         digest = certifier_digest(self.certifier)
@@ -155,10 +156,10 @@ class Bench:
             test,
             Threat(eps=parse_eps(origin.contest.eps)),
             self.certifier,
-            device=self.device,
+            device=self.context.device,
             journal=log,
             resume=log.exists(),
-            progress=self.progress,
+            progress=self.context.progress,
         ).to_json()
         inputs = certificate["inputs"]
         return Entry(
@@ -178,7 +179,7 @@ class Bench:
             certify_seconds=round(time.monotonic() - started, 1),
             model=model.sha256,
             command=origin.command,
-            **_place(self.device),
+            **_place(self.context.device),
         )
 
 

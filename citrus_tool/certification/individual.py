@@ -22,6 +22,7 @@ from citrus_tool.bounds.rounding import OUTWARD_INTERVAL, enclose, exact_product
 from citrus_tool.certification.branch import Budget, LabelProof, branch_and_bound
 from citrus_tool.choices import BoundsName, Intermediate
 from citrus_tool.data import Dataset
+from citrus_tool.devices import device_of
 from citrus_tool.errors import DataError
 from citrus_tool.network import INPUT, Network, walk
 from citrus_tool.onnx_io import OnnxRunner
@@ -158,7 +159,7 @@ def clean_stage(
     latter by more than the guard: ties and near ties are lost.
     """
     parts = []
-    device = next(iter(network.state_dict().values())).device if network.state_dict() else torch.device("cpu")
+    device = device_of(network)
     for start in range(0, len(x), FORWARD_BATCH):
         part = slice(start, start + FORWARD_BATCH)
         truth = labels[part].numpy()
@@ -201,7 +202,7 @@ def screen(
         network: float64, evaluation mode; its device is used.
         x: float32 pixels; u is added to them exactly.
     """
-    device = next(iter(network.state_dict().values())).device if network.state_dict() else torch.device("cpu")
+    device = device_of(network)
     seconds = dict.fromkeys(("ibp", "crown", "branch"), 0.0)
     ibp = torch.zeros(len(x), dtype=torch.bool)
     start = time.monotonic()

@@ -120,8 +120,7 @@ def _table(name: str, about: str) -> click.Command:
                     journal=journal,
                     runs=runs,
                     data_root=data_root,
-                    device=context.device,
-                    progress=context.progress,
+                    context=context,
                     certifier=contests.certifier(name, scale, one),
                 )
                 base = f"citrus bench {name} --scale {scale} --data {one.data} --eps {one.eps}"

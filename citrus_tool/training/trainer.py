@@ -31,6 +31,7 @@ from citrus_tool.bounds.crown import crown
 from citrus_tool.bounds.interval import margins
 from citrus_tool.choices.recipe import Recipe
 from citrus_tool.data import Dataset
+from citrus_tool.devices import device_of
 from citrus_tool.errors import CheckFailedError, InterruptedRunError, UsageError
 from citrus_tool.names import differing, meant
 from citrus_tool.network import Network
@@ -420,7 +421,7 @@ def _flat(origin: Mapping[str, Any]) -> dict[str, Any]:
 
 def accuracy(network: Network, data: Dataset, batch_size: int = 500) -> float:
     """Percent of `data` that the network, on its own device, classifies correctly."""
-    device = next(network.parameters()).device
+    device = device_of(network)
     correct = 0
     with torch.no_grad():
         for start in range(0, len(data), batch_size):
@@ -438,7 +439,7 @@ def certified_accuracy(
 
     It picks epochs; the certificate of a run is made elsewhere, on the exported file.
     """
-    device = next(network.parameters()).device
+    device = device_of(network)
     twin = network.frozen(dtype=torch.float64, device=device)
     threat = Threat(eps=eps)
     x, labels = data.pixels(dtype=torch.float64).to(device), data.labels.to(device)

@@ -21,6 +21,7 @@ from citrus_tool.bench.run import Bench, certifier_digest
 from citrus_tool.bounds.interval import margins
 from citrus_tool.choices.recipe import Recipe
 from citrus_tool.choices.settings import CertifySettings
+from citrus_tool.context import RunContext
 from citrus_tool.data import load
 from citrus_tool.errors import InputFileError, InterruptedRunError
 from citrus_tool.progress import Progress, Silent
@@ -68,8 +69,7 @@ def _bench(folder: Path, progress: Progress | None = None) -> Bench:
         journal=folder / "journal.jsonl",
         runs=folder / "runs",
         data_root=None,
-        device="cpu",
-        progress=progress or Silent(),
+        context=RunContext(device="cpu", progress=progress or Silent()),
         certifier=QUICK,
     )
 

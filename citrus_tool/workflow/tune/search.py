@@ -30,7 +30,7 @@ from citrus_tool.workflow.tune.study import distribution, opened, sampler
 
 
 @dataclass(frozen=True, kw_only=True)
-class Search:
+class Tuning:
     """One search: what it is about and where it lives. `run` takes it to its end."""
 
     network: Network

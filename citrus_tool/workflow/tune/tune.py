@@ -23,7 +23,7 @@ from citrus_tool.training import recipes
 from citrus_tool.workflow.recipe_choice import require_no_teacher
 from citrus_tool.workflow.run_folder import save_settings
 from citrus_tool.workflow.tune.front import front
-from citrus_tool.workflow.tune.search import Search
+from citrus_tool.workflow.tune.search import Tuning
 from citrus_tool.workflow.tune.study import require_place
 
 BEST: Final = "best.toml"
@@ -83,7 +83,7 @@ def tune_file(
         raise UsageError("--search distil: an architecture from scratch has no trained network to learn from.")
     require_recipes(recipe, space)
     files.require_writable_folder(run_dir)
-    search = Search(
+    search = Tuning(
         network=network,
         train=train,
         validation=validation,

@@ -1,35 +1,33 @@
-"""The Python API: a Model, and what can be done with it.
-
-    import citrus_tool as citrus
-
-    model = citrus.load("M.onnx")                      # or load(module, input_shape=(3, 32, 32)) of a torch.nn.Module
-    hardened = model.harden((x, y), eps=2 / 255)       # arrays, a data set's name, an .npz file, a folder
-    certificate = hardened.model.certify((x_test, y_test), eps=2 / 255)
-    hardened.model.save("H.onnx")
-
-A facade: everything is computed by `workflow` and `queries`, as the command line does it. `harden`, `certify`, `attack`
-and `evaluate` are also there as functions whose first argument is the model. Results are frozen records that show
-themselves as tables (`repr`, and HTML in a notebook) and have `to_json`.
-"""
+"""A Model, what can be done with it, and how it is loaded."""
 
 from __future__ import annotations
 
 import gzip
 import hashlib
-import math
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypedDict, Unpack, cast, final
+from typing import Any, Unpack, final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
-from citrus_tool.choices import BoundsName, Device, Init, Intermediate, Protocol, Scope, SolverName, Split, TrainOn
+from citrus_tool.api.arguments import (
+    Array,
+    AttackOptions,
+    CertifyOptions,
+    Data,
+    OnProgress,
+    chosen_recipe,
+    judged_data,
+    progress_of,
+    training_data,
+)
+from citrus_tool.choices import Device, Init, Split, TrainOn
 from citrus_tool.choices.recipe import Recipe
 from citrus_tool.choices.settings import AttackSettings, CertifySettings
 from citrus_tool.context import RunContext
@@ -41,17 +39,12 @@ from citrus_tool.onnx_io import OnnxModel, OnnxRunner
 from citrus_tool.onnx_io.module import to_onnx
 from citrus_tool.onnx_io.onnx_file import Source, content, parse
 from citrus_tool.onnx_io.reader import assemble
-from citrus_tool.progress import Progress, Silent
-from citrus_tool.queries import Spec
-from citrus_tool.queries import read as read_query
 from citrus_tool.queries.export import Exported, export_group
-from citrus_tool.queries.verify import Answer, require_names
-from citrus_tool.queries.verify import verify as decide
 from citrus_tool.results.attack import AttackReport
 from citrus_tool.results.certificate import Certificate
 from citrus_tool.results.evaluation import Evaluation, Figures
 from citrus_tool.results.harden import HardenReport
-from citrus_tool.sources import PARITY_SAMPLES, DataChoice, DataSource
+from citrus_tool.sources import PARITY_SAMPLES
 from citrus_tool.tables import Table, Tabular
 from citrus_tool.threat import Threat
 from citrus_tool.training.trainer import OnEpoch
@@ -59,113 +52,6 @@ from citrus_tool.workflow.attack import attack_file
 from citrus_tool.workflow.certify import certify_file
 from citrus_tool.workflow.evaluate import evaluate_file
 from citrus_tool.workflow.harden import harden_file, read_spec
-from citrus_tool.workflow.recipe_choice import choose_recipe
-
-Array = NDArray[Any] | Tensor
-Data = Dataset | str | Path | tuple[Array, Array]
-"""Data to judge on: a Dataset, what --data takes (`digits`, `mnist`, FILE.npz, FOLDER), or arrays (images, labels).
-
-Images are (n, C, H, W), uint8 or floating point in [0, 1]; labels are (n,) whole numbers from 0.
-"""
-
-
-class CertifyOptions(TypedDict, total=False):
-    """The fields of CertifySettings, which has their defaults and meaning; times are in seconds."""
-
-    group_size: int
-    protocol: Protocol
-    scope: Scope
-    bounds: BoundsName
-    intermediate: Intermediate
-    branch_nodes: int
-    branch_seconds: float
-    solver: SolverName
-    time_limit: float
-    threads: int
-    attack_steps: int
-    attack_restarts: int
-    seed: int
-    limit: int | None
-
-
-class AttackOptions(TypedDict, total=False):
-    """The fields of AttackSettings, which has their defaults and meaning."""
-
-    group_size: int | None
-    steps: int
-    restarts: int
-    seed: int
-    limit: int | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """How far a long call has come: `done` of `total` units (None: unknown) of a stage, and a short status."""
-
-    stage: str
-    done: int
-    total: int | None
-    unit: str
-    note: str
-
-
-OnProgress = Callable[[Step], None]
-"""Is called some times a second at most a hundred; must be quick."""
-
-
-@final
-class Calls(Progress):
-    """Turns the library's progress into calls of a function."""
-
-    def __init__(self, function: OnProgress) -> None:
-        self._function = function
-        self._step = Step(stage="", done=0, total=None, unit="", note="")
-
-    def start(self, stage: str, total: int | None, unit: str) -> None:
-        self._step = Step(stage=stage, done=0, total=total, unit=unit, note="")
-        self._function(self._step)
-
-    def advance(self, amount: int = 1, note: str = "") -> None:
-        self._step = replace(self._step, done=self._step.done + amount, note=note or self._step.note)
-        self._function(self._step)
-
-    def finish(self) -> None:
-        return None
-
-
-def _progress(function: OnProgress | None) -> Progress:
-    return Silent() if function is None else Calls(function)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _One:
-    """A single data set as a sources.DataSource: it has the split that it is."""
-
-    dataset: Dataset
-
-    @property
-    def name(self) -> str:
-        return self.dataset.name
-
-    def load(self, split: Split, limit: int | None = None) -> Dataset:
-        return self.dataset if limit is None else self.dataset.take(limit)
-
-
-def _judged(data: Data, split: Split, root: Path | None) -> tuple[DataSource, Split]:
-    """Where to load from, and which split; raises UsageError for what is no data."""
-    if isinstance(data, str | Path):
-        return DataChoice(name=str(data), root=root), split
-    if isinstance(data, tuple) and len(data) == 2:
-        data = Dataset.from_arrays(*data, split=split)
-    if not isinstance(data, Dataset):
-        raise UsageError(
-            f"data is {_kind(data)}; give a Dataset, a name such as 'digits', an .npz file, or (images, labels)."
-        )
-    return _One(dataset=data), cast(Split, data.split)
-
-
-def _kind(value: object) -> str:
-    return f"a {type(value).__name__}" + (f" of {len(value)}" if isinstance(value, tuple) else "")
 
 
 @final
@@ -289,14 +175,14 @@ class Model(Tabular):
         """
         if resume and run_dir is None:
             raise UsageError("resume needs the run_dir of the run to continue.")
-        source = _training(data, seed, data_root)
+        source = training_data(data, seed, data_root)
         paths = [Path(one) for one in ([spec] if isinstance(spec, str | Path) else spec)]
         wanted = read_spec(self, source, paths, seconds=spec_timeout) if paths else None
         if eps is None:
             if wanted is None:
                 raise UsageError("harden needs a radius to train for; give eps, e.g. eps=0.1, or spec.")
             eps = wanted.eps
-        chosen = _recipe(
+        chosen = chosen_recipe(
             recipe, source.name, eps=eps, method=method, epochs=epochs, init=init, train_on=train_on, seed=seed
         )
         with ExitStack() as stack:
@@ -306,7 +192,7 @@ class Model(Tabular):
                 self,
                 source,
                 chosen,
-                RunContext(device=device, run_dir=folder, resume=resume, progress=_progress(on_progress)),
+                RunContext(device=device, run_dir=folder, resume=resume, progress=progress_of(on_progress)),
                 out=target,
                 certify=certify or CertifySettings(limit=1000, seed=seed),
                 target=wanted,
@@ -365,7 +251,7 @@ class Model(Tabular):
             raise UsageError("resume needs the run_dir of the run to continue.")
         if join and run_dir is None:
             raise UsageError("join needs the run_dir that the parts are joined in.")
-        source, split = _judged(data, split, data_root)
+        source, split = judged_data(data, split, data_root)
         return certify_file(
             self,
             source,
@@ -376,7 +262,7 @@ class Model(Tabular):
                 run_dir=None if run_dir is None else Path(run_dir),
                 resume=resume,
                 workers=workers,
-                progress=_progress(on_progress),
+                progress=progress_of(on_progress),
             ),
             split=split,
             proof=None if proof is None else Path(proof),
@@ -408,13 +294,13 @@ class Model(Tabular):
             UsageError: an option makes no sense.
             DataError, InputFileError: data or files are wrong or do not fit the network.
         """
-        source, split = _judged(data, split, data_root)
+        source, split = judged_data(data, split, data_root)
         return attack_file(
             self,
             source,
             Threat(eps=eps, clip=clip, target=target),
             AttackSettings(**options),
-            RunContext(device=device, progress=_progress(on_progress)),
+            RunContext(device=device, progress=progress_of(on_progress)),
             split=split,
         )
 
@@ -439,13 +325,13 @@ class Model(Tabular):
 
         Raises: as `certify`.
         """
-        source, split = _judged(data, split, data_root)
+        source, split = judged_data(data, split, data_root)
         return evaluate_file(
             self,
             source,
             Threat(eps=eps),
             CertifySettings(**settings),
-            RunContext(device=device, progress=_progress(on_progress)),
+            RunContext(device=device, progress=progress_of(on_progress)),
             split=split,
             pgd_steps=pgd_steps,
         )
@@ -462,7 +348,7 @@ class Model(Tabular):
             UsageError: `at_least` is not between 1 and the number of inputs, or gives too many cases.
             DataError, InputFileError: the data does not fit, or the folder cannot be written.
         """
-        source, split = _judged(data, "test", None)
+        source, split = judged_data(data, "test", None)
         dataset = source.load(split)
         model = self.read(dataset)
         target = Path(folder)
@@ -565,84 +451,6 @@ def load(
     return _model(data, path, mean=mean, std=std, input_shape=input_shape)
 
 
-def verify(
-    query: str | Path | Spec,
-    models: Model | Mapping[str, Model],
-    *,
-    seconds: float = math.inf,
-    seed: int = 0,
-    log: Callable[[str], None] = lambda text: None,
-) -> Answer:
-    """Answers a VNN-LIB 1.0 or 2.0 query: `verdict` is SAT (with a witness that onnxruntime confirmed), UNSAT, ...
-
-    Args:
-        query: a file, plain or gzipped, or a query that was read (citrus_tool.queries.read).
-        models: by the query's network names; one Model where the query needs one (copies that are equal-to another
-            network take none). Queries speak of the file's own input: `mean` and `std` of a Model play no part.
-        seconds: wall time, which one step of the work may overrun.
-        seed: of the attack.
-        log: gets progress lines.
-
-    Raises:
-        InputFileError: the query cannot be read.
-        UsageError: names or shapes do not fit.
-    """
-    spec = query if isinstance(query, Spec) else read_query(Path(query))
-    if isinstance(models, Model):
-        models = {network.name: models for network in spec.networks if network.equal_to is None}
-    require_names(spec, models)
-    read = {name: assemble(m.source, input_shape=m.source.input_shape) for name, m in models.items()}
-    return decide(spec, read, seconds=seconds, seed=seed, log=log)
-
-
-def report(
-    *results: Hardened | Certificate | Evaluation | AttackReport | str | Path,
-    out: str | Path,
-    models: Sequence[Model] = (),
-    data_root: Path | None = None,
-    on_progress: OnProgress | None = None,
-) -> tuple[str, ...]:
-    """Writes results as one HTML file that loads nothing from the network; returns what it had to leave out, and why.
-
-    Args:
-        results: what `harden`, `certify`, `evaluate` and `attack` returned; run folders and result files too.
-        out: the page to write.
-        models: networks of the results that lie in no file, or take normalised inputs. Pictures are made by replaying
-            network and data on onnxruntime; data that was given as arrays is not at hand then, so that they are left
-            out.
-        data_root: where named data sets lie.
-
-    Raises:
-        InputFileError: `out` cannot be written, or a file holds no result.
-        CheckFailedError: a replay contradicts a certificate.
-    """
-    from citrus_tool.reports import parse, read, write_report
-    from citrus_tool.reports.data import Origin
-
-    own = [*models, *(result.model for result in results if isinstance(result, Hardened))]
-    normalised = {model.sha256: Origin(mean=model.mean, std=model.std) for model in own}
-    runs = []
-    for result in results:
-        if isinstance(result, str | Path):
-            runs.append(read(Path(result)))
-        elif isinstance(result, Certificate | Evaluation):
-            one = result if isinstance(result, Certificate) else result.certificate
-            content = result.to_json(perturbations=True)
-            runs.append(parse(content, type(result).__name__, origin=normalised.get(one.sha256)))
-        else:
-            record = result.report if isinstance(result, Hardened) else result
-            runs.append(parse(record.to_json(), type(record).__name__))
-    with tempfile.TemporaryDirectory(prefix="citrus-") as folder:
-        files = [model.save(Path(folder) / f"{number}.onnx") for number, model in enumerate(own)]
-        return write_report(runs, Path(out), models=files, root=data_root, progress=_progress(on_progress))
-
-
-harden = Model.harden
-certify = Model.certify
-attack = Model.attack
-evaluate = Model.evaluate
-
-
 def _model(
     data: bytes,
     path: Path,
@@ -659,41 +467,3 @@ def _model(
 
 def _stem(path: Path) -> str:
     return path.name.strip("<>").removesuffix(".gz").removesuffix(".onnx")
-
-
-def _training(data: Splits | str | Path | tuple[Array, Array], seed: int, root: Path | None) -> DataSource:
-    if isinstance(data, Splits):
-        return data
-    if isinstance(data, str | Path):
-        return DataChoice(name=str(data), root=root, seed=seed)
-    if isinstance(data, tuple) and len(data) == 2:
-        return Splits.of(Dataset.from_arrays(*data), seed=seed)
-    raise UsageError(
-        f"data is {_kind(data)}; harden needs training, validation and test data: give a name such as 'digits', an"
-        " .npz file, (images, labels), or Splits."
-    )
-
-
-def _recipe(
-    recipe: str | Recipe | None,
-    data: str,
-    *,
-    eps: float,
-    method: str | None,
-    epochs: int | None,
-    init: Init | None,
-    train_on: TrainOn | None,
-    seed: int,
-) -> Recipe:
-    if not isinstance(recipe, Recipe):
-        changes, defaults = {"method": method, "init": init, "train_on": train_on, "seed": seed}, {"method": "citrus"}
-        return choose_recipe(data, name=recipe, eps=eps, epochs=epochs, changes=changes, defaults=defaults)
-    changed = recipe.with_epochs(epochs) if epochs is not None else recipe
-    return replace(
-        changed,
-        eps=eps,
-        seed=seed,
-        method=method or changed.method,
-        init=init or changed.init,
-        train_on=train_on or changed.train_on,
-    )
