@@ -64,6 +64,14 @@ def test_own_data(tmp_path: Path) -> None:
     assert "largest entry 0.050" in out
 
 
+@pytest.mark.slow
+def test_shapes(tmp_path: Path) -> None:
+    out = run("shapes.py", folder=tmp_path)
+    assert float(out.partition("shapes.onnx: ")[2].split()[0]) > 95
+    assert len(citrus.load_data(str(tmp_path / "shapes.npz"), split="test")) > 590
+    assert citrus.load(tmp_path / "shapes.onnx").num_classes == 4
+
+
 def test_uap_query(tmp_path: Path) -> None:
     out = run("uap_query.py", "q", folder=tmp_path)
     answers = [line for line in out.splitlines() if line.startswith("query: ")]
