@@ -12,7 +12,7 @@ import citrus_tool
 from citrus_tool.training.methods import METHODS
 
 PACKAGE = Path(citrus_tool.__file__).parent
-PACKAGES = ("attacks", "bounds", "certification", "checker", "onnx_io", "queries", "training")
+PACKAGES = ("api", "attacks", "bench", "bounds", "certification", "checker", "data", "onnx_io", "queries", "training")
 HOMES = {home.partition(":")[0].removeprefix("citrus_tool.").replace(".", "/") for home in citrus_tool._HOME.values()}
 FILES = sorted(
     {path for part in PACKAGES for path in (PACKAGE / part).rglob("*.py")}

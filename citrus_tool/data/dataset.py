@@ -210,7 +210,10 @@ def of_arrays(
     name: str,
     split: str,
 ) -> Dataset:
-    """A data set of images x (NCHW; NHWC where that is the only reading) and labels y; `where` starts every error."""
+    """A data set of images x (N, C, H, W), or (N, H, W, C) where that is the only reading, and labels y (N,).
+
+    Raises DataError for arrays out of contract; its text begins with `where`.
+    """
     if x.ndim != 4:
         raise DataError(f"{where}: x has shape {x.shape}; 4 axes (N, C, H, W) are needed.")
     if y.ndim != 1 or len(y) != len(x):

@@ -32,7 +32,10 @@ def decode(path: Path, mode: str, size: tuple[int, int] | None) -> Array:
 
 
 def read_folder(path: Path, split: Split, seed: int) -> Dataset:
-    """One sub-folder a class, in sorted order of names; all images of one size, grey or RGB."""
+    """One split of a folder with a sub-folder a class, in sorted order of names; all images of one size, grey or RGB.
+
+    Raises DataError for a folder without images, one that cannot be read, or sizes that differ.
+    """
     from PIL import Image
 
     classes = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))

@@ -15,7 +15,10 @@ from citrus_tool.files import near
 
 
 def read_npz(path: Path, split: Split, seed: int) -> Dataset:
-    """x (NCHW; NHWC where that is the only reading) and y of an .npz file; `layout`, `num_classes`, `class_names`."""
+    """One split of an .npz file of x (as `of_arrays`) and y; it may say `layout`, `num_classes` and `class_names`.
+
+    Raises DataError for a file that cannot be read or is out of contract.
+    """
     try:
         with np.load(path, allow_pickle=False) as archive:
             entries = {name: archive[name] for name in archive.files}
