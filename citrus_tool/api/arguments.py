@@ -123,7 +123,7 @@ def judged_data(data: Data, split: Split, root: Path | None) -> tuple[DataSource
 
 
 def training_data(data: Splits | str | Path | tuple[Array, Array], seed: int, root: Path | None) -> DataSource:
-    """Where all splits come from; arrays are images (N, C, H, W) and labels (N,). Raises UsageError for anything else."""
+    """Where all splits come from; arrays are images (N, C, H, W) and labels (N,). Raises UsageError for others."""
     if isinstance(data, Splits):
         return data
     if isinstance(data, str | Path):

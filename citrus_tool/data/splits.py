@@ -66,7 +66,7 @@ def split_of(whole: Dataset, split: Split, seed: int) -> Dataset:
 
 
 def stratified(labels: Array, shares: tuple[float, float], seed: int) -> dict[str, Array]:
-    """Shuffled indices (n,) of train and validation (`shares` of every class of labels (N,), rounded) and test (the rest)."""
+    """Shuffled indices (n,) of train and validation (`shares` of each class of labels (N,), rounded) and test."""
     order = np.random.default_rng(seed).permutation(len(labels))
     by_class = [order[labels[order] == c] for c in np.unique(labels)]
     cuts = [(round(len(i) * shares[0]), round(len(i) * (shares[0] + shares[1]))) for i in by_class]
