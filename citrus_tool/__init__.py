@@ -12,8 +12,9 @@ What most users need is in `citrus_tool.api`; the rest are the parts that it is 
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from citrus_tool.names import on_first_use
 
 __version__ = "0.2.0"
 
@@ -135,12 +136,7 @@ __all__ = [
     "write_report",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'citrus_tool' has no attribute {name!r}")
-    module, _, there = _HOME[name].partition(":")
-    return getattr(importlib.import_module(module), there or name)
+__getattr__ = on_first_use(__name__, _HOME)
 
 
 def __dir__() -> list[str]:

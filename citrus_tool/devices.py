@@ -1,7 +1,9 @@
-"""Where tensors live: the words of --device, and the device of a network."""
+"""Where tensors live: the words of --device, the device of a network, and whether a GPU may round products to TF32."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Literal
 
@@ -32,3 +34,14 @@ def resolved(context: RunContext) -> RunContext:
 def device_of(network: nn.Module) -> torch.device:
     """Where the network's tensors lie; the CPU for one that has none."""
     return next((tensor.device for tensor in network.state_dict().values()), torch.device("cpu"))
+
+
+@contextmanager
+def tf32(*, allowed: bool) -> Iterator[None]:
+    """Inside the block float32 products on a GPU may (or must not) be rounded to TF32; the setting returns after it."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before

@@ -1,9 +1,10 @@
-"""What a mistyped name may have meant, and in what two runs differ."""
+"""What a mistyped name may have meant, in what two runs differ, and names that are loaded on first use."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+import importlib
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 
@@ -24,3 +25,18 @@ def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     Fields are looked at in the order of `now`, then those that only `before` has.
     """
     return next((name for name in {**now, **before} if before.get(name) != now.get(name)), None)
+
+
+def on_first_use(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
+    """The `__getattr__` of a package that stays quick to import: loads a name from its home when it is first asked for.
+
+    Homes are modules, `module:name` where the name is another one there.
+    """
+
+    def load(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        module, _, there = homes[name].partition(":")
+        return getattr(importlib.import_module(module), there or name)
+
+    return load

@@ -44,7 +44,7 @@ def shared_models() -> Path:
 @pytest.fixture(scope="session")
 def data_root() -> Callable[[str], Path]:
     """Finds the root of a named data set; skips when it is neither in CITRUS_DATA nor in ../shared/data."""
-    from citrus_tool.data import locate
+    from citrus_tool.data.lookup import locate
 
     def find(name: str) -> Path:
         candidates = [Path(os.environ["CITRUS_DATA"])] if "CITRUS_DATA" in os.environ else []

@@ -84,10 +84,10 @@ def test_bounds() -> None:
 def test_every_method_trains_and_resumes(tmp_path: Path, method: str) -> None:
     train, validation = load("digits", split="train").take(200), load("digits", split="validation").take(50)
     network, recipe = architectures.build("convtiny", (1, 8, 8), 10), dataclasses.replace(RECIPE, method=method)
-    result = trainer.fit(network, train, validation, recipe, run_dir=tmp_path, device="cuda")
+    result = trainer.fit(network, train, validation, recipe, RunContext(run_dir=tmp_path, device="cuda"))
     assert result.history[-1]["validation_standard_accuracy"] >= 0
     assert all(parameter.device.type == "cpu" for parameter in result.network.parameters())
-    again = trainer.fit(network, train, validation, recipe, run_dir=tmp_path, resume=True, device="cuda")
+    again = trainer.fit(network, train, validation, recipe, RunContext(run_dir=tmp_path, resume=True, device="cuda"))
     assert again.best_epoch == result.best_epoch
 
 

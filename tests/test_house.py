@@ -200,6 +200,7 @@ def test_public_names_are_declared_alike_for_type_checkers_and_at_run_time() -> 
         for node in ast.walk(tree)
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("citrus_tool")
         for alias in node.names
+        if alias.asname
     }
     assert declared == citrus_tool._HOME
     assert set(citrus_tool.__all__) == {"__version__", *declared}

@@ -123,7 +123,7 @@ def judged_data(data: Data, split: Split, root: Path | None) -> tuple[DataSource
 
 
 def training_data(data: Splits | str | Path | tuple[Array, Array], seed: int, root: Path | None) -> DataSource:
-    """Where all splits come from; raises UsageError for what is no training data."""
+    """Where all splits come from; arrays are images (N, C, H, W) and labels (N,). Raises UsageError for others."""
     if isinstance(data, Splits):
         return data
     if isinstance(data, str | Path):
@@ -151,7 +151,7 @@ def chosen_recipe(
     train_on: TrainOn | None,
     seed: int,
 ) -> Recipe:
-    """The recipe that `harden` is asked for: what is None stays as the recipe has it."""
+    """The recipe that `harden` is asked for, at eps in pixel space: what is None stays as the recipe has it."""
     if not isinstance(recipe, Recipe):
         changes, defaults = {"method": method, "init": init, "train_on": train_on, "seed": seed}, {"method": "citrus"}
         return choose_recipe(data, name=recipe, eps=eps, epochs=epochs, changes=changes, defaults=defaults)

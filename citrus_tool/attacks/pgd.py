@@ -6,8 +6,7 @@ Differs from the paper in: (1) the step shrinks on a schedule, as in SABR (Muell
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from torch.nn import functional as F
 
 from citrus_tool.choices.recipe import SABR_STEPS, StepSchedule
 from citrus_tool.convolution import conv2d
+from citrus_tool.devices import tf32
 from citrus_tool.network import CONCRETE, Network, Rules, walk
 
 
@@ -45,7 +45,7 @@ def pgd(
         v = torch.zeros_like(x)
     else:
         v = (torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device) * 2 - 1) * size
-    with _tf32(x.device):
+    with tf32(allowed=True) if x.is_cuda else nullcontext():
         for fraction in step_size.sizes(steps):
             v.requires_grad_(True)
             with torch.enable_grad(), torch.autocast(x.device.type, dtype=dtype, enabled=dtype is not None):
@@ -53,20 +53,6 @@ def pgd(
             (gradient,) = torch.autograd.grad(loss, v)
             v = torch.clamp(v.detach().addcmul_(gradient.sign_(), size, value=fraction), -size, size)
     return v
-
-
-@contextmanager
-def _tf32(device: torch.device) -> Iterator[None]:
-    """TF32 matrix products on CUDA inside the block; the caller's setting afterwards."""
-    if device.type != "cuda":
-        yield
-        return
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 def _constant(value: Tensor | None) -> Tensor | None:

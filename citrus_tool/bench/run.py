@@ -123,16 +123,8 @@ class Bench:
         network = architectures.build(
             contest.architecture, train.shape, train.num_classes, seed=job.seed, normalisation=contest.normalisation
         )
-        return trainer.fit(
-            network,
-            train,
-            validation,
-            job.recipe,
-            run_dir=folder,
-            resume=checkpoint.exists(folder),
-            device=self.context.device,
-            progress=self.context.progress,
-        )
+        context = dataclasses.replace(self.context, run_dir=folder, resume=checkpoint.exists(folder))
+        return trainer.fit(network, train, validation, job.recipe, context)
 
     def run_published(self, contest: Contest, published: Published, models: Path, command: str) -> bool:
         """Judges a file of the folder `models` unless the journal has it; raises InputFileError when it is absent."""

@@ -9,14 +9,15 @@ values, is therefore off by at most gamma(n) (s |z|_inf + b), a number per sampl
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from citrus_tool.bounds.interval import INTERVAL, batch_norm_affine, final_margins
+from citrus_tool.devices import tf32
 from citrus_tool.network import Add, Affine, Concat, Network, Pad, Reshape, Rules, Slice, Transpose
 from citrus_tool.threat import Box
 
@@ -64,17 +65,9 @@ def widen(box: Box) -> Box:
     )
 
 
-@contextmanager
-def exact_products() -> Iterator[None]:
+def exact_products() -> AbstractContextManager[None]:
     """Switches TF32 off for matrix products and cuDNN, so that a float32 product is one; restores the settings."""
-    matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = matmul
-        torch.backends.cudnn.allow_tf32 = cudnn
+    return tf32(allowed=False)
 
 
 class Gain(NamedTuple):

@@ -28,7 +28,7 @@ from citrus_tool.certification.proof import GroupProof
 from citrus_tool.certification.selection import selected
 from citrus_tool.certification.setup import Setup
 from citrus_tool.choices.settings import CertifySettings
-from citrus_tool.context import RunContext
+from citrus_tool.context import ON_CPU, RunContext
 from citrus_tool.data import Dataset
 from citrus_tool.engines.processes import More, spread
 from citrus_tool.errors import InputFileError, InterruptedRunError, UsageError
@@ -37,7 +37,6 @@ from citrus_tool.results.certificate import Certificate, GroupResult
 from citrus_tool.results.journal import Journal, open_journal
 from citrus_tool.threat import Threat
 
-ON_CPU: Final = RunContext(device="cpu")
 PROVER: Final = 2
 """Raised when results of the procedure before are no longer to be mixed with those of today's, or were wrong."""
 

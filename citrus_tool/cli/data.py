@@ -9,6 +9,7 @@ import click
 from citrus_tool.choices import DATA_NAMES, SPLITS
 from citrus_tool.cli import options, terminal
 from citrus_tool.cli.gathered import Outputs, gathered
+from citrus_tool.data.lookup import locate
 
 
 @click.group()
@@ -35,8 +36,6 @@ def list_(data_root: Path | None, outputs: Outputs) -> None:
     Example:
       citrus data list --data-root ~/datasets
     """
-    from citrus_tool.data import locate
-
     sources = [locate(name, data_root) for name in DATA_NAMES]
     rows = []
     for source in sources:

@@ -5,8 +5,9 @@ The names are loaded on first use: `citrus_tool` imports this folder, and must s
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from citrus_tool.names import on_first_use
 
 if TYPE_CHECKING:
     from citrus_tool.reports.data import Reported as Reported
@@ -14,10 +15,12 @@ if TYPE_CHECKING:
     from citrus_tool.reports.data import read as read
     from citrus_tool.reports.write import write_report as write_report
 
-_HOME = {"Reported": "data", "parse": "data", "read": "data", "write_report": "write"}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'citrus_tool.report' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__ = on_first_use(
+    __name__,
+    {
+        "Reported": "citrus_tool.reports.data",
+        "parse": "citrus_tool.reports.data",
+        "read": "citrus_tool.reports.data",
+        "write_report": "citrus_tool.reports.write",
+    },
+)

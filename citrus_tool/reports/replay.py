@@ -19,6 +19,7 @@ from citrus_tool import data, onnx_io
 from citrus_tool.certification.individual import held
 from citrus_tool.choices import SPLITS, Split
 from citrus_tool.data import Dataset
+from citrus_tool.data.named import CLASS_NAMES
 from citrus_tool.errors import CheckFailedError, CitrusError, InputFileError
 from citrus_tool.onnx_io import Inspection, OnnxRunner
 from citrus_tool.reports.data import Certified
@@ -95,7 +96,7 @@ def replay(run: Certified, *, models: Sequence[Path] = (), root: Path | None = N
         missing=tuple(missing),
         onnxruntime=version,
         together=together,
-        class_names=data.CLASS_NAMES.get(run.certificate.data, ()) if dataset is None else dataset.class_names,
+        class_names=CLASS_NAMES.get(run.certificate.data, ()) if dataset is None else dataset.class_names,
     )
 
 

@@ -37,7 +37,7 @@ class SpecVerdict:
 class HardenReport(Tabular):
     """The result of `harden`: where the new file is, how training went, and the figures before and after.
 
-    `spec` has an entry for each property that was trained for.
+    `eps` is in pixel space; `spec` has an entry for each property that was trained for.
     """
 
     model: Path

@@ -170,7 +170,9 @@ def _result(path: Path, number: int, content: Mapping[str, Any]) -> GroupResult:
     try:
         return GroupResult.from_json(content, Place(where="", remedy=""))
     except InputFileError as error:
-        raise InputFileError(f"{path}, line {number}: is damaged ({error}); remove the file to start again.") from None
+        name, missing, _ = str(error).partition(" is missing")
+        reason = repr(name) if missing else name
+        raise InputFileError(f"{path}, line {number}: is damaged ({reason}); remove the file to start again.") from None
 
 
 def certificate_of(path: Path, model: str, data: str) -> tuple[Certificate, Mapping[str, Any]] | None:

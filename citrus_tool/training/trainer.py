@@ -20,7 +20,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,13 +28,14 @@ from torch import Tensor
 from citrus_tool import files
 from citrus_tool.bounds.crown import crown
 from citrus_tool.bounds.interval import margins
+from citrus_tool.bounds.rounding import exact_products
 from citrus_tool.choices.recipe import Recipe
+from citrus_tool.context import ON_CPU, RunContext
 from citrus_tool.data import Dataset
-from citrus_tool.devices import device_of
+from citrus_tool.devices import device_of, resolve_device
 from citrus_tool.errors import CheckFailedError, InterruptedRunError, UsageError
 from citrus_tool.names import differing, meant
 from citrus_tool.network import Network
-from citrus_tool.progress import Progress, Silent
 from citrus_tool.threat import Threat
 from citrus_tool.training import checkpoint, schedule, shi
 from citrus_tool.training.batches import Feed, generator_for, training_images
@@ -83,11 +83,8 @@ def fit(
     train: Dataset,
     validation: Dataset,
     recipe: Recipe,
+    context: RunContext = ON_CPU,
     *,
-    run_dir: Path | None = None,
-    resume: bool = False,
-    device: str = "cpu",
-    progress: Progress | None = None,
     on_epoch: OnEpoch | None = None,
     enough: Callable[[Mapping[str, Any]], bool] | None = None,
 ) -> TrainResult:
@@ -99,9 +96,9 @@ def fit(
     validation_certified_accuracy in percent (None where not measured).
 
     Args:
-        run_dir: receives a checkpoint after every epoch and on Ctrl-C; None keeps nothing.
-        resume: continue from run_dir's checkpoint; recipe, data and network must be the ones it began with.
-        device: "cpu" or "cuda"; the data set must fit in its memory.
+        context: its run_dir receives a checkpoint after every epoch and on Ctrl-C; its resume continues from that
+            checkpoint, where recipe, data and network must be the ones it began with; the data set must fit in its
+            device's memory.
         on_epoch: gets every epoch's entry as it is made (a resumed run: from where it goes on).
         enough: is asked with the history's entry of every validated epoch at full eps (after a resume again with the
             last one); True ends the run there, with the best epoch so far.
@@ -117,23 +114,13 @@ def fit(
         data.require_classifier(network.input_shape, network.num_classes, "the network")
     if len(train) < recipe.group_size:
         raise UsageError(f"{len(train)} training inputs make no group of {recipe.group_size}; use more data.")
-    if run_dir is None and resume:
+    run_dir = context.run_dir
+    if run_dir is None and context.resume:
         raise UsageError("resume needs the run folder of the run to continue; give --run-dir.")
-    run = _Run(
-        network=network,
-        train=train,
-        validation=validation,
-        recipe=recipe,
-        methods=methods_of(recipe),
-        device=_device(device),
-        run_dir=run_dir,
-        progress=progress or Silent(),
-        on_epoch=on_epoch,
-        enough=enough or (lambda entry: False),
-    )
+    run = _Training(network, train, validation, recipe, context, on_epoch, enough or (lambda entry: False))
     if run_dir is not None:
         files.require_writable_folder(run_dir)
-        if resume:
+        if context.resume:
             run.restore(checkpoint.load(run_dir))
         elif checkpoint.exists(run_dir):
             raise UsageError(f"run folder {run_dir} already holds a run; add --resume or choose another --run-dir.")
@@ -157,6 +144,8 @@ def methods_of(recipe: Recipe) -> tuple[Method, Method]:
 
 
 def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device(resolve_device("auto"))
     if name not in ("cpu", "cuda"):
         raise UsageError(f"device {name!r} is unknown; use cpu or cuda.")
     if name == "cuda" and not torch.cuda.is_available():
@@ -177,40 +166,38 @@ class _Position:
     epoch_seconds: float = 0.0
 
 
-class _Run:
-    """One run's working state. `finish` takes it to its end from wherever it stands."""
+class _Training:
+    """One training's working state. `finish` takes it to its end from wherever it stands."""
 
     def __init__(
         self,
-        *,
         network: Network,
         train: Dataset,
         validation: Dataset,
         recipe: Recipe,
-        methods: tuple[Method, Method],
-        device: torch.device,
-        run_dir: Path | None,
-        progress: Progress,
+        context: RunContext,
         on_epoch: OnEpoch | None,
         enough: Callable[[Mapping[str, Any]], bool],
     ) -> None:
-        self.recipe, self.device, self.run_dir, self.progress = recipe, device, run_dir, progress
+        self.methods, self.device = methods_of(recipe), _device(context.device)
+        self.recipe, self.run_dir, self.progress = recipe, context.run_dir, context.progress
         self.on_epoch, self.validation, self.enough = on_epoch, validation, enough
-        self.feed = Feed.of(training_images(train, validation, recipe), recipe, device)
+        self.feed = Feed.of(training_images(train, validation, recipe), recipe, self.device)
         self.origin = {
             "recipe": recipe.to_json(),
             "train data": train.sha256(),
             "validation data": validation.sha256(),
             "network": fingerprint(network),
         }
-        self.network = copy.deepcopy(network).to(device=device, dtype=torch.float32).eval()
+        self.network = copy.deepcopy(network).to(device=self.device, dtype=torch.float32).eval()
         if recipe.init == "shi":
             cpu = copy.deepcopy(network).to(dtype=torch.float32)
             shi.initialise(cpu, generator_for(torch.device("cpu"), recipe.seed, "init"))
             self.network.load_state_dict(cpu.state_dict())
-        teacher = copy.deepcopy(network).to(device=device, dtype=torch.float32).eval() if recipe.distil > 0 else None
-        self.methods = methods
-        self.stepper = Stepper(self.network, recipe, methods[1], teacher)
+        teacher = (
+            copy.deepcopy(network).to(device=self.device, dtype=torch.float32).eval() if recipe.distil > 0 else None
+        )
+        self.stepper = Stepper(self.network, recipe, self.methods[1], teacher)
         self.judged = copy.deepcopy(self.network) if recipe.average > 0 else self.network
         self.best: dict[str, Tensor] = {}
         self.sums: dict[str, Tensor] = {}
@@ -222,7 +209,7 @@ class _Run:
         done = self.at.epoch * batches + self.at.batch
         if done:
             self.progress.advance(done, "resumed")
-        with _interruption() as interrupted, _exact_boxes(self.device):
+        with _interruption() as interrupted, exact_products():  # the attack allows TF32 for itself
             while not self._ended():
                 started = time.monotonic()
                 completed = self._epoch(interrupted)
@@ -369,14 +356,8 @@ class _Run:
         """Takes over a checkpoint of the same run; raises UsageError naming the first field that differs."""
         before = saved.state["origin"]
         _require_same({**before, "recipe": {**_DEFAULTS, **before["recipe"]}}, self.origin, str(self.run_dir))
-        parts: dict[str, dict[str, Tensor]] = {
-            "network": {},
-            "best": {},
-            "sums": {},
-            "adam": {},
-            "carried": {},
-            "average": {},
-        }
+        names = ("network", "best", "sums", "adam", "carried", "average")
+        parts: dict[str, dict[str, Tensor]] = {name: {} for name in names}
         for name, tensor in saved.tensors.items():
             part, _, rest = name.partition(".")
             parts[part][rest] = tensor
@@ -475,20 +456,6 @@ def _interruption() -> Iterator[Callable[[], bool]]:
         yield raised.is_set
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def _exact_boxes(device: torch.device) -> Iterator[None]:
-    """Float32 products on CUDA without TF32 inside the block; the attack switches it on for itself."""
-    if device.type != "cuda":
-        yield
-        return
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 def _duration(seconds: float) -> str:

@@ -105,10 +105,11 @@ def harden_file(
         train,
         validation,
         recipe,
-        run_dir=run_dir if keep_checkpoints else None,
-        resume=context.resume and checkpoint.exists(run_dir),  # a run that was stopped before training has none yet
-        device=context.device,
-        progress=progress,
+        dataclasses.replace(
+            context,
+            run_dir=run_dir if keep_checkpoints else None,
+            resume=context.resume and checkpoint.exists(run_dir),  # one that was stopped before training has none yet
+        ),
         on_epoch=on_epoch,
     )
     trained = result.network

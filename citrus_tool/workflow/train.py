@@ -36,17 +36,7 @@ def train_file(
     require_no_teacher(recipe)
     require_outputs(out, run_dir, fresh=not context.resume)
     save_settings(run_dir, context.effective)
-    result = trainer.fit(
-        network,
-        train,
-        validation,
-        recipe,
-        run_dir=run_dir,
-        resume=context.resume,
-        device=context.device,
-        progress=progress,
-        on_epoch=on_epoch,
-    )
+    result = trainer.fit(network, train, validation, recipe, context, on_epoch=on_epoch)
     model = onnx_io.export(onnx_io.fold_batch_norm(result.network), out, metadata=metadata(recipe, choice))
     accuracy = standard_accuracy(model, test, context, stage="test")
     progress.finish()

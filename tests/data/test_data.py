@@ -17,7 +17,8 @@ from PIL import Image
 import citrus_tool
 from citrus_tool import data
 from citrus_tool.choices import SPLITS, Split
-from citrus_tool.data import Dataset, load, locate
+from citrus_tool.data import Dataset, load, named
+from citrus_tool.data.lookup import locate
 from citrus_tool.errors import DataError, UsageError
 
 
@@ -379,7 +380,7 @@ def test_tinyimagenet_is_read_and_cached(tmp_path: Path, monkeypatch: pytest.Mon
     def fail(*_: object) -> None:
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr(data, "_decode", fail)
+    monkeypatch.setattr(named, "decode", fail)
     assert load("tinyimagenet", split="train", root=tmp_path).sha256() == train.sha256()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import signal
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from citrus_tool import architectures
 from citrus_tool.choices.recipe import Recipe
+from citrus_tool.context import RunContext
 from citrus_tool.data import Dataset, load
 from citrus_tool.errors import CheckFailedError, DataError, InputFileError, InterruptedRunError, UsageError
 from citrus_tool.network import Network, Reshape, chain
@@ -20,7 +22,7 @@ from citrus_tool.progress import Progress
 from citrus_tool.training import checkpoint, trainer
 from citrus_tool.training.method import LossParts, Method
 from citrus_tool.training.methods import METHODS
-from citrus_tool.training.trainer import accuracy, certified_accuracy, fit
+from citrus_tool.training.trainer import accuracy, certified_accuracy
 
 RECIPE = Recipe(
     eps=0.05,
@@ -55,6 +57,19 @@ def _network(seed: int = 0) -> Network:
 
 TRAIN, VALIDATION = _data(47), _data(20, seed=1, split="validation")
 BATCHES = 4  # 45 of 47 inputs make groups of 3; 12 a batch
+
+
+def fit(
+    network: Network,
+    train: Dataset,
+    validation: Dataset,
+    recipe: Recipe,
+    enough: Callable[[Mapping[str, Any]], bool] | None = None,
+    **run: Any,
+) -> trainer.TrainResult:
+    """A run on the CPU; `run` are fields of its context."""
+    context = RunContext(**{"device": "cpu", **run})
+    return trainer.fit(network, train, validation, recipe, context, enough=enough)
 
 
 class _Recorder(Progress):

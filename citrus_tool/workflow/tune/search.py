@@ -154,17 +154,9 @@ class Tuning:
             return hopeless(_validation(entry, recipe), comparable)
 
         stage = f"trial {begun.number + 1}/{self.settings.trials}: "
-        result = trainer.fit(
-            self.network,
-            self.train,
-            self.validation,
-            recipe,
-            run_dir=folder,
-            resume=checkpoint.exists(folder),
-            device=self.device,
-            progress=Staged(self.progress, stage),
-            enough=enough,
-        )
+        context = RunContext(device=self.device, progress=Staged(self.progress, stage))
+        kept = dataclasses.replace(context, run_dir=folder, resume=checkpoint.exists(folder))
+        result = trainer.fit(self.network, self.train, self.validation, recipe, kept, enough=enough)
         judged = [e for e in result.history if e["phase"] == "full" and e["validation_standard_accuracy"] is not None]
         begun = dataclasses.replace(
             begun,
@@ -191,7 +183,7 @@ class Tuning:
             self.validation,
             threat,
             settings,
-            RunContext(device=self.device, progress=Staged(self.progress, stage)),
+            context,
         ).to_json()
         best = result.history[result.best_epoch - 1]
         return dataclasses.replace(
