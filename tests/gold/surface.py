@@ -16,7 +16,8 @@ def signature(thing: object) -> str:
         text = str(inspect.signature(thing))  # type: ignore[arg-type]
     except (TypeError, ValueError):
         return "?"
-    return re.sub(r"\b(?:\w+\.)+(\w+)", r"\1", text)  # modules may move
+    text = re.sub(r" at 0x[0-9a-f]+", "", text)  # of functions that are defaults
+    return re.sub(r"\b(?:[A-Za-z_]\w*\.)+(\w+)", r"\1", text)  # modules may move
 
 
 def described(name: str) -> object:
