@@ -38,9 +38,9 @@ from citrus_tool.threat import Box, parse_eps
 from citrus_tool.training.adversarial import attack
 from citrus_tool.training.citrus import centres
 from citrus_tool.training.crown_ibp import crown_margins
+from citrus_tool.training.interval_margins import box_margins, robust_cross_entropy, uniform_box
 from citrus_tool.training.kcp import common_attack
 from citrus_tool.training.method import Batch
-from citrus_tool.training.training_boxes import box_margins, robust_cross_entropy, uniform_box
 
 GROUP = 5
 

@@ -32,7 +32,7 @@ from citrus_tool.threat import Threat
 from citrus_tool.training import schedule
 from citrus_tool.training.method import Batch
 from citrus_tool.training.methods import METHODS
-from citrus_tool.training.optimiser_step import Stepper
+from citrus_tool.training.optimiser import Optimiser
 
 EPS, TAU, GROUP = 0.1, 0.04, 5
 Shape = tuple[int, int, int]
@@ -85,11 +85,11 @@ def stepper_of(method: str, recipe: Recipe, options: argparse.Namespace, shape: 
     """One optimiser step of `method` on random images."""
     where = torch.device(options.device)
     network = architectures.build(options.architecture, shape, 10).to(where)
-    stepper = Stepper(network, recipe, METHODS[method])
+    optimiser = Optimiser(network, recipe, METHODS[method])
     point, generator = schedule.at(recipe, 0, 0, 1), torch.Generator(where).manual_seed(0)
     x, labels = torch.rand(recipe.batch_size, *shape), torch.randint(0, 10, (recipe.batch_size,))
     batch = Batch(x=x.to(where), labels=labels.to(where))
-    return lambda: stepper.step(batch, point, generator)
+    return lambda: optimiser.step(batch, point, generator)
 
 
 def main() -> None:

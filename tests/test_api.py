@@ -84,7 +84,7 @@ def test_a_module_is_read_as_it_computes(mean: tuple[float] | None, std: tuple[f
 
 
 def test_loading_a_module_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
-    """Torch's words about its exporters are not the user's concern (onnx_io/module.py)."""
+    """Torch's words about its exporters are not the user's concern (onnx_io/torch_module.py)."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         citrus.load(Residual(), input_shape=(1, 8, 8))

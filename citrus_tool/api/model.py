@@ -36,9 +36,9 @@ from citrus_tool.errors import UsageError
 from citrus_tool.files import require_writable_folder, write_bytes
 from citrus_tool.network import Network
 from citrus_tool.onnx_io import OnnxModel, OnnxRunner
-from citrus_tool.onnx_io.module import to_onnx
-from citrus_tool.onnx_io.onnx_file import Source, content, parse
+from citrus_tool.onnx_io.onnx_file import OnnxFile, content, parse
 from citrus_tool.onnx_io.reader import assemble
+from citrus_tool.onnx_io.torch_module import to_onnx
 from citrus_tool.queries.export import Exported, export_group
 from citrus_tool.results.attack import AttackReport
 from citrus_tool.results.certificate import Certificate
@@ -68,7 +68,7 @@ class Model(Tabular):
     """
 
     content: bytes
-    source: Source
+    source: OnnxFile
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
     onnx: OnnxModel

@@ -15,10 +15,10 @@ from citrus_tool.data import Dataset
 from citrus_tool.network import Network
 from citrus_tool.progress import Progress, Silent
 from citrus_tool.training.adversarial import attack
-from citrus_tool.training.batches import Feed, generator_for
+from citrus_tool.training.batches import TrainingSet, generator_for
 from citrus_tool.training.citrus import centres
+from citrus_tool.training.interval_margins import box_margins, robust_cross_entropy, uniform_box
 from citrus_tool.training.method import Batch
-from citrus_tool.training.training_boxes import box_margins, robust_cross_entropy, uniform_box
 
 
 def own_and_others(network: Network, batch: Batch, v: Tensor, tau: float, recipe: Recipe) -> tuple[Tensor, Tensor]:
@@ -42,12 +42,12 @@ def last_epoch(
     """
     where, progress = torch.device(device), progress or Silent()
     network = network.frozen(dtype=torch.float32, device=where)
-    feed, epoch = Feed.of(train, recipe, where), recipe.epochs - 1
-    order, tau = feed.order(epoch), recipe.tau_ratio * recipe.eps
+    training_set, epoch = TrainingSet.of(train, recipe, where), recipe.epochs - 1
+    order, tau = training_set.order(epoch), recipe.tau_ratio * recipe.eps
     sums, inputs = torch.zeros(3, dtype=torch.float64, device=where), 0
-    progress.start("box losses", feed.batches, "batch")
-    for index in range(feed.batches):
-        batch = feed.batch(order, epoch, index)
+    progress.start("box losses", training_set.batches, "batch")
+    for index in range(training_set.batches):
+        batch = training_set.batch(order, epoch, index)
         generator = generator_for(where, recipe.seed, "method", epoch, index)
         v = attack(network, batch, recipe.eps - tau, recipe, generator)
         own, others = own_and_others(network, batch, v, tau, recipe)

@@ -7,8 +7,8 @@ from pathlib import Path
 from citrus_tool.choices import DATA_NAMES, SPLITS, Split
 from citrus_tool.data.dataset import Dataset
 from citrus_tool.data.images import read_folder
-from citrus_tool.data.lookup import PUBLISHED
-from citrus_tool.data.named import read_digits, read_published
+from citrus_tool.data.lookup import DOWNLOADS
+from citrus_tool.data.named import read_digits, read_downloaded
 from citrus_tool.data.npz import read_npz
 from citrus_tool.errors import UsageError
 from citrus_tool.names import meant
@@ -32,8 +32,8 @@ def load(name: str, *, split: Split, root: Path | None = None, seed: int = 0, li
         raise UsageError(f"limit is {limit}; it must be at least 1.")
     if name == "digits":
         data = read_digits(split, seed)
-    elif name in PUBLISHED:
-        data = read_published(name, split, root, seed)
+    elif name in DOWNLOADS:
+        data = read_downloaded(name, split, root, seed)
     elif Path(name).suffix == ".npz":
         data = read_npz(Path(name), split, seed)
     elif Path(name).is_dir():

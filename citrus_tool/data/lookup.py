@@ -26,7 +26,7 @@ class Location:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Published:
+class Download:
     """A data set to be fetched: its possible folders under a root, a file that must be there, how to get it."""
 
     folders: tuple[str, ...]
@@ -52,13 +52,13 @@ def locate(name: str, root: Path | None = None) -> Location:
     """Looks for a named data set (choices.DATA_NAMES) without reading it."""
     if name == "digits":
         return Location(name=name, found=None, searched=(), how="It comes with citrus.", embedded=True)
-    published = PUBLISHED[name]
+    download = DOWNLOADS[name]
     searched = roots(root)
     for base in searched:
-        for folder in (base / part for part in published.folders):
-            if any((folder / f"{published.marker}{suffix}").exists() for suffix in ("", ".gz")):
-                return Location(name=name, found=folder, searched=searched, how=published.how)
-    return Location(name=name, found=None, searched=searched, how=published.how)
+        for folder in (base / part for part in download.folders):
+            if any((folder / f"{download.marker}{suffix}").exists() for suffix in ("", ".gz")):
+                return Location(name=name, found=folder, searched=searched, how=download.how)
+    return Location(name=name, found=None, searched=searched, how=download.how)
 
 
 _ELSEWHERE = "and pass --data-root ROOT (or set CITRUS_DATA)."
@@ -66,12 +66,12 @@ _TORCHVISION = (
     "on a machine with internet run python -c \"import torchvision; torchvision.datasets.{}('ROOT', download=True)\" "
     + _ELSEWHERE
 )
-PUBLISHED = {
-    "mnist": Published(
+DOWNLOADS = {
+    "mnist": Download(
         folders=("MNIST/raw", "mnist", "."), marker="t10k-images-idx3-ubyte", how=_TORCHVISION.format("MNIST")
     ),
-    "cifar10": Published(folders=("cifar-10-batches-py", "."), marker="test_batch", how=_TORCHVISION.format("CIFAR10")),
-    "tinyimagenet": Published(
+    "cifar10": Download(folders=("cifar-10-batches-py", "."), marker="test_batch", how=_TORCHVISION.format("CIFAR10")),
+    "tinyimagenet": Download(
         folders=("tiny-imagenet-200", "."),
         marker="wnids.txt",
         how=f"on a machine with internet fetch Stanford's tiny-imagenet-200.zip, unpack it into ROOT {_ELSEWHERE}",

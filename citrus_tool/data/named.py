@@ -20,7 +20,7 @@ import torch
 from citrus_tool.choices import DATA_NAMES, Split
 from citrus_tool.data.dataset import Array, Dataset
 from citrus_tool.data.images import decode
-from citrus_tool.data.lookup import PUBLISHED, cache_dir, locate
+from citrus_tool.data.lookup import DOWNLOADS, cache_dir, locate
 from citrus_tool.data.splits import stratified
 from citrus_tool.errors import DataError
 
@@ -62,11 +62,11 @@ def read_digits(split: Split, seed: int) -> Dataset:
     )
 
 
-def read_published(name: str, split: Split, root: Path | None, seed: int) -> Dataset:
+def read_downloaded(name: str, split: Split, root: Path | None, seed: int) -> Dataset:
     """One split of a published data set; raises DataError where it is missing or damaged."""
     named, place = _NAMED[name], locate(name, root)
     if place.found is None:
-        folders = PUBLISHED[name].folders
+        folders = DOWNLOADS[name].folders
         looked = ", ".join(f"{base}/{part}".removesuffix("/.") for base in place.searched for part in folders)
         raise DataError(f"data {name} was not found (looked in {looked}); {place.how}")
     images, labels = named.read(place.found, "test" if split == "test" else "train")
@@ -190,5 +190,5 @@ _NAMED = {
     "cifar10": _Named(read=_read_cifar10, num_classes=10, validation=_VALIDATION_IMAGES),
     "tinyimagenet": _Named(read=_read_tinyimagenet, num_classes=200, validation=0.05),
 }
-if not set(DATA_NAMES) - {"digits"} == _NAMED.keys() == PUBLISHED.keys():
+if not set(DATA_NAMES) - {"digits"} == _NAMED.keys() == DOWNLOADS.keys():
     raise ValueError("choices.DATA_NAMES and the data sets here are not the same")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from citrus_tool.errors import CitrusError, UnsupportedNetworkError
 from citrus_tool.onnx_io.contract import InputContract
-from citrus_tool.onnx_io.lower import NodeRecord
+from citrus_tool.onnx_io.import_graph import NodeRecord
 from citrus_tool.onnx_io.onnx_file import load, named
 from citrus_tool.onnx_io.reader import interpret
 from citrus_tool.onnx_io.runner import OnnxRunner, Parity, parity

@@ -9,7 +9,7 @@ import onnx
 
 from citrus_tool.network import Network
 from citrus_tool.onnx_io.contract import InputContract
-from citrus_tool.onnx_io.values import Binding
+from citrus_tool.onnx_io.lowering import Binding
 
 
 @dataclass(frozen=True, kw_only=True)

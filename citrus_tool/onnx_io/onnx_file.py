@@ -22,7 +22,7 @@ FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProt
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class OnnxFile:
     """A checked ONNX file with one float32 input and one float32 output.
 
     Attributes:
@@ -41,7 +41,7 @@ class Source:
     output_name: str
 
 
-def load(path: Path, *, whole: bool = False) -> Source:
+def load(path: Path, *, whole: bool = False) -> OnnxFile:
     """Reads and checks `path` (.onnx, or gzipped). Raises InputFileError or UnsupportedNetworkError.
 
     `whole` takes the input tensor as one sample, whatever its first axis.
@@ -60,7 +60,7 @@ def content(path: Path) -> bytes:
         raise InputFileError(f"{path}: cannot be read ({error.strerror or error}).") from None
 
 
-def parse(path: Path, data: bytes, *, whole: bool = False) -> Source:
+def parse(path: Path, data: bytes, *, whole: bool = False) -> OnnxFile:
     """Checks the bytes of an ONNX file; `path` is for messages and for finding external data; `whole` as in `load`.
 
     Raises InputFileError for what is no sound ONNX file, UnsupportedNetworkError for sparse weights and for a graph
@@ -95,7 +95,7 @@ def parse(path: Path, data: bytes, *, whole: bool = False) -> Source:
                 f"{path}: {kind} {values[0].name!r} has element type {element}; citrus reads float32 (FLOAT) networks."
             )
     input_shape, batch = _input_shape(path, inputs[0], whole=whole)
-    return Source(
+    return OnnxFile(
         path=path,
         sha256=digest.hexdigest(),
         proto=proto,

@@ -9,9 +9,9 @@ from pathlib import Path
 from torch import Tensor
 
 from citrus_tool.onnx_io.contract import InputContract, detect
-from citrus_tool.onnx_io.lower import Lowered, lower
+from citrus_tool.onnx_io.import_graph import Lowered, lower
 from citrus_tool.onnx_io.model import OnnxModel
-from citrus_tool.onnx_io.onnx_file import Source, constants, load, named, upgraded
+from citrus_tool.onnx_io.onnx_file import OnnxFile, constants, load, named, upgraded
 from citrus_tool.onnx_io.runner import OnnxRunner, require_parity
 
 
@@ -40,7 +40,7 @@ def read(
 
 
 def assemble(
-    source: Source,
+    source: OnnxFile,
     *,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -71,7 +71,7 @@ def assemble(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
+class Interpreted:
     """A file's input contract and what lowering made of its graph."""
 
     contract: InputContract
@@ -79,14 +79,14 @@ class Reading:
 
 
 def interpret(
-    source: Source,
+    source: OnnxFile,
     *,
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
     input_shape: Sequence[int] | None,
     upgrade: bool = True,
     classifier: bool = True,
-) -> Reading:
+) -> Interpreted:
     """Settles the contract and lowers the graph, upgraded where needed; nothing is compared with onnxruntime yet.
 
     Without `upgrade` the nodes are read as they stand (for `inspect`, when the upgrade fails). `classifier` as in
@@ -105,4 +105,4 @@ def interpret(
         tensors=[name for name, _ in constants(source.proto)],
         classifier=classifier,
     )
-    return Reading(contract=contract, lowered=lowered)
+    return Interpreted(contract=contract, lowered=lowered)

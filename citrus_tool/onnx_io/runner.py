@@ -17,7 +17,7 @@ from citrus_tool.errors import CheckFailedError, UnsupportedNetworkError, UsageE
 from citrus_tool.network import Network
 from citrus_tool.onnx_io.contract import InputContract
 from citrus_tool.onnx_io.model import OnnxModel
-from citrus_tool.onnx_io.onnx_file import Source, load
+from citrus_tool.onnx_io.onnx_file import OnnxFile, load
 
 PARITY_TOLERANCE = 1e-4
 """Allowed |torch - onnxruntime|, relative to max(1, largest |logit|): float32 rounding of deep networks stays below."""
@@ -35,7 +35,7 @@ class OnnxRunner:
     Raises UnsupportedNetworkError where onnxruntime does not load the file, UsageError for a path without a contract.
     """
 
-    def __init__(self, source: OnnxModel | Source | Path, contract: InputContract | None = None) -> None:
+    def __init__(self, source: OnnxModel | OnnxFile | Path, contract: InputContract | None = None) -> None:
         import onnxruntime as ort
 
         if isinstance(source, OnnxModel):

@@ -26,7 +26,7 @@ from citrus_tool.errors import UnsupportedNetworkError
 from citrus_tool.network import INPUT, Concat, GraphBuilder, Network
 from citrus_tool.onnx_io.contract import InputContract
 from citrus_tool.onnx_io.model import OnnxModel
-from citrus_tool.onnx_io.onnx_file import OLDEST_OPSET, Source, load, named, upgraded
+from citrus_tool.onnx_io.onnx_file import OLDEST_OPSET, OnnxFile, load, named, upgraded
 from citrus_tool.onnx_io.runner import OnnxRunner, require_parity
 
 AFFINE: Final = frozenset(
@@ -71,14 +71,14 @@ MOST_ENTRIES: Final = 1 << 22
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Activation:
+class _FlatNode:
     """A node of the network, a flat vector, and the tensor's shape in the file."""
 
     name: str
     shape: tuple[int, ...]
 
 
-_Value = _Activation | NDArray[Any]
+_Value = _FlatNode | NDArray[Any]
 
 
 class _RefusedError(Exception):
@@ -109,13 +109,13 @@ def read_whole(path: Path) -> OnnxModel:
     )
 
 
-def _network(source: Source) -> Network:
+def _network(source: OnnxFile) -> Network:
     where = str(source.path)
     graph = upgraded(named(source.proto), source.opset, where).graph
     opset = max(source.opset, OLDEST_OPSET)
     builder = GraphBuilder((math.prod(source.input_shape),))
     values: dict[str, _Value] = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
-    values[source.input_name] = _Activation(name=INPUT, shape=source.input_shape)
+    values[source.input_name] = _FlatNode(name=INPUT, shape=source.input_shape)
     for node in graph.node:
         try:
             outputs = _apply(builder, node, [values[name] for name in node.input if name], opset)
@@ -126,14 +126,14 @@ def _network(source: Source) -> Network:
             ) from None
         values |= dict(zip(node.output, outputs, strict=False))
     output = values[source.output_name]
-    if not isinstance(output, _Activation) or output.name == INPUT:
+    if not isinstance(output, _FlatNode) or output.name == INPUT:
         raise UnsupportedNetworkError(f"{where}: the output does not depend on the input.")
     return builder.build(output.name).eval()
 
 
 def _apply(builder: GraphBuilder, node: onnx.NodeProto, inputs: Sequence[_Value], opset: int) -> list[_Value]:
     attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-    active = [value for value in inputs if isinstance(value, _Activation)]
+    active = [value for value in inputs if isinstance(value, _FlatNode)]
     if node.domain not in ("", "ai.onnx"):
         raise _RefusedError(f"it belongs to the operator set {node.domain!r}")
     if not active:
@@ -143,7 +143,7 @@ def _apply(builder: GraphBuilder, node: onnx.NodeProto, inputs: Sequence[_Value]
         return [np.array(first.shape, dtype=np.int64)[attributes.get("start", 0) : attributes.get("end")]]
     layer = _entrywise(node.op_type, attributes)
     if layer is not None:
-        return [_Activation(name=builder.add(layer, first.name), shape=first.shape)]
+        return [_FlatNode(name=builder.add(layer, first.name), shape=first.shape)]
     distinct = list({value.name: value for value in active}.values())
     if node.op_type not in AFFINE or (len(active) > 1 and node.op_type not in TOGETHER):
         raise _RefusedError("it is not affine in the network's input")
@@ -163,7 +163,7 @@ def _entrywise(operator: str, attributes: Mapping[str, Any]) -> nn.Module | None
 
 
 def _affine(
-    builder: GraphBuilder, node: onnx.NodeProto, inputs: Sequence[_Value], active: Sequence[_Activation], opset: int
+    builder: GraphBuilder, node: onnx.NodeProto, inputs: Sequence[_Value], active: Sequence[_FlatNode], opset: int
 ) -> list[_Value]:
     """The node's outputs as Linear layers on its active inputs, joined."""
     sizes = [math.prod(value.shape) for value in active]
@@ -176,7 +176,7 @@ def _affine(
         places = zip(active, pairwise(starts), strict=True)
         place = {value.name: x[first:last].reshape(value.shape) for value, (first, last) in places}
         feeds = [
-            place[v.name] if isinstance(v, _Activation) else v.astype(np.float64) if v.dtype.kind == "f" else v
+            place[v.name] if isinstance(v, _FlatNode) else v.astype(np.float64) if v.dtype.kind == "f" else v
             for v in inputs
         ]
         return [np.asarray(y, dtype=np.float64) for y in _run(node, dict(zip(_names(node), feeds, strict=True)), opset)]
@@ -196,7 +196,7 @@ def _affine(
         layer = nn.Linear(total, offset.size)
         layer.weight = nn.Parameter(torch.from_numpy(matrix.astype(np.float32)), requires_grad=False)
         layer.bias = nn.Parameter(torch.from_numpy(offset.ravel().astype(np.float32)), requires_grad=False)
-        found.append(_Activation(name=builder.add(layer, joined), shape=offset.shape))
+        found.append(_FlatNode(name=builder.add(layer, joined), shape=offset.shape))
     return found
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from citrus_tool.queries.constraint import Constraint as Constraint
 from citrus_tool.queries.constraint import Variable as Variable
 from citrus_tool.queries.exact_boxes import InputBox as InputBox
-from citrus_tool.queries.query_file import Source
+from citrus_tool.queries.query_file import QueryText
 from citrus_tool.queries.query_file import VnnlibError as VnnlibError
 from citrus_tool.queries.spec import Case as Case
 from citrus_tool.queries.spec import HalfSpaces as HalfSpaces
@@ -35,15 +35,15 @@ from citrus_tool.queries.witness import parse_witness as parse_witness
 
 def read(path: Path) -> Spec:
     """Reads a query, plain or gzipped; (vnnlib-version ...) at its start tells 2.0 from 1.0. Raises VnnlibError."""
-    return _parse(Source.of(path))
+    return _parse(QueryText.of(path))
 
 
 def parse(text: str, *, name: str = "<text>") -> Spec:
     """Reads a query from `text`; `name` stands in front of errors. Raises VnnlibError."""
-    return _parse(Source(name=name, text=text))
+    return _parse(QueryText(name=name, text=text))
 
 
-def _parse(source: Source) -> Spec:
+def _parse(source: QueryText) -> Spec:
     with _without_collector():
         return parse2(source) if is_version2(source) else parse1(source)
 

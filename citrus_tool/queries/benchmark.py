@@ -255,7 +255,7 @@ def _word(first: str) -> Word:
 def check_witness(instance: BenchmarkInstance, text: str) -> tuple[bool, str]:
     """Whether the witness below `sat` holds, by a replay of its inputs on onnxruntime; and if not, why not."""
     from citrus_tool.queries import parse_witness, read
-    from citrus_tool.queries.problem import Files, Replay
+    from citrus_tool.queries.question import Files, Replay
     from citrus_tool.queries.verify import read_models
 
     try:

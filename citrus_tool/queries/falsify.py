@@ -20,7 +20,7 @@ from torch import Tensor
 from citrus_tool.attacks.pgd import ATTACKED
 from citrus_tool.network import Network, walk
 from citrus_tool.queries.formula import Formula
-from citrus_tool.queries.problem import Problem
+from citrus_tool.queries.question import Question
 
 MOMENTUM: Final = 0.75
 """Weight of the past step in every second restart."""
@@ -37,24 +37,24 @@ Confirm = Callable[[Tensor], bool]
 
 @dataclass(frozen=True, kw_only=True)
 class Falsifier:
-    """Searches one problem's box in float32; a point counts once `confirm` agrees.
+    """Searches one question's box in float32; a point counts once `confirm` agrees.
 
     Attributes:
         network: in float32.
         generator: on the CPU; the search is a function of its state.
     """
 
-    problem: Problem
+    question: Question
     network: Network
     confirm: Confirm
     generator: torch.Generator
 
     @staticmethod
-    def of(problem: Problem, confirm: Confirm, seed: int) -> Falsifier:
+    def of(question: Question, confirm: Confirm, seed: int) -> Falsifier:
         """With a generator of its own."""
         return Falsifier(
-            problem=problem,
-            network=problem.network.frozen(dtype=torch.float32),
+            question=question,
+            network=question.network.frozen(dtype=torch.float32),
             confirm=confirm,
             generator=torch.Generator().manual_seed(seed),
         )
@@ -67,7 +67,7 @@ class Falsifier:
         """Whether a point of z (n, *input_shape) is a witness; those that look like one are confirmed, best first."""
         z = self._inside(z)
         with torch.no_grad():
-            value = self._value(self.problem.formula, z)
+            value = self._value(self.question.formula, z)
         return self._confirmed(z, value)
 
     def descend(
@@ -82,7 +82,7 @@ class Falsifier:
         if starts is not None:
             z[: len(starts)] = starts[:restarts].to(z)
         z = self._inside(z)
-        radius = (self.problem.greatest - self.problem.least).float() / 2
+        radius = (self.question.greatest - self.question.least).float() / 2
         unit = self._unit()
         trend = torch.zeros_like(z)
         momentum = torch.full((len(z), *[1] * (z.dim() - 1)), MOMENTUM)
@@ -113,14 +113,14 @@ class Falsifier:
         return formula.value(walk(self.network, ATTACKED, z), z.flatten(1))
 
     def _middle(self) -> Tensor:
-        return ((self.problem.least + self.problem.greatest) / 2).float()
+        return ((self.question.least + self.question.greatest) / 2).float()
 
     def _inside(self, z: Tensor) -> Tensor:
-        return torch.minimum(torch.maximum(z.float(), self.problem.least.float()), self.problem.greatest.float())
+        return torch.minimum(torch.maximum(z.float(), self.question.least.float()), self.question.greatest.float())
 
     def _starts(self, count: int) -> Tensor:
         """Half of them corners, half uniform."""
-        low, high = self.problem.least.float(), self.problem.greatest.float()
+        low, high = self.question.least.float(), self.question.greatest.float()
         share = torch.rand(count, *low.shape, generator=self.generator)
         share[::2] = share[::2].round()
         return low + (high - low) * share
@@ -130,8 +130,8 @@ class Falsifier:
         middle = self._middle()[None]
         with torch.no_grad():
             y = walk(self.network, ATTACKED, middle)
-            size = y.abs() @ self.problem.formula.outputs.abs().float().T
-            size = size + self.problem.formula.bound.abs().float()
+            size = y.abs() @ self.question.formula.outputs.abs().float().T
+            size = size + self.question.formula.bound.abs().float()
         return size[0].clamp_min(1e-6)
 
     def _masks(self, formula: Formula, count: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Proves that a problem has no unsafe point: CROWN, alpha-CROWN, branch and bound on the formula's layers.
+"""Proves that a question has no unsafe point: CROWN, alpha-CROWN, branch and bound on the formula's layers.
 
 The rows of the formula are bounded first; those that are positive over the whole box drop out of it. What is left
 becomes functionals behind the network (queries/formula.py), all of which have to be positive; the per-input engine of
@@ -30,7 +30,7 @@ from citrus_tool.certification.search import MarginProblem, Search
 from citrus_tool.network import Network, walk
 from citrus_tool.queries.formula import with_rows, with_targets
 from citrus_tool.queries.input_splitting import Bisection
-from citrus_tool.queries.problem import Problem
+from citrus_tool.queries.question import Question
 from citrus_tool.queries.slopes import SlopeAscent
 from citrus_tool.threat import Box
 
@@ -53,21 +53,21 @@ SHORTEST: Final = 0.2
 
 
 class Prover:
-    """The proof of one problem, stage by stage.
+    """The proof of one question, stage by stage.
 
     Attributes:
         patience: seconds that the main search has for itself.
         guard: what a row must exceed to count as refuted.
-        formula: what is left of the problem's formula.
+        formula: what is left of the question's formula.
         proven: no point of the box is unsafe.
         stuck: this engine has nothing left to try.
         witness: `judge` has confirmed a point.
     """
 
-    def __init__(self, problem: Problem, judge: Judge, log: Log, *, patience: float) -> None:
-        self.problem, self.formula = problem, problem.formula
-        self.proven = problem.empty or problem.formula.refuted
-        self.stuck = not problem.formula.clauses
+    def __init__(self, question: Question, judge: Judge, log: Log, *, patience: float) -> None:
+        self.question, self.formula = question, question.formula
+        self.proven = question.empty or question.formula.refuted
+        self.stuck = not question.formula.clauses
         self.witness = False
         self.patience = patience
         self._judge, self._log = judge, log
@@ -80,7 +80,7 @@ class Prover:
         self._classes = torch.empty(0, dtype=torch.long)
         self._tight = False
         self._reported = time.monotonic()
-        self.guard = allowance(problem)
+        self.guard = allowance(question)
 
     @property
     def done(self) -> bool:
@@ -92,7 +92,7 @@ class Prover:
         if self.done:
             return
         numbers = sorted({row for clause in self.formula.clauses for part in clause for row in part})
-        network = with_rows(self.problem.network, self.formula, numbers)
+        network = with_rows(self.question.network, self.formula, numbers)
         with torch.no_grad(), exact_products():
             bounded = self._bounded(network)
             lower = bounded.lower
@@ -105,7 +105,7 @@ class Prover:
                 place = {row: number for number, row in enumerate(numbers)}
                 self._classes = torch.tensor([1 + place[row] for (row,) in self.formula.clauses[0]])
             else:
-                bounded = self._bounded(with_targets(self.problem.network, self.formula))
+                bounded = self._bounded(with_targets(self.question.network, self.formula))
                 self._classes = 1 + torch.nonzero(~(bounded.lower > self.guard)).flatten()
                 if not len(self._classes):
                     self.proven = True
@@ -164,7 +164,7 @@ class Prover:
             left = self._classes[~(slopes.lower > self.guard)]
             self._log(f"optimised slopes: {len(left)} of {len(self._classes)} targets open")
             self.proven = not len(left)
-            self._parts = Bisection(slopes.network, self.problem.box, left, self.guard, self._seen)
+            self._parts = Bisection(slopes.network, self.question.box, left, self.guard, self._seen)
             self._reported = time.monotonic()
 
     def _settle(self) -> None:
@@ -258,7 +258,7 @@ class Prover:
         self._log(text)
 
     def _look(self, point: Tensor) -> list[int]:
-        radius, centre = self.problem.box.radius, self.problem.box.centre
+        radius, centre = self.question.box.radius, self.question.box.centre
         z = centre + point.T.reshape(-1, *centre.shape[1:]).double() * radius
         return list(range(len(self._classes))) if self._seen(z) else []
 
@@ -273,10 +273,10 @@ class Prover:
 
     def _bounded(self, network: Network) -> _Bounded:
         label = torch.zeros(1, dtype=torch.long)
-        boxes, relaxations, errors = relax(network, self.problem.box)
+        boxes, relaxations, errors = relax(network, self.question.box)
         reading = Reading(network=network, relaxations=relaxations, errors=errors)
         interval = outward_margins(network, boxes, label)
-        lower = margin_planes(reading, self.problem.box, label, interval).lower[0, 1:]
+        lower = margin_planes(reading, self.question.box, label, interval).lower[0, 1:]
         return _Bounded(network=network, boxes=boxes, relaxations=relaxations, errors=errors, lower=lower)
 
 
@@ -327,17 +327,17 @@ class _Bounded:
         return Instance.of(self.network, self.boxes, self.relaxations, self.errors, 0, 0)
 
 
-def allowance(problem: Problem) -> float:
+def allowance(question: Question) -> float:
     """What a row must exceed to count as refuted.
 
     Covers the float32 rounding of the file (certify.screen.GUARD), and the rounding of exact coefficients to float64.
     """
-    formula = problem.formula
+    formula = question.formula
     with torch.no_grad(), exact_products():
-        size = problem.network(problem.box.centre)[0].abs() @ formula.outputs.abs().T
+        size = question.network(question.box.centre)[0].abs() @ formula.outputs.abs().T
         guard = GUARD * float(size.amax()) if len(size) else 0.0
         if bool(formula.error.any()):
-            reach = walk(problem.network, OUTWARD_INTERVAL, problem.box)
-            largest = torch.cat([(box.centre.abs() + box.radius).flatten() for box in (reach, problem.box)])
+            reach = walk(question.network, OUTWARD_INTERVAL, question.box)
+            largest = torch.cat([(box.centre.abs() + box.radius).flatten() for box in (reach, question.box)])
             guard += 2 * float((formula.error @ largest).amax())
     return guard

@@ -29,7 +29,7 @@ class VnnlibError(InputFileError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class QueryText:
     """The text of one query; `name` (its path, or `<text>`) stands in front of every error."""
 
     name: str
@@ -44,7 +44,7 @@ class Source:
         return VnnlibError(self.name, problem, hint, *self.position(offset))
 
     @staticmethod
-    def of(path: Path) -> Source:
+    def of(path: Path) -> QueryText:
         """Reads `path`, gzipped or not (told by its first bytes).
 
         Bytes that are not UTF-8 become U+FFFD: harmless in comments, an unexpected character elsewhere. Raises
@@ -68,7 +68,7 @@ class Source:
             raise VnnlibError(
                 str(path), f"holds more than {MAX_BYTES >> 20} MiB of text", "no query needs that much; split it"
             )
-        return Source(name=str(path), text=data.decode("utf-8-sig", errors="replace"))
+        return QueryText(name=str(path), text=data.decode("utf-8-sig", errors="replace"))
 
 
 def write(path: Path, text: str) -> None:

@@ -1,6 +1,6 @@
 """Answers a query: sat with a replayed witness, unsat with a proof, or unknown; never later than the time allows.
 
-The unsafe set is a union of problems (queries/problem.py). Each is attacked, screened, attacked again, and searched;
+The unsafe set is a union of questions (queries/question.py). Each is attacked, screened, attacked again, and searched;
 the query is unsat when all of them are proven. Everything here fails closed: what is neither witnessed on the files
 nor proven in float64 with outward rounding is unknown.
 """
@@ -24,8 +24,8 @@ from citrus_tool.onnx_io.onnx_file import load
 from citrus_tool.onnx_io.reader import assemble
 from citrus_tool.onnx_io.unbatched import read_whole
 from citrus_tool.queries.falsify import Falsifier
-from citrus_tool.queries.problem import Files, Problem, Replay, problems
 from citrus_tool.queries.prove import Prover
+from citrus_tool.queries.question import Files, Question, Replay, questions
 from citrus_tool.queries.spec import Spec
 from citrus_tool.tables import Table, Tabular
 
@@ -137,12 +137,12 @@ def verify(
     replay = Replay.of(files)
     open_problems = 0
     reason = ""
-    for number, problem in enumerate(problems(files)):
+    for number, question in enumerate(questions(files)):
         now = time.monotonic()
-        total = 1 if spec.is_box() or problem.shared else spec.case_count
-        share = (deadline - now) / max(1, total - number)  # what earlier problems leave goes to later ones
+        total = 1 if spec.is_box() or question.shared else spec.case_count
+        share = (deadline - now) / max(1, total - number)  # what earlier questions leave goes to later ones
         work = _Work(
-            problem=problem,
+            question=question,
             replay=replay,
             seed=seed + number,
             log=log,
@@ -163,18 +163,18 @@ def verify(
 
 
 class _Work:
-    """One problem: attack and proof in turns."""
+    """One question: attack and proof in turns."""
 
-    def __init__(self, *, problem: Problem, replay: Replay, seed: int, log: Log, patience: float) -> None:
-        self.problem, self.replay, self.log = problem, replay, log
+    def __init__(self, *, question: Question, replay: Replay, seed: int, log: Log, patience: float) -> None:
+        self.question, self.replay, self.log = question, replay, log
         self.witness: Mapping[str, NDArray[np.float32]] | None = None
         self.reason = ""
-        self.falsifier = Falsifier.of(problem, self.confirm, seed)
-        self.prover = Prover(problem, self.falsifier.judge, log, patience=patience)
+        self.falsifier = Falsifier.of(question, self.confirm, seed)
+        self.prover = Prover(question, self.falsifier.judge, log, patience=patience)
 
     def confirm(self, z: Tensor) -> bool:
         """Replays the files at z; keeps the witness where it holds."""
-        values = self.replay.run(self.problem.inputs(z))
+        values = self.replay.run(self.question.inputs(z))
         found = self.replay.judge(values)
         if found.holds:
             self.witness = values
@@ -185,7 +185,7 @@ class _Work:
         prover, falsifier = self.prover, self.falsifier
         if prover.proven:
             return
-        if falsifier.sample() or falsifier.descend(self.problem.formula, steps=FIRST_STEPS, deadline=deadline):
+        if falsifier.sample() or falsifier.descend(self.question.formula, steps=FIRST_STEPS, deadline=deadline):
             return
         self.log("attack: no witness in the first round")
         prover.screen()

@@ -17,7 +17,7 @@ from citrus_tool.queries import algebra
 from citrus_tool.queries.algebra import ExplosionError, Formula, Junction, Linear, NotLinearError, Operand
 from citrus_tool.queries.constraint import Clause, Constraint, Variable, at_least, at_most, ordered, require_small
 from citrus_tool.queries.prefix_notation import MAX_DIGITS, assertions, decimal
-from citrus_tool.queries.query_file import Source, VnnlibError, nearest, write
+from citrus_tool.queries.query_file import QueryText, VnnlibError, nearest, write
 from citrus_tool.queries.spec import NetworkVariable, Spec, TensorVariable, describe_count
 
 NETWORK, INPUT, OUTPUT = "N", "X", "Y"
@@ -66,10 +66,10 @@ class _Form:
         self.offset, self.head, self.args = offset, "", cast("list[_Value]", [])
 
 
-class _Reader:
+class _FormReader:
     """One pass over the tokens; a form is turned into its meaning when its parenthesis closes."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: QueryText) -> None:
         self.source = source
         self.variables: dict[str, Variable] = {}
         self.declared_at: dict[Variable, int] = {}
@@ -343,9 +343,9 @@ def _short(token: str) -> str:
     return token if len(token) <= 40 else token[:37] + "..."
 
 
-def parse1(source: Source) -> Spec:
+def parse1(source: QueryText) -> Spec:
     """The Spec of a 1.0 text: network N with input X and output Y. Raises VnnlibError with line and column."""
-    return _Reader(source).read()
+    return _FormReader(source).read()
 
 
 def text1(spec: Spec) -> str:

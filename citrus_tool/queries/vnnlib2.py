@@ -20,7 +20,7 @@ from citrus_tool.queries import algebra
 from citrus_tool.queries.algebra import ExplosionError, Formula, Linear, NotLinearError, Operand
 from citrus_tool.queries.constraint import Clause, Relation, Variable
 from citrus_tool.queries.prefix_notation import MAX_DIGITS, assertions, decimal
-from citrus_tool.queries.query_file import Source, VnnlibError, write
+from citrus_tool.queries.query_file import QueryText, VnnlibError, write
 from citrus_tool.queries.spec import NetworkVariable, Spec, TensorVariable, describe_count, element
 
 MAX_DEPTH = 1000
@@ -53,12 +53,12 @@ _RELATIONS: dict[type, tuple[Relation, bool]] = {  # relation, and whether the s
 }
 
 
-def is_version2(source: Source) -> bool:
+def is_version2(source: QueryText) -> bool:
     """Whether the text starts, after comments, with (vnnlib-version ...), which only 2.0 has."""
     return _VERSION.match(source.text) is not None
 
 
-def parse2(source: Source) -> Spec:
+def parse2(source: QueryText) -> Spec:
     """The Spec of a 2.0 text. Raises VnnlibError with the position that the parser gives (a line at least)."""
     query = _parsed(source, _guarded(source))
     networks = [_network(source, network) for network in query.networks]
@@ -86,7 +86,7 @@ def parse2(source: Source) -> Spec:
     return spec
 
 
-def _guarded(source: Source) -> str:
+def _guarded(source: QueryText) -> str:
     """The text for the parser: foreign characters in comments replaced. Raises for what the parser gets wrong."""
     text = source.text
     if _FOREIGN.search(text):
@@ -110,7 +110,7 @@ def _guarded(source: Source) -> str:
     return text
 
 
-def _parsed(source: Source, text: str) -> vnnlib.Query:
+def _parsed(source: QueryText, text: str) -> vnnlib.Query:
     try:
         return vnnlib.parse_query_string(text)
     except vnnlib.VNNLibException as error:
@@ -138,7 +138,7 @@ def _type_hint(report: dict[str, str]) -> str:
     return report["hint"].rstrip(".")
 
 
-def _syntax_error(source: Source, line: int, column: int, token: str) -> VnnlibError:
+def _syntax_error(source: QueryText, line: int, column: int, token: str) -> VnnlibError:
     """The parser counts columns from 0 or from 1, by line: trust the one where `token` stands."""
     lines = source.text.split("\n")
     content = lines[line - 1] if 0 < line <= len(lines) else ""
@@ -167,7 +167,7 @@ def _syntax_error(source: Source, line: int, column: int, token: str) -> VnnlibE
 # ---------------------------------------------------------------------- declarations
 
 
-def _network(source: Source, network: vnnlib.Network) -> NetworkVariable:
+def _network(source: QueryText, network: vnnlib.Network) -> NetworkVariable:
     if network.hidden:
         raise VnnlibError(
             source.name,
@@ -183,7 +183,7 @@ def _network(source: Source, network: vnnlib.Network) -> NetworkVariable:
     )
 
 
-def _tensor(source: Source, tensor: vnnlib.InputDefinition | vnnlib.OutputDefinition) -> TensorVariable:
+def _tensor(source: QueryText, tensor: vnnlib.InputDefinition | vnnlib.OutputDefinition) -> TensorVariable:
     if tensor.dtype.name not in ELEMENT_TYPES:
         raise VnnlibError(
             source.name,
@@ -216,7 +216,7 @@ def _line(node: vnnlib.Node) -> int:
     return 0
 
 
-def _meaning(source: Source, root: vnnlib.Node) -> Formula | Operand:
+def _meaning(source: QueryText, root: vnnlib.Node) -> Formula | Operand:
     """The formula or expression that `root` stands for, children first, without recursion."""
     open_nodes: list[tuple[vnnlib.Node, list[vnnlib.Node], list[Formula | Operand]]] = []
     results: list[Formula | Operand] = []
@@ -267,13 +267,13 @@ def _combine(node: vnnlib.Node, parts: list[Formula | Operand]) -> Formula | Ope
     return total
 
 
-def _number(source: Source, node: vnnlib.Literal) -> Fraction:
+def _number(source: QueryText, node: vnnlib.Literal) -> Fraction:
     if len(node.lexeme) > MAX_DIGITS:
         raise VnnlibError(source.name, "a number has too many digits", "write it shorter", node.line)
     return Fraction(node.lexeme)
 
 
-def _variable(source: Source, node: vnnlib.Var) -> Variable:
+def _variable(source: QueryText, node: vnnlib.Var) -> Variable:
     index = 0
     for place, size in zip(node.indices, node.shape, strict=True):
         if not 0 <= place < size:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from citrus_tool.network import INPUT, GraphBuilder, Network, Node, walk
-from citrus_tool.training.norm_statistics import CLEAN, BatchNorm, held
+from citrus_tool.training.batch_norm_statistics import CLEAN, BatchNorm, held
 
 Weighted = nn.Conv2d | nn.Linear
 

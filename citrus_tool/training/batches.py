@@ -29,7 +29,7 @@ def training_images(train: Dataset, validation: Dataset, recipe: Recipe) -> Data
 
 
 @dataclass(frozen=True, kw_only=True)
-class Feed:
+class TrainingSet:
     """The training set on its device. images: (N, C, H, W), uint8 or float; labels: (N,)."""
 
     images: Tensor
@@ -37,9 +37,9 @@ class Feed:
     recipe: Recipe
 
     @staticmethod
-    def of(data: Dataset, recipe: Recipe, device: torch.device) -> Feed:
-        """The feed of a split, moved to `device`."""
-        return Feed(images=data.images.to(device), labels=data.labels.to(device), recipe=recipe)
+    def of(data: Dataset, recipe: Recipe, device: torch.device) -> TrainingSet:
+        """A split, moved to `device`."""
+        return TrainingSet(images=data.images.to(device), labels=data.labels.to(device), recipe=recipe)
 
     @property
     def batches(self) -> int:

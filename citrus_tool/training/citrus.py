@@ -20,8 +20,8 @@ from citrus_tool.choices.recipe import Recipe
 from citrus_tool.network import Network
 from citrus_tool.threat import Box
 from citrus_tool.training.adversarial import attack
+from citrus_tool.training.interval_margins import box_margins, robust_cross_entropy, uniform_box
 from citrus_tool.training.method import Batch, LossParts
-from citrus_tool.training.training_boxes import box_margins, robust_cross_entropy, uniform_box
 
 
 def citrus(

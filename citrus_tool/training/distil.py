@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from citrus_tool.network import Network, walk
-from citrus_tool.training.norm_statistics import CLEAN
+from citrus_tool.training.batch_norm_statistics import CLEAN
 
 
 def distillation(network: Network, teacher: Network, x: Tensor, temperature: float) -> Tensor:

@@ -13,8 +13,8 @@ import torch
 from citrus_tool.choices.recipe import Recipe
 from citrus_tool.network import Network
 from citrus_tool.training.expressive import Ends, ends
+from citrus_tool.training.interval_margins import robust_cross_entropy
 from citrus_tool.training.method import Batch, LossParts
-from citrus_tool.training.training_boxes import robust_cross_entropy
 
 
 def exp_ibp(

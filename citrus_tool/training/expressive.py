@@ -15,9 +15,9 @@ from citrus_tool.choices.recipe import Recipe
 from citrus_tool.network import Network, walk
 from citrus_tool.threat import Box
 from citrus_tool.training.adversarial import attack
+from citrus_tool.training.batch_norm_statistics import CLEAN
+from citrus_tool.training.interval_margins import box_margins, logit_margins, uniform_box
 from citrus_tool.training.method import Batch
-from citrus_tool.training.norm_statistics import CLEAN
-from citrus_tool.training.training_boxes import box_margins, logit_margins, uniform_box
 
 
 @dataclass(frozen=True, kw_only=True)

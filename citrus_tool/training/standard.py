@@ -7,8 +7,8 @@ from torch.nn import functional as F
 
 from citrus_tool.choices.recipe import Recipe
 from citrus_tool.network import Network, walk
+from citrus_tool.training.batch_norm_statistics import CLEAN
 from citrus_tool.training.method import Batch, LossParts
-from citrus_tool.training.norm_statistics import CLEAN
 
 
 def standard(

@@ -10,9 +10,9 @@ import torch
 from citrus_tool.choices.recipe import Recipe
 from citrus_tool.network import Network
 from citrus_tool.training.adversarial import attack
+from citrus_tool.training.interval_margins import uniform_box
 from citrus_tool.training.method import Batch, LossParts
 from citrus_tool.training.taps import taps_loss
-from citrus_tool.training.training_boxes import uniform_box
 
 
 def staps(

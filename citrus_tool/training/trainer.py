@@ -38,11 +38,11 @@ from citrus_tool.names import differing, meant
 from citrus_tool.network import Network
 from citrus_tool.threat import Threat
 from citrus_tool.training import checkpoint, schedule, shi
-from citrus_tool.training.batches import Feed, generator_for, training_images
+from citrus_tool.training.batch_norm_statistics import estimate
+from citrus_tool.training.batches import TrainingSet, generator_for, training_images
 from citrus_tool.training.method import Method
 from citrus_tool.training.methods import METHODS
-from citrus_tool.training.norm_statistics import estimate
-from citrus_tool.training.optimiser_step import Stepper
+from citrus_tool.training.optimiser import Optimiser
 
 OnEpoch = Callable[[Mapping[str, Any]], None]
 """Receives an epoch's entry of the history (see `fit`) when the epoch is closed and saved."""
@@ -182,7 +182,7 @@ class _Training:
         self.methods, self.device = methods_of(recipe), _device(context.device)
         self.recipe, self.run_dir, self.progress = recipe, context.run_dir, context.progress
         self.on_epoch, self.validation, self.enough = on_epoch, validation, enough
-        self.feed = Feed.of(training_images(train, validation, recipe), recipe, self.device)
+        self.training_set = TrainingSet.of(training_images(train, validation, recipe), recipe, self.device)
         self.origin = {
             "recipe": recipe.to_json(),
             "train data": train.sha256(),
@@ -197,14 +197,14 @@ class _Training:
         teacher = (
             copy.deepcopy(network).to(device=self.device, dtype=torch.float32).eval() if recipe.distil > 0 else None
         )
-        self.stepper = Stepper(self.network, recipe, self.methods[1], teacher)
+        self.optimiser = Optimiser(self.network, recipe, self.methods[1], teacher)
         self.judged = copy.deepcopy(self.network) if recipe.average > 0 else self.network
         self.best: dict[str, Tensor] = {}
         self.sums: dict[str, Tensor] = {}
         self.at = _Position()
 
     def finish(self) -> TrainResult:
-        recipe, batches = self.recipe, self.feed.batches
+        recipe, batches = self.recipe, self.training_set.batches
         self.progress.start(f"training ({recipe.method})", recipe.epochs * batches, "batch")
         done = self.at.epoch * batches + self.at.batch
         if done:
@@ -247,17 +247,17 @@ class _Training:
 
     def _epoch(self, interrupted: Callable[[], bool]) -> bool:
         """The epoch's remaining batches; False when the user stopped it in between."""
-        recipe, batches = self.recipe, self.feed.batches
-        order = self.feed.order(self.at.epoch)
-        self.stepper.method = self.methods[self.at.epoch >= recipe.pretrain_epochs]
+        recipe, batches = self.recipe, self.training_set.batches
+        order = self.training_set.order(self.at.epoch)
+        self.optimiser.method = self.methods[self.at.epoch >= recipe.pretrain_epochs]
         if self.at.batch == 0 and self.at.epoch == recipe.pretrain_epochs:
-            self.stepper.carried = {}  # what it holds is the other method's
+            self.optimiser.carried = {}  # what it holds is the other method's
         note, mark, images = "", time.monotonic(), 0
         while self.at.batch < batches:
             point = schedule.at(recipe, self.at.epoch, self.at.batch, batches)
-            batch = self.feed.batch(order, self.at.epoch, self.at.batch)
+            batch = self.training_set.batch(order, self.at.epoch, self.at.batch)
             generator = generator_for(self.device, recipe.seed, "method", self.at.epoch, self.at.batch)
-            for name, value in self.stepper.step(batch, point, generator).items():
+            for name, value in self.optimiser.step(batch, point, generator).items():
                 self.sums[name] = self.sums[name] + value if name in self.sums else value
             self._average()
             self.at.batch += 1
@@ -299,8 +299,8 @@ class _Training:
     def _close_epoch(self, interrupted: Callable[[], bool]) -> dict[str, Any] | None:
         """The epoch's history entry, after validation; None when the user stopped the validation."""
         recipe, epoch = self.recipe, self.at.epoch
-        point = schedule.at(recipe, epoch, self.feed.batches - 1, self.feed.batches)
-        estimate(self.judged, self.feed.plain())
+        point = schedule.at(recipe, epoch, self.training_set.batches - 1, self.training_set.batches)
+        estimate(self.judged, self.training_set.plain())
         last = epoch == recipe.epochs - 1
         pretraining = epoch < recipe.pretrain_epochs
         judged = point.full and not pretraining and (last or (recipe.epochs - 1 - epoch) % recipe.validate_every == 0)
@@ -324,7 +324,7 @@ class _Training:
             "eps": point.eps,
             "tau": point.tau,
             "lr": point.lr,
-            **{name: float(total) / self.feed.batches for name, total in self.sums.items()},
+            **{name: float(total) / self.training_set.batches for name, total in self.sums.items()},
             "validation_standard_accuracy": standard_accuracy,
             "validation_certified_accuracy": certified,
         }
@@ -347,8 +347,8 @@ class _Training:
             tensors |= {f"average.{name}": tensor for name, tensor in _tensors(self.judged).items()}
         tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
         tensors |= {f"sums.{name}": tensor for name, tensor in self.sums.items()}
-        tensors |= {f"adam.{name}": tensor for name, tensor in self.stepper.moments().items()}
-        tensors |= {f"carried.{name}": tensor for name, tensor in self.stepper.carried.items()}
+        tensors |= {f"adam.{name}": tensor for name, tensor in self.optimiser.moments().items()}
+        tensors |= {f"carried.{name}": tensor for name, tensor in self.optimiser.carried.items()}
         state = {"origin": self.origin, "position": dataclasses.asdict(self.at)}
         checkpoint.save(self.run_dir, checkpoint.Checkpoint(tensors=tensors, state=state))
 
@@ -368,8 +368,8 @@ class _Training:
                 tensor.copy_(parts["average" if self.judged is not self.network else "network"][name])
         self.best = parts["best"]
         self.sums = {name: tensor.to(self.device) for name, tensor in parts["sums"].items()}
-        self.stepper.restore(parts["adam"])
-        self.stepper.carried = {name: tensor.to(self.device) for name, tensor in parts["carried"].items()}
+        self.optimiser.restore(parts["adam"])
+        self.optimiser.carried = {name: tensor.to(self.device) for name, tensor in parts["carried"].items()}
         self.at = _Position(**saved.state["position"])
 
 

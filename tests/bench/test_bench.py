@@ -29,7 +29,7 @@ from citrus_tool.results import measurements
 from citrus_tool.results.measurements import BoxLosses, Entry
 from citrus_tool.threat import Threat
 from citrus_tool.training.adversarial import attack
-from citrus_tool.training.batches import Feed, generator_for
+from citrus_tool.training.batches import TrainingSet, generator_for
 from citrus_tool.training.methods import METHODS
 from citrus_tool.training.recipes import named
 
@@ -326,10 +326,15 @@ def test_box_losses_are_those_of_the_last_epoch(tmp_path: Path) -> None:
 
     train, recipe = load("digits", split="train"), job.recipe
     model = onnx_io.read(bench.runs / job.name / "model.onnx", input_shape=train.shape).network
-    feed, tau, eps, cpu = Feed.of(train, recipe, torch.device("cpu")), 0.5 * 0.05, 0.05, torch.device("cpu")
+    training_set, tau, eps, cpu = (
+        TrainingSet.of(train, recipe, torch.device("cpu")),
+        0.5 * 0.05,
+        0.05,
+        torch.device("cpu"),
+    )
     totals, count = [0.0, 0.0, 0.0], 0
-    for number in range(feed.batches):
-        batch = feed.batch(feed.order(1), 1, number)
+    for number in range(training_set.batches):
+        batch = training_set.batch(training_set.order(1), 1, number)
         v = attack(model, batch, eps - tau, recipe, generator_for(cpu, 0, "method", 1, number))
         for i in range(len(batch.labels)):
             group = range(i // 5 * 5, i // 5 * 5 + 5)

@@ -15,7 +15,7 @@ from citrus_tool.network import INPUT, chain
 from citrus_tool.onnx_io import export
 from citrus_tool.queries import Spec, parse, prove, uap_query
 from citrus_tool.queries.formula import Columns, Formula, with_rows, with_targets
-from citrus_tool.queries.problem import Files, Replay, problems
+from citrus_tool.queries.question import Files, Replay, questions
 from citrus_tool.queries.verify import Answer, Verdict, read_models, verify
 from tests.queries.exact_queries import Tiny, slack, tiny
 
@@ -200,15 +200,15 @@ def test_problems_of_a_uap_query_are_one_over_u(tmp_path: Path) -> None:
     network = tiny(tmp_path / "n.onnx", 1, inputs=2, hidden=2, outputs=3)
     images = np.random.default_rng(0).random((3, 1, 2)).astype(np.float32)
     spec = uap_query(images, [0, 1, 2], 0.25, 3)
-    (problem,) = problems(Files.of(spec, read_models(spec, {"f1": network.path})))
-    assert problem.network.input_shape == (2,)
+    (question,) = questions(Files.of(spec, read_models(spec, {"f1": network.path})))
+    assert question.network.input_shape == (2,)
     u = torch.tensor([[0.125, -0.25]], dtype=torch.float64)
     with torch.no_grad():
-        shared = problem.network(u)[0].reshape(3, 3).numpy()
+        shared = question.network(u)[0].reshape(3, 3).numpy()
     x = images.reshape(3, 2) + u.numpy()
     expected = np.maximum(x @ network.w1.T + network.b1, 0) @ network.w2.T + network.b2
     assert np.allclose(shared, expected)
-    assert [part.tensor for part in problem.parts] == ["X1", "X2", "X3"]
+    assert [part.tensor for part in question.parts] == ["X1", "X2", "X3"]
 
 
 @pytest.mark.slow

@@ -8,39 +8,39 @@ import torch
 
 from citrus_tool.choices.recipe import Recipe
 from citrus_tool.data import Dataset
-from citrus_tool.training.batches import Feed, augment, generator_for, to_pixels
+from citrus_tool.training.batches import TrainingSet, augment, generator_for, to_pixels
 
 RECIPE = Recipe(eps=0.1, tau_ratio=0.4, epochs=30, group_size=5, groups_per_batch=4)
 CPU = torch.device("cpu")
 
 
-def _feed(n: int, recipe: Recipe = RECIPE) -> Feed:
+def _training_set(n: int, recipe: Recipe = RECIPE) -> TrainingSet:
     images = torch.arange(n, dtype=torch.uint8)[:, None, None, None].expand(n, 1, 2, 2).contiguous()
     data = Dataset(name="n", split="train", images=images, labels=torch.arange(n) % 3, num_classes=3)
-    return Feed.of(data, recipe, CPU)
+    return TrainingSet.of(data, recipe, CPU)
 
 
 def test_an_epoch_is_a_permutation_without_the_inputs_that_fill_no_group() -> None:
-    feed = _feed(63)
-    order = feed.order(0)
+    training_set = _training_set(63)
+    order = training_set.order(0)
     assert len(order) == 60
     assert len(set(order.tolist())) == 60
-    assert feed.batches == 3
-    feed = _feed(53)
-    sizes = [len(feed.batch(feed.order(1), 1, number).labels) for number in range(feed.batches)]
+    assert training_set.batches == 3
+    training_set = _training_set(53)
+    sizes = [len(training_set.batch(training_set.order(1), 1, number).labels) for number in range(training_set.batches)]
     assert sizes == [20, 20, 10]
 
 
 def test_order_changes_with_epoch_and_seed_only() -> None:
-    feed, other = _feed(63), _feed(63, dataclasses.replace(RECIPE, seed=1))
-    assert torch.equal(feed.order(2), feed.order(2))
-    assert not torch.equal(feed.order(2), feed.order(3))
-    assert not torch.equal(feed.order(2), other.order(2))
+    training_set, other = _training_set(63), _training_set(63, dataclasses.replace(RECIPE, seed=1))
+    assert torch.equal(training_set.order(2), training_set.order(2))
+    assert not torch.equal(training_set.order(2), training_set.order(3))
+    assert not torch.equal(training_set.order(2), other.order(2))
 
 
 def test_batches_are_pixels_with_their_labels() -> None:
-    feed = _feed(63)
-    batch = feed.batch(feed.order(0), 0, 1)
+    training_set = _training_set(63)
+    batch = training_set.batch(training_set.order(0), 0, 1)
     values = (batch.x[:, 0, 0, 0] * 255).round().long()
     assert torch.equal(values % 3, batch.labels)
     assert batch.x.dtype == torch.float32

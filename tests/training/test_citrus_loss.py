@@ -12,10 +12,10 @@ from citrus_tool import architectures
 from citrus_tool.choices.recipe import Recipe
 from citrus_tool.network import INPUT, Add, Affine, Concat, GraphBuilder, Network, Reshape, chain, walk
 from citrus_tool.training import citrus as citrus_module
+from citrus_tool.training.batch_norm_statistics import CLEAN, batch_statistics, estimate
 from citrus_tool.training.citrus import citrus, citrus_loss
+from citrus_tool.training.interval_margins import box_margins, uniform_box
 from citrus_tool.training.method import Batch
-from citrus_tool.training.norm_statistics import CLEAN, batch_statistics, estimate
-from citrus_tool.training.training_boxes import box_margins, uniform_box
 from tests.training.literal_citrus import algorithm_1, interval_record
 
 EPS, TAU = 0.1, 0.04

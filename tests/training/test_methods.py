@@ -16,6 +16,7 @@ from citrus_tool.network import INPUT, Network, Reshape, chain, walk
 from citrus_tool.threat import Box
 from citrus_tool.training import taps as taps_module
 from citrus_tool.training.adversarial import attack
+from citrus_tool.training.batch_norm_statistics import CLEAN
 from citrus_tool.training.cc_ibp import cc_loss
 from citrus_tool.training.citrus import citrus, citrus_loss
 from citrus_tool.training.citrus_plus import citrus_plus_loss
@@ -24,13 +25,12 @@ from citrus_tool.training.distil import distillation
 from citrus_tool.training.exp_ibp import exp_loss
 from citrus_tool.training.expressive import ends_at
 from citrus_tool.training.ibp import ibp
+from citrus_tool.training.interval_margins import box_margins, uniform_box
 from citrus_tool.training.kcp import common_attack, kcp_loss, subsets
 from citrus_tool.training.method import Batch, LossParts
 from citrus_tool.training.methods import METHODS
 from citrus_tool.training.mtl_ibp import mtl_loss
-from citrus_tool.training.norm_statistics import CLEAN
 from citrus_tool.training.sabr import sabr_loss
-from citrus_tool.training.training_boxes import box_margins, uniform_box
 from citrus_tool.training.uat import DELTA
 from tests.training import literal_methods as literal
 

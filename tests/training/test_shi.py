@@ -12,7 +12,7 @@ from citrus_tool import architectures
 from citrus_tool.network import Affine, Network, Reshape, chain
 from citrus_tool.threat import Box
 from citrus_tool.training import shi
-from citrus_tool.training.training_boxes import box_margins, uniform_box
+from citrus_tool.training.interval_margins import box_margins, uniform_box
 
 
 def test_initialisation_has_the_papers_deviation_everywhere_but_in_the_last_layer() -> None:

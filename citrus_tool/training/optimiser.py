@@ -13,18 +13,18 @@ from citrus_tool.errors import UsageError
 from citrus_tool.network import Network
 from citrus_tool.threat import Box
 from citrus_tool.training import shi
+from citrus_tool.training.batch_norm_statistics import batch_statistics
 from citrus_tool.training.distil import distillation
+from citrus_tool.training.interval_margins import box_margins, uniform_box
 from citrus_tool.training.method import Batch, LossParts, Method
-from citrus_tool.training.norm_statistics import batch_statistics
 from citrus_tool.training.schedule import Point
 from citrus_tool.training.standard import standard
-from citrus_tool.training.training_boxes import box_margins, uniform_box
 
 _WARM_RADIUS = 0.01
 """In the warm-up Shi et al.'s regularisers read boxes of this fraction of the target tau."""
 
 
-class Stepper:
+class Optimiser:
     """Trains `network` in place, one batch at a time; its state is Adam's moments and what the method carries.
 
     `teacher` is the network to learn from when the recipe distils.
@@ -43,12 +43,12 @@ class Stepper:
             raise UsageError("the network has no weights to train.")
         self._weights = [layer.weight for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
         self.carried: Mapping[str, Tensor] = {}
-        self._optimiser = torch.optim.Adam(self.parameters, lr=recipe.lr, fused=self.parameters[0].is_cuda)
+        self._adam = torch.optim.Adam(self.parameters, lr=recipe.lr, fused=self.parameters[0].is_cuda)
 
     def step(self, batch: Batch, point: Point, generator: torch.Generator) -> Mapping[str, Tensor]:
         """One step; returns the loss parts by name, each a detached scalar. The host never waits here."""
         recipe = self.recipe
-        for group in self._optimiser.param_groups:
+        for group in self._adam.param_groups:
             group["lr"] = point.lr
         with batch_statistics(self.network, batch.x):
             if point.natural:
@@ -73,7 +73,7 @@ class Stepper:
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
         parts["gradient_norm"] = nn.utils.clip_grad_norm_(self.parameters, recipe.clip_norm)
-        self._optimiser.step()
+        self._adam.step()
         return parts
 
     def _natural(self, batch: Batch, point: Point, generator: torch.Generator) -> LossParts:
@@ -92,7 +92,7 @@ class Stepper:
         return {
             f"{index}.{name}": tensor
             for index, parameter in enumerate(self.parameters)
-            for name, tensor in self._optimiser.state.get(parameter, {}).items()
+            for name, tensor in self._adam.state.get(parameter, {}).items()
         }
 
     def restore(self, moments: Mapping[str, Tensor]) -> None:
@@ -101,4 +101,4 @@ class Stepper:
             index, _, key = name.partition(".")
             parameter = self.parameters[int(index)]
             on_host = key == "step" and not parameter.is_cuda
-            self._optimiser.state[parameter][key] = tensor if on_host else tensor.to(parameter.device)
+            self._adam.state[parameter][key] = tensor if on_host else tensor.to(parameter.device)

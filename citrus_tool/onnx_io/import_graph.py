@@ -18,9 +18,7 @@ from torch import nn
 from citrus_tool.errors import UnsupportedNetworkError
 from citrus_tool.network import INPUT, GraphBuilder, Network, Reshape
 from citrus_tool.onnx_io.contract import InputContract
-from citrus_tool.onnx_io.onnx_file import OLDEST_OPSET
-from citrus_tool.onnx_io.operators import RULES, by_onnx2torch
-from citrus_tool.onnx_io.values import (
+from citrus_tool.onnx_io.lowering import (
     Activation,
     Binding,
     Call,
@@ -29,6 +27,8 @@ from citrus_tool.onnx_io.values import (
     RefusedNodeError,
     Value,
 )
+from citrus_tool.onnx_io.onnx_file import OLDEST_OPSET
+from citrus_tool.onnx_io.operators import RULES, by_onnx2torch
 
 FOLDABLE = frozenset(
     {

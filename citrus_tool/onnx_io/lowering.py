@@ -14,7 +14,7 @@ transposed weight of another node), or that the file computes from others, is ke
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,7 +66,7 @@ Value = Activation | Constant
 
 
 @dataclass(frozen=True, kw_only=True)
-class View:
+class TensorView:
     """How a parameter shows a tensor of the file: scale * tensor, transposed or not, in the shape `shape`."""
 
     tensor: str
@@ -80,7 +80,7 @@ class Binding:
     """Entry `parameter` of the network's state dict is the view `view` of the file's tensor."""
 
     parameter: str
-    view: View
+    view: TensorView
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,8 +133,8 @@ class Lowering:
     builder: GraphBuilder
     opset: int
     consumers: Counter[str]
-    parameters: dict[View, nn.Parameter] = field(default_factory=dict)
-    statistics: list[tuple[View, Tensor]] = field(default_factory=list)
+    parameters: dict[TensorView, nn.Parameter] = field(default_factory=dict)
+    statistics: list[tuple[TensorView, Tensor]] = field(default_factory=list)
     fixed_tensors: set[str] = field(default_factory=set)
     without_bias: dict[str, nn.Conv2d | nn.Linear] = field(default_factory=dict)
     emitted: list[str] = field(default_factory=list)
@@ -165,7 +165,9 @@ class Lowering:
         if constant.tensor is None:
             self.created.append(nn.Parameter(value, requires_grad=False))
             return self.created[-1]
-        view = View(tensor=constant.tensor, transposed=constant.transposed ^ transpose, scale=scale, shape=tuple(shape))
+        view = TensorView(
+            tensor=constant.tensor, transposed=constant.transposed ^ transpose, scale=scale, shape=tuple(shape)
+        )
         if view not in self.parameters:
             self.parameters[view] = nn.Parameter(value)
             self.created.append(self.parameters[view])
@@ -175,7 +177,7 @@ class Lowering:
         """A running mean or variance (C,): no gradient, but written back to the file."""
         value = torch.from_numpy(_view(float32(constant), False, 1.0, shape))
         if constant.tensor is not None:
-            view = View(tensor=constant.tensor, transposed=constant.transposed, scale=1.0, shape=tuple(shape))
+            view = TensorView(tensor=constant.tensor, transposed=constant.transposed, scale=1.0, shape=tuple(shape))
             self.statistics.append((view, value))
         return value
 
@@ -198,6 +200,10 @@ class Lowering:
         entries = [*network.named_parameters(remove_duplicate=False), *network.named_buffers(remove_duplicate=False)]
         bindings = tuple(Binding(parameter=n, view=views[id(t)]) for n, t in entries if id(t) in views)
         return network.eval(), bindings
+
+
+Rule = Callable[[Lowering, Call], Value | tuple[Value, ...]]
+"""What becomes of a node: the values of its outputs; raises RefusedNodeError."""
 
 
 def float32(constant: Constant) -> NDArray[np.float32]:

@@ -1,7 +1,7 @@
-"""A query and its network files as problems of one form: one network, one input box, one formula over its outputs.
+"""A query and its network files as questions of one form: one network, one input box, one formula over its outputs.
 
 Copies of a network that share a perturbation u become one network over u (a UAP query of any k); other queries with
-several networks become one network over all their inputs, side by side. The unsafe set is the union of the problems'.
+several networks become one network over all their inputs, side by side. The unsafe set is the union of the questions'.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from citrus_tool.queries.uap import NotUapError, UapStructure, uap_structure
 from citrus_tool.queries.witness import Check, check
 from citrus_tool.threat import Box
 
-MAX_PROBLEMS = 10_000
+MAX_QUESTIONS = 10_000
 """How many input boxes one query may speak of."""
 
 LINK_ULPS = 4
@@ -35,7 +35,7 @@ LINK_ULPS = 4
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Part:
+class InputSlice:
     """How a network's input is made of z: z[start : start + size] + centre (None: 0), (*input_shape,)."""
 
     tensor: str
@@ -45,7 +45,7 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Problem:
+class Question:
     """Is there a z in `box` with formula(network(z), z)?
 
     Attributes:
@@ -63,13 +63,13 @@ class Problem:
     least: Tensor
     greatest: Tensor
     formula: Formula
-    parts: tuple[Part, ...]
+    parts: tuple[InputSlice, ...]
     room: Mapping[str, tuple[NDArray[np.float32], NDArray[np.float32]]]
     empty: bool
 
     @property
     def shared(self) -> bool:
-        """z is the perturbation that all inputs share; the problem is then the query's only one."""
+        """z is the perturbation that all inputs share; the question is then the query's only one."""
         return self.parts[0].centre is not None
 
     def inputs(self, z: Tensor) -> dict[str, NDArray[np.float32]]:
@@ -188,10 +188,10 @@ class Replay:
         return found
 
 
-def problems(files: Files) -> Iterator[Problem]:
-    """The problems that a query stands for, one for each input box that it speaks of; a UAP query is one.
+def questions(files: Files) -> Iterator[Question]:
+    """The questions that a query stands for, one for each input box that it speaks of; a UAP query is one.
 
-    Raises InputFileError where there are more than MAX_PROBLEMS.
+    Raises InputFileError where there are more than MAX_QUESTIONS.
     """
     spec = files.spec
     if len(spec.networks) > 1:
@@ -204,13 +204,13 @@ def problems(files: Files) -> Iterator[Problem]:
             return
     side_by_side = _SideBySide.of(files)
     if spec.is_box():
-        yield side_by_side.problem(spec.common_case, spec.clauses)
+        yield side_by_side.question(spec.common_case, spec.clauses)
         return
-    for case in spec.cases(limit=MAX_PROBLEMS):
-        yield side_by_side.problem(case, ())
+    for case in spec.cases(limit=MAX_QUESTIONS):
+        yield side_by_side.question(case, ())
 
 
-def _shared(files: Files, structure: UapStructure) -> Problem:
+def _shared(files: Files, structure: UapStructure) -> Question:
     """Copies over one u.
 
     The centres' rounding to float64 (`centre_error`, half a unit in the last place) is one more rounding in the sum
@@ -218,14 +218,14 @@ def _shared(files: Files, structure: UapStructure) -> Problem:
     """
     spec, count = files.spec, size(structure.input_shape)
     parts = [
-        Part(tensor=network.inputs[0].name, start=0, size=count, centre=centre)
+        InputSlice(tensor=network.inputs[0].name, start=0, size=count, centre=centre)
         for network, centre in zip(spec.networks, structure.centres, strict=True)
     ]
     shape = next(iter(files.models.values())).contract.pixel_shape
     network, columns = _network(files, parts, shape)
     clauses = [clause for copy in structure.unsafe for clause in copy]
     radius = torch.from_numpy(structure.radius.reshape(shape))
-    return Problem(
+    return Question(
         network=network,
         box=Box(centre=torch.zeros_like(radius)[None], radius=radius[None]),
         least=-radius,
@@ -242,23 +242,23 @@ class _SideBySide:
     """All networks over the concatenation of their inputs; one network keeps its input's shape."""
 
     shape: tuple[int, ...]
-    parts: tuple[Part, ...]
+    parts: tuple[InputSlice, ...]
     network: Network
     columns: Columns
 
     @staticmethod
     def of(files: Files) -> _SideBySide:
-        parts: list[Part] = []
+        parts: list[InputSlice] = []
         start = 0
         for tensor in files.spec.inputs.values():
-            parts.append(Part(tensor=tensor.name, start=start, size=tensor.size, centre=None))
+            parts.append(InputSlice(tensor=tensor.name, start=start, size=tensor.size, centre=None))
             start += tensor.size
         single = len(files.spec.networks) == 1
         shape = next(iter(files.models.values())).contract.pixel_shape if single else (start,)
         network, columns = _network(files, parts, shape)
         return _SideBySide(shape=shape, parts=tuple(parts), network=network, columns=columns)
 
-    def problem(self, case: Case, clauses: Sequence[Clause]) -> Problem:
+    def question(self, case: Case, clauses: Sequence[Clause]) -> Question:
         room = {name: _room(box) for name, box in case.boxes.items()}
 
         def joined(arrays: Sequence[NDArray[np.floating]]) -> Tensor:
@@ -268,7 +268,7 @@ class _SideBySide:
         lower = joined([box.lower for box in case.boxes.values()])
         upper = joined([box.upper for box in case.boxes.values()])
         least, greatest = (joined([room[name][side] for name in case.boxes]) for side in (0, 1))
-        return Problem(
+        return Question(
             network=self.network,
             box=enclose_bounds(lower[None], torch.maximum(lower, upper)[None]),
             least=least,
@@ -290,7 +290,7 @@ def _room(box: InputBox) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     return least, greatest
 
 
-def _network(files: Files, parts: Sequence[Part], shape: tuple[int, ...]) -> tuple[Network, Columns]:
+def _network(files: Files, parts: Sequence[InputSlice], shape: tuple[int, ...]) -> tuple[Network, Columns]:
     """All declared networks as one, and where the query's variables stand in it."""
     spec, networks = files.spec, files.networks()
     outputs: dict[str, int] = {}
