@@ -38,7 +38,7 @@ demo: install
 	$(BIN)/citrus demo
 
 test: develop
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --cov --cov-report=term
 
 test-slow: develop
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow

@@ -107,6 +107,13 @@ class Tabular(ABC):
         return self.table().html()
 
 
+def clock(seconds: float) -> str:
+    """0:07, 12:34 or 1:02:03."""
+    whole = round(seconds)
+    hours, minutes = whole // 3600, whole // 60 % 60
+    return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
+
+
 def percent(value: float) -> str:
     """A percentage with two decimals."""
     return f"{value:.2f}"

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import networkx as nx
 import pytest
 from dockerfile_parse import DockerfileParser
 from packaging.requirements import Requirement
@@ -45,6 +46,24 @@ def imports(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             found.add(node.module)
     return found
+
+
+def test_no_imports_go_in_a_circle() -> None:
+    """Neither between modules nor between rooms; imports inside functions and for type checkers count, too."""
+    names = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in modules()}
+    graph, rooms = nx.DiGraph(), nx.DiGraph()
+    for name, path in names.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module in names and node.module != "citrus_tool":
+                for alias in node.names:
+                    inner = f"{node.module}.{alias.name}"
+                    graph.add_edge(name, inner if inner in names else node.module)
+    room_of = {name: name.split(".")[1] for name in names if "." in name}
+    rooms.add_edges_from((room_of[a], room_of[b]) for a, b in graph.edges if a in room_of and room_of[a] != room_of[b])
+    assert len(graph) > 150
+    assert len(rooms) > 20
+    assert [circle for circle in nx.strongly_connected_components(graph) if len(circle) > 1] == []
+    assert [circle for circle in nx.strongly_connected_components(rooms) if len(circle) > 1] == []
 
 
 @pytest.mark.parametrize("package", ["pulp", "highspy"])

@@ -12,9 +12,8 @@ from rich.progress import Progress as RichProgress
 from rich.table import Column
 from rich.table import Table as RichTable
 
-from citrus_tool.cli.terminal import clock
 from citrus_tool.progress import Progress
-from citrus_tool.tables import Table
+from citrus_tool.tables import Table, clock
 
 
 class Bars(Progress):

@@ -17,7 +17,7 @@ import click
 from citrus_tool.errors import AccuracyWarning
 from citrus_tool.files import require_writable_file, write_text
 from citrus_tool.progress import Progress, Silent
-from citrus_tool.tables import Table
+from citrus_tool.tables import Table, clock
 from citrus_tool.tables import percent as percent
 
 if TYPE_CHECKING:
@@ -96,13 +96,6 @@ class PlainLines(Progress):
         left = f", {clock((self._total - self._done) / rate)} left" if self._total is not None and rate > 0 else ""
         note = f", {self._note}" if self._note else ""
         click.echo(f"{self._stage}: {amount} {self._unit} in {clock(seconds)}, {rate:.3g}/s{left}{note}", err=True)
-
-
-def clock(seconds: float) -> str:
-    """0:07, 12:34 or 1:02:03."""
-    whole = round(seconds)
-    hours, minutes = whole // 3600, whole // 60 % 60
-    return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
 
 
 def is_stdout(json_path: Path | None) -> bool:

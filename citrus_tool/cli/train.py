@@ -15,6 +15,7 @@ from citrus_tool.cli.gathered import Outputs, RecipeChoice, SpecChoice, gathered
 from citrus_tool.context import RunContext
 from citrus_tool.errors import UsageError
 from citrus_tool.sources import DataChoice, ModelChoice
+from citrus_tool.tables import clock
 
 if TYPE_CHECKING:
     from citrus_tool.results.harden import HardenReport, SpecVerdict
@@ -126,7 +127,7 @@ def show_harden(report: HardenReport, outputs: Outputs) -> None:
     if not outputs.on_stdout:
         click.echo(
             f"\neps {report.eps:g}, groups of {report.group_size}, {report.inputs} test inputs;"
-            f" trained {report.epochs} epochs in {terminal.clock(report.seconds)}; written to {report.out}"
+            f" trained {report.epochs} epochs in {clock(report.seconds)}; written to {report.out}"
         )
         show_spec(report.spec)
 
@@ -186,7 +187,7 @@ def train(
         architecture,
         terminal.percent(report.standard_accuracy),
         str(report.best_epoch),
-        terminal.clock(report.seconds),
+        clock(report.seconds),
     ]
     terminal.show(
         report.to_json(),
