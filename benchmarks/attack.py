@@ -16,11 +16,12 @@ from pathlib import Path
 import torch
 from uap_table import ROOT, ROWS, Row
 
-from citrus_tool.attacks.universal import SETS, attack_groups
+from citrus_tool.attacks.effort import Effort
+from citrus_tool.attacks.universal import attack_groups
 from citrus_tool.certification.individual import clean_stage
 from citrus_tool.onnx_io import OnnxRunner
 from citrus_tool.sources import DataChoice, ModelChoice
-from citrus_tool.threat import parse_eps
+from citrus_tool.threat import Threat, parse_eps
 
 
 def main() -> None:
@@ -37,7 +38,7 @@ def main() -> None:
     print(f"{'network':<27} {'eps':>5} {'k':>4} | {'sums %':>7} {'s/group':>8} | {'grown %':>7} {'s/group':>8}")
     for number in options.rows:
         row = ROWS[number - 1]
-        before, after = run(row, options, sets=0), run(row, options, sets=SETS)
+        before, after = run(row, options, sets=0), run(row, options, sets=Effort.sets)
         print(
             f"{row.network:<27} {row.eps:>5} {row.group_size:>4} | {before[0]:7.1f} {before[1]:8.2f} |"
             f" {after[0]:7.1f} {after[1]:8.2f}",
@@ -61,11 +62,9 @@ def run(row: Row, options: argparse.Namespace, *, sets: int) -> tuple[float, flo
         images,
         labels,
         torch.ones_like(labels, dtype=torch.bool),
-        parse_eps(row.eps),
-        steps=options.steps,
-        restarts=options.restarts,
-        generator=torch.Generator().manual_seed(options.seed),
-        sets=sets,
+        Threat(eps=parse_eps(row.eps)),
+        Effort(steps=options.steps, restarts=options.restarts, sets=sets),
+        torch.Generator().manual_seed(options.seed),
     )
     return 100 * (1 - int(fooled.sum()) / labels.numel()), (time.process_time() - start) / len(labels)
 

@@ -56,7 +56,7 @@ def main() -> None:
     network = model.network.frozen(dtype=torch.float64)
     x, labels = test.pixels(), test.labels
     clean = clean_stage(network, OnnxRunner(model), x, labels)
-    screened = screen(network, x, clean, EPS, bounds="crown", intermediate="intersect")
+    screened = screen(network, x, clean, Threat(eps=EPS), bounds="crown", intermediate="intersect")
     reached = torch.nonzero(clean.correct & ~screened.ibp).flatten()
     ours = screened.seconds["crown"] / len(reached)
     box = enclose(x[reached[: options.twin_inputs]], EPS)

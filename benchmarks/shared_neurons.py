@@ -26,7 +26,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.uap_table import ROWS, Row
 from citrus_tool import data, onnx_io
-from citrus_tool.attacks.margin import float32_at_most
 from citrus_tool.bounds.fold import Fold, beside
 from citrus_tool.bounds.rounding import exact_products
 from citrus_tool.certification import joint
@@ -99,12 +98,12 @@ def opened(row: Row, options: argparse.Namespace) -> tuple[Callable[[], Loop], i
 
 def loop_of(setup: Setup, prepared: Prepared) -> Loop:
     """A loop over the group's open inputs that knows nothing yet."""
-    group, screened, eps = prepared.group, prepared.screened, setup.threat.eps
+    group, screened = prepared.group, prepared.screened
     open_ = torch.nonzero(group.open).flatten()
     x, reference = group.x[open_], group.reference[open_]
     rivals = [tuple(screened.planes[place].label.tolist()) for place in open_.tolist()]
     inputs = executions_of(setup, rivals, x, reference, screened.guard[open_])
-    arena = Arena(network=setup.attacked, x=x, truth=reference, eps=float32_at_most(eps), target=None, best=group.u)
+    arena = Arena(network=setup.attacked, x=x, truth=reference, threat=setup.threat, best=group.u)
     arena.judge(group.u[None])
     return Loop(inputs, arena, time.monotonic() + 1e9, torch.Generator().manual_seed(0), record=False)
 

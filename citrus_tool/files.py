@@ -1,10 +1,11 @@
-"""Files that appear whole or not at all, and a check before long work that they can be written."""
+"""Files that appear whole or not at all, a check before long work that they can be written, and TOML read."""
 
 from __future__ import annotations
 
 import json
 import os
 import tempfile
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -96,3 +97,13 @@ def toml_value(value: Any) -> str:
     if isinstance(value, bool | int | float):
         return json.dumps(value)
     return json.dumps(str(value), ensure_ascii=False)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The entries of a TOML file; raises InputFileError."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputFileError(f"{path}: cannot be read ({error.strerror}).") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputFileError(f"{path}: is not TOML ({error}).") from None

@@ -14,9 +14,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from citrus_tool.attacks.margin import float32_at_most, margins
+from citrus_tool.attacks.effort import Effort
+from citrus_tool.attacks.margin import margins
 from citrus_tool.devices import device_of
 from citrus_tool.network import Network
+from citrus_tool.threat import Threat
 
 BATCH: Final = 256
 """Images in one step."""
@@ -32,48 +34,42 @@ def attack_dataset(
     network: Network,
     images: Float[Tensor, "n C H W"],
     labels: Int[Tensor, " n"],
-    eps: float,
-    *,
-    steps: int,
-    restarts: int,
+    threat: Threat,
+    effort: Effort,
     generator: torch.Generator,
-    target: int | None = None,
 ) -> tuple[Float[Tensor, "C H W"], int]:
     """The perturbation found that fools most of the inputs, and how many it fools by the network's own arithmetic.
 
     Args:
-        eps: radius of u, in pixel space.
         network, images: of one dtype; each minibatch is moved to the network's device.
-        steps: minibatch steps of each restart; at least one pass over the data is made where it is not 0.
-        restarts: the first from 0, the others from random corners; 0: u = 0.
+        effort: minibatch steps of each restart, with at least one pass over the data where they are not 0; restarts,
+            the first from 0, the others from random corners; without any u = 0.
         generator: on the CPU; the result is a function of its state.
-        target: an input counts as fooled where this class wins.
 
     Returns: u with |u| <= eps, also after a cast to float32, on the CPU, and the count (margin <= 0).
     """
     device = device_of(network)
-    radius = float32_at_most(eps)
     best = torch.zeros_like(images[0], device=device)
-    clean = _margins(network, images, labels, best, target)
+    clean = _margins(network, images, labels, best, threat.target)
     most, scale = int((clean <= 0).sum()), float(clean.abs().median().clamp_min(1e-6))
     batches = max(1, -(-len(images) // BATCH))
-    total = max(steps, batches) if steps else 0
-    for restart in range(restarts if total else 0):
+    total = max(effort.steps, batches) if effort.steps else 0
+    for restart in range(effort.restarts if total else 0):
         corners = torch.randint(0, 2, best.shape, generator=generator) * 2.0 - 1.0
-        u = torch.zeros_like(best) if restart == 0 else (radius * corners).to(best)
+        u = torch.zeros_like(best) if restart == 0 else threat.corners(corners).to(best)
         trend, sharpness = torch.zeros_like(u), SHARPNESS[restart % len(SHARPNESS)]
         order = torch.randperm(len(images), generator=generator)
         for step in range(total):
             place = step % batches
             rows = order[place * BATCH : (place + 1) * BATCH]
             u = u.detach().requires_grad_(True)
-            margin = margins(network, images[rows].to(device) + u, labels[rows].to(device), target)
+            margin = margins(network, images[rows].to(device) + u, labels[rows].to(device), threat.target)
             (gradient,) = torch.autograd.grad(-torch.sigmoid(-sharpness * margin / scale).sum(), u)
             length = gradient.abs().mean().clamp_min(torch.finfo(u.dtype).tiny)
             trend = MOMENTUM * trend + gradient / length
-            u = (u.detach() - FIRST_STEP * radius * (1 - step / total) * trend.sign()).clamp(-radius, radius)
+            u = threat.stepped(u.detach(), trend, FIRST_STEP * threat.inner * (1 - step / total))
             if place == batches - 1 or step == total - 1:
-                fooled = int((_margins(network, images, labels, u, target) <= 0).sum())
+                fooled = int((_margins(network, images, labels, u, threat.target) <= 0).sum())
                 if fooled > most:
                     best, most = u, fooled
     return best.cpu(), most

@@ -18,8 +18,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from citrus_tool.attacks.sets import around, attack_sets
+from citrus_tool.attacks.sets import Descent, around, attack_sets
 from citrus_tool.network import Network
+from citrus_tool.threat import Threat
 
 DECISIVE: Final = 1e-4
 """A set falls when all its margins are this far below 0 (in clean margins): that survives a float32 replay."""
@@ -89,8 +90,8 @@ class Growth:
         elif known is None:
             self._resisted.append(members)
 
-    def proposals(self, generator: torch.Generator, radius: float) -> list[tuple[Members, Tensor]]:
-        """The sets to attack next, each with a start (C, H, W) within `radius` (pixel space); none when the budget is
+    def proposals(self, generator: torch.Generator, threat: Threat) -> list[tuple[Members, Tensor]]:
+        """The sets to attack next, each with a start (C, H, W) within the threat; none when the budget is
         spent or nothing is left to try.
         """
         most = len(self.best)
@@ -108,7 +109,7 @@ class Growth:
             and len(members) + sum(self._may_join(members, other) for other in self.alone) > most
         ]
         again = [frozenset(entry[3]) for entry in heapq.nsmallest(AGAIN, close)]
-        return self._spend([(members, self._elsewhere(members, generator, radius)) for members in again])
+        return self._spend([(members, self._elsewhere(members, generator, threat)) for members in again])
 
     def _spend(self, proposals: list[tuple[Members, Tensor]]) -> list[tuple[Members, Tensor]]:
         proposals = proposals[: self.budget]
@@ -126,12 +127,12 @@ class Growth:
         """A start between the u of a set and that of one more input."""
         return (len(members) * self.found[members].u + self.alone[other].u) / (len(members) + 1)
 
-    def _elsewhere(self, members: Members, generator: torch.Generator, radius: float) -> Tensor:
+    def _elsewhere(self, members: Members, generator: torch.Generator, threat: Threat) -> Tensor:
         """A start for another try: a random mean of the inputs' own perturbations, with random corners in it."""
         weight = torch.rand(len(members), generator=generator)
         own = torch.stack([self.alone[member].u for member in sorted(members)])
         mean = torch.einsum("s,schw->chw", (weight / weight.sum()).to(own), own)
-        return around(mean, 2, radius, generator)[0]
+        return around(mean, 2, threat, generator)[0]
 
 
 def grow(
@@ -140,19 +141,18 @@ def grow(
     labels: Int[Tensor, "g k"],
     unit: Float[Tensor, "g k"],
     searches: Sequence[Growth],
-    radius: float,
+    threat: Threat,
     *,
     steps: int,
-    target: int | None,
     generator: torch.Generator,
 ) -> None:
-    """Runs the searches of g groups side by side until each has ended; unit: clean margins, radius: pixel space."""
+    """Runs the searches of g groups side by side until each has ended; unit: clean margins."""
     going = list(range(len(searches)))
     while going:
         work: list[tuple[int, Members, Tensor]] = []
         still = []
         for group in going:
-            proposals = searches[group].proposals(generator, radius)
+            proposals = searches[group].proposals(generator, threat)
             work += [(group, members, start) for members, start in proposals]
             if proposals:
                 still.append(group)
@@ -168,9 +168,8 @@ def grow(
                 labels[of_group, member],
                 of_set,
                 torch.stack([start for _, _, start in part]),
-                radius,
-                steps=steps,
-                target=target,
+                threat,
+                Descent(steps=steps),
                 unit=unit[of_group, member],
             )
             worst = torch.full_like(u[:, 0, 0, 0], -torch.inf).scatter_reduce(0, of_set, margin, "amax")

@@ -5,13 +5,13 @@ Objective f_6 of Carlini and Wagner, "Towards evaluating the robustness of neura
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from citrus_tool.attacks.pgd import ATTACKED
 from citrus_tool.network import Network, walk
+from citrus_tool.threat import Threat
 
 
 def margins(
@@ -41,24 +41,17 @@ def reach(
     network: Network,
     x: Float[Tensor, "n C H W"],
     labels: Int[Tensor, " n"],
-    radius: float,
-    target: int | None = None,
+    threat: Threat,
     *,
     wrong: Int[Tensor, " n"] | None = None,
 ) -> Float[Tensor, " n"]:
-    """The unit in which attacks compare margins: |margin at x| + radius ||its gradient||_1, (n,), above 0.
+    """The unit in which attacks compare margins: |margin at x| + eps ||its gradient||_1, (n,), above 0.
 
     The second term is what a linear network could change, so an input with a tiny clean margin does not outweigh the
-    others; the first is there for flat networks. `radius` is in pixel space.
+    others; the first is there for flat networks.
     """
     at = x.detach().requires_grad_(True)
     with torch.enable_grad():
-        margin = margins(network, at, labels, target, wrong=wrong)
+        margin = margins(network, at, labels, threat.target, wrong=wrong)
         (gradient,) = torch.autograd.grad(margin.sum(), at)
-    return (margin.detach().abs() + radius * gradient.abs().flatten(1).sum(dim=1)).clamp_min(1e-6)
-
-
-def float32_at_most(value: float) -> float:
-    """The largest float32 that is not above `value`."""
-    single = np.float32(value)
-    return float(single if float(single) <= value else np.nextafter(single, np.float32(-np.inf)))
+    return (margin.detach().abs() + threat.inner * gradient.abs().flatten(1).sum(dim=1)).clamp_min(1e-6)

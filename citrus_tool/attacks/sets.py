@@ -9,14 +9,17 @@ is kept, and a set stops once that is clearly below 0.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from citrus_tool.attacks.margin import float32_at_most, margins, reach
+from citrus_tool.attacks.effort import Effort
+from citrus_tool.attacks.margin import margins, reach
 from citrus_tool.network import Network
+from citrus_tool.threat import Threat
 
 SHARPNESS: Final = 10.0
 """Inverse temperature of the soft maximum, per unit of clean margin."""
@@ -28,55 +31,61 @@ NEAR: Final = 0.25
 """First step from a point that is nearly best already, in units of eps."""
 LOOK: Final = 5
 """Steps after which sets that are done leave the batch."""
+ONE_SET: Final = Effort(steps=40, restarts=3)
+"""Default of `attack_set`: further starts are drawn around the first one if that does not fool all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Descent:
+    """The steps of one attack: how many, the first one's length in units of eps, and the weight of past gradients.
+
+    Steps shrink linearly to 0.
+    """
+
+    steps: int
+    first: float = 1.0
+    momentum: float = MOMENTUM
 
 
 def attack_set(
     network: Network,
     images: Float[Tensor, "s C H W"],
     labels: Int[Tensor, " s"],
-    eps: float,
+    threat: Threat,
+    effort: Effort = ONE_SET,
     *,
     start: Float[Tensor, "C H W"],
-    targets: Int[Tensor, " s"] | None = None,
-    target: int | None = None,
-    steps: int = 40,
-    restarts: int = 3,
+    wrong: Int[Tensor, " s"] | None = None,
     generator: torch.Generator | None = None,
 ) -> tuple[Float[Tensor, "C H W"], Bool[Tensor, " s"]]:
-    """Tries to fool all inputs of one set with one |u|_inf <= eps.
+    """Tries to fool all inputs of one set with one perturbation of the threat.
 
     Args:
         network: of the images' dtype and device; x + u is not clipped (threat/clip.py does that).
-        eps: radius of u, in pixel space.
-        start: the first point tried, clamped to eps.
-        targets: the wrong label that each input is to get; then only that label counts. None: any.
-        target: the class that is to win for every input (Threat.target).
-        steps: gradient steps for each start; 0 only judges `start`.
-        restarts: further starts, drawn around `start`, if the first does not fool all.
+        start: the first point tried, projected into the threat.
+        wrong: the wrong class that each input is to get; then only that one counts. None: any.
         generator: on the CPU; of these draws. None: seed 0.
 
     Returns: the u that fools most of the set, and among those the one with the lowest largest margin; which inputs it
     fools by the network's own arithmetic (margin <= 0).
     """
     generator = generator or torch.Generator().manual_seed(0)
-    radius = float32_at_most(eps)
     size, device = len(images), images.device
-    start = start.to(images).clamp(-radius, radius)
+    start = threat.projected(start.to(images))
     best, fooled, worst = start, torch.zeros(size, dtype=torch.bool, device=device), torch.inf
-    for count in (1, restarts) if steps else (1,):
+    for count in (1, effort.restarts) if effort.steps else (1,):
         if bool(fooled.all()) or not count:
             break
-        starts = start.expand(count, *start.shape) if count == 1 else around(start, count, radius, generator)
+        starts = start.expand(count, *start.shape) if count == 1 else around(start, count, threat, generator)
         u, margin = attack_sets(
             network,
             images.repeat(count, 1, 1, 1),
             labels.repeat(count),
             torch.arange(count, device=device).repeat_interleave(size),
             starts,
-            radius,
-            steps=steps,
-            target=target,
-            wrong=None if targets is None else targets.repeat(count),
+            threat,
+            Descent(steps=effort.steps),
+            wrong=None if wrong is None else wrong.repeat(count),
         )
         for candidate, row in zip(u, margin.reshape(count, size), strict=True):
             score, known = (int((row <= 0).sum()), -float(row.max())), (int(fooled.sum()), -worst)
@@ -86,32 +95,28 @@ def attack_set(
 
 
 def around(
-    start: Float[Tensor, "C H W"], count: int, radius: float, generator: torch.Generator
+    start: Float[Tensor, "C H W"], count: int, threat: Threat, generator: torch.Generator
 ) -> Float[Tensor, "b C H W"]:
     """`count` starting points: `start` with ever more of its pixels at random corners, all of them in the last."""
     share = torch.arange(1, count + 1).reshape(-1, 1, 1, 1) / count
     drawn = torch.rand(count, *start.shape, generator=generator) < share
     corner = torch.randint(0, 2, (count, *start.shape), generator=generator) * 2.0 - 1.0
-    return torch.where(drawn.to(start.device), (radius * corner).to(start), start)
+    return torch.where(drawn.to(start.device), threat.corners(corner).to(start), start)
 
 
 def attack_near(
     network: Network,
     images: Float[Tensor, "s C H W"],
     labels: Int[Tensor, " s"],
-    radius: float,
+    threat: Threat,
     *,
     points: Float[Tensor, "b C H W"],
     wrong: Int[Tensor, "b s"],
     steps: int,
-    target: int | None = None,
 ) -> Float[Tensor, "b C H W"]:
     """Tries to give all inputs of a set wrong labels, from b points that a relaxation thinks are best, by short steps.
 
-    Args:
-        radius: in pixel space, as a float32.
-        target: as in `attack_set`.
-        wrong: the label that each input is to get, from each point.
+    `wrong` is the class that each input is to get, from each point.
     """
     u, _ = attack_sets(
         network,
@@ -119,11 +124,9 @@ def attack_near(
         labels.repeat(len(points)),
         torch.arange(len(points), device=points.device).repeat_interleave(len(images)),
         points,
-        radius,
-        steps=steps,
-        target=target,
+        threat,
+        Descent(steps=steps, first=NEAR),
         wrong=wrong.flatten(),
-        first=NEAR,
     )
     return u
 
@@ -134,28 +137,24 @@ def attack_sets(
     labels: Int[Tensor, " n"],
     of_set: Int[Tensor, " n"],
     start: Float[Tensor, "b C H W"],
-    radius: float,
+    threat: Threat,
+    descent: Descent,
     *,
-    steps: int,
-    target: int | None = None,
     wrong: Int[Tensor, " n"] | None = None,
     unit: Float[Tensor, " n"] | None = None,
-    momentum: float = MOMENTUM,
-    first: float = 1.0,
 ) -> tuple[Float[Tensor, "b C H W"], Float[Tensor, " n"]]:
     """Attacks b sets of any sizes side by side; row i of the images belongs to set `of_set[i]`.
 
     Args:
-        radius: in pixel space, as a float32, see `margin.float32_at_most`.
+        wrong: (n,) the wrong class that each input is to get; None: any, or the threat's target.
         unit: (n,) clean margins, where they are known.
-        first: length of the first step, in units of the radius; steps shrink linearly.
 
     Returns: for each set the u with the lowest largest margin, and all inputs' margins there in units of `unit`.
     """
-    count = len(start)
+    count, steps, longest = len(start), descent.steps, threat.inner * descent.first
     if unit is None:
-        unit = reach(network, images, labels, radius, target, wrong=wrong)
-    best, kept = start.clamp(-radius, radius), torch.full_like(unit, torch.inf)
+        unit = reach(network, images, labels, threat, wrong=wrong)
+    best, kept = threat.projected(start), torch.full_like(unit, torch.inf)
     lowest = torch.full((count,), torch.inf, dtype=unit.dtype, device=unit.device)
     live, rows = torch.arange(count, device=start.device), torch.arange(len(images), device=start.device)
     u, trend, place = best, torch.zeros_like(best), of_set  # of the live sets; place: a row's set among these
@@ -166,7 +165,7 @@ def attack_sets(
                 network,
                 images[rows] + u[place],
                 labels[rows],
-                target,
+                threat.target,
                 wrong=None if wrong is None else wrong[rows],
             )
             relative = margin / unit[rows]
@@ -180,8 +179,8 @@ def attack_sets(
             break
         (gradient,) = torch.autograd.grad((relative * torch.exp(SHARPNESS * (value - worst[place]))).sum(), u)
         length = gradient.abs().mean(dim=(1, 2, 3), keepdim=True).clamp_min(torch.finfo(u.dtype).tiny)
-        trend = momentum * trend + gradient / length
-        u = (u.detach() - radius * first * (1 - step / steps) * trend.sign()).clamp(-radius, radius)
+        trend = descent.momentum * trend + gradient / length
+        u = threat.stepped(u.detach(), trend, longest * (1 - step / steps))
         if step % LOOK == LOOK - 1:
             going = lowest[live] > -ENOUGH
             if not bool(going.any()):

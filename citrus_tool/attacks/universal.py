@@ -19,17 +19,17 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from citrus_tool.attacks.effort import Effort
 from citrus_tool.attacks.growth import DECISIVE, Found, Growth, grow
-from citrus_tool.attacks.margin import float32_at_most, margins, reach
-from citrus_tool.attacks.sets import MOMENTUM, attack_sets
+from citrus_tool.attacks.margin import margins, reach
+from citrus_tool.attacks.sets import MOMENTUM, Descent, attack_sets
 from citrus_tool.network import Network
+from citrus_tool.threat import Threat
 
 HINGE: Final = 0.1
 """An input stops pulling once its margin is this far below 0, in units of its clean margin."""
 WITHIN_REACH: Final = 0.5
 """An input whose own attacks leave it above this (same units) is not attacked again."""
-SETS: Final = 20
-"""Default of `sets`."""
 ROWS: Final = 1024
 """Images in one forward pass."""
 
@@ -39,14 +39,11 @@ def attack_groups(
     images: Float[Tensor, "g k C H W"],
     labels: Int[Tensor, "g k"],
     present: Bool[Tensor, "g k"],
-    eps: float,
-    *,
-    steps: int,
-    restarts: int,
+    threat: Threat,
+    effort: Effort,
     generator: torch.Generator,
+    *,
     starts: Float[Tensor, "s g C H W"] | None = None,
-    target: int | None = None,
-    sets: int = SETS,
 ) -> tuple[Float[Tensor, "g C H W"], Int[Tensor, " g"]]:
     """The perturbation found that fools most of each group's `present` inputs.
 
@@ -54,42 +51,36 @@ def attack_groups(
         network: of the images' dtype and device; read in evaluation mode with constant weights.
         images: pixel space; x + u is not clipped (threat/clip.py does that).
         present: inputs that count; the others are neither attacked nor counted.
-        eps: |u|_inf bound in pixel space.
-        steps: gradient steps per attack; 0 only judges the starts.
-        restarts: the effort: attacks on each input alone, and descents for each group; 0 attacks from `starts` only.
+        effort: restarts are attacks on each input alone, and descents for each group; 0 attacks from `starts` only.
         generator: CPU generator; the result is a function of its state.
-        starts: further starting points for every group, clamped to eps.
-        target: an input counts as fooled where this class wins; None: where any class but its label does.
-        sets: sets of a group's inputs that are attacked for each restart, at most.
+        starts: further starting points for every group, projected into the threat.
 
-    Returns: u with |u| <= eps, also after a cast to float32, and how many present inputs each fools by the network's
+    Returns: u within the threat, also after a cast to float32, and how many present inputs each fools by the network's
     own arithmetic (margin <= 0; ties count as fooled). A group without present inputs gets u = 0 and count 0.
     """
-    radius = float32_at_most(eps)
     unit = torch.ones(labels.shape, dtype=images.dtype, device=images.device)
     for group, member in _cells(present):
-        unit[group, member] = reach(network, images[group, member], labels[group, member], radius, target)
+        unit[group, member] = reach(network, images[group, member], labels[group, member], threat)
     attack = _Attack(
         network=network,
         images=images,
         labels=labels,
         present=present,
         unit=unit,
-        radius=radius,
-        steps=steps,
-        target=target,
+        threat=threat,
+        steps=effort.steps,
     )
     best = _Best(u=torch.zeros_like(images[:, 0]), score=torch.full((len(images),), -1.0, dtype=torch.float64))
     every = torch.nonzero(present.any(dim=1).cpu()).flatten()
     attack.improve(best, every, best.u[every], steps=0)
     for start in starts if starts is not None else []:
-        attack.improve(best, every, start[every], steps=steps)
-    if restarts and steps:
-        alone, lowest = attack.individually(restarts, generator)
+        attack.improve(best, every, start[every], steps=effort.steps)
+    if effort.restarts and effort.steps:
+        alone, lowest = attack.individually(effort.restarts, generator)
         easiest = lowest.argmin(dim=1)
         attack.improve(best, every, alone[torch.arange(len(alone), device=alone.device), easiest][every], steps=0)
-        attack.summed(best, alone, lowest <= 0, restarts, generator)
-        attack.jointly(best, alone, lowest, sets * restarts, generator)
+        attack.summed(best, alone, lowest <= 0, effort.restarts, generator)
+        attack.jointly(best, alone, lowest, effort.sets * effort.restarts, generator)
     return best.u, best.score.clamp_min(0).floor().long()
 
 
@@ -108,9 +99,8 @@ class _Attack:
     labels: Tensor
     present: Tensor
     unit: Tensor  # (g, k) |clean margin|
-    radius: float
+    threat: Threat
     steps: int
-    target: int | None
 
     def individually(self, restarts: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Each present input attacked alone: perturbations (g, k, C, H, W) and their margins (g, k), absent ones +inf.
@@ -120,7 +110,7 @@ class _Attack:
         """
         alone, lowest = torch.zeros_like(self.images), torch.full_like(self.unit, torch.inf)
         ranked = torch.zeros(*self.labels.shape, 0, dtype=torch.int64, device=self.labels.device)
-        if self.target is None and bool(self.present.any()):
+        if self.threat.target is None and bool(self.present.any()):
             with torch.no_grad():
                 logits = [self.network(self.images[group, member]) for group, member in _cells(self.present)]
             own = torch.cat(logits).scatter(1, self.labels[self.present][:, None], -torch.inf)
@@ -138,12 +128,10 @@ class _Attack:
                     y,
                     torch.arange(len(x), device=x.device),
                     torch.zeros_like(x) if r == 0 else self.corners(x, generator),
-                    self.radius,
-                    steps=self.steps if r < 2 else 2 * self.steps,
-                    target=self.target,
+                    self.threat,
+                    Descent(steps=self.steps if r < 2 else 2 * self.steps, momentum=MOMENTUM * ((r + 1) % 2)),
                     wrong=ranked[group, member, r - 2] if labelled else None,
                     unit=self.unit[group, member],
-                    momentum=MOMENTUM * ((r + 1) % 2),
                 )
                 better = margin < lowest[group, member]
                 alone[group[better], member[better]] = u[better]
@@ -172,7 +160,10 @@ class _Attack:
             members = torch.nonzero(falls[group]).flatten()
             with torch.no_grad():
                 margin = margins(
-                    self.network, self.images[group, members] + best.u[group], self.labels[group, members], self.target
+                    self.network,
+                    self.images[group, members] + best.u[group],
+                    self.labels[group, members],
+                    self.threat.target,
                 )
             at = margin / self.unit[group, members]
             found = {i: Found(u=alone[group, i], worst=float(lowest[group, i])) for i in members.tolist()}
@@ -189,16 +180,15 @@ class _Attack:
             self.labels[groups],
             self.unit[groups],
             searches,
-            self.radius,
+            self.threat,
             steps=self.steps,
-            target=self.target,
             generator=generator,
         )
         self.improve(best, groups, torch.stack([search.found[search.best].u for search in searches]), steps=0)
 
     def corners(self, like: Tensor, generator: torch.Generator) -> Tensor:
         """Random corners of the box."""
-        return (torch.randint(0, 2, like.shape, generator=generator).to(like) * 2 - 1) * self.radius
+        return self.threat.corners(torch.randint(0, 2, like.shape, generator=generator).to(like) * 2 - 1)
 
     def improve(self, best: _Best, groups: Tensor, start: Tensor, *, steps: int) -> None:
         """One run for `groups` from `start` (len(groups), C, H, W); `best` keeps what got better."""
@@ -216,12 +206,12 @@ class _Attack:
         of_group = torch.nonzero(present)[:, 0]
         x, y, unit = self.images[batch][present], self.labels[batch][present], self.unit[batch][present]
         count = torch.zeros(len(batch), dtype=torch.float64, device=x.device)
-        u = start.clamp(-self.radius, self.radius)
+        u = self.threat.projected(start)
         best, best_score = u, count - 1
         for step in range(steps + 1):
             u = u.detach().requires_grad_(step < steps)
             with torch.set_grad_enabled(step < steps):
-                relative = margins(self.network, x + u[of_group], y, self.target) / unit
+                relative = margins(self.network, x + u[of_group], y, self.threat.target) / unit
             fooled = count.index_add(0, of_group, (relative <= 0).double())
             decisive = count.index_add(0, of_group, (relative <= -DECISIVE).double())
             score = fooled + 0.5 * decisive / fooled.clamp_min(1)
@@ -231,7 +221,7 @@ class _Attack:
             if step == steps:
                 break
             (gradient,) = torch.autograd.grad(relative.clamp_min(-HINGE).sum(), u)
-            u = (u.detach() - self.radius * (1 - step / steps) * gradient.sign()).clamp(-self.radius, self.radius)
+            u = self.threat.stepped(u.detach(), gradient, self.threat.inner * (1 - step / steps))
         return best, best_score.cpu()
 
 

@@ -22,18 +22,18 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from citrus_tool.attacks.margin import float32_at_most
+from citrus_tool.attacks.effort import Effort
 from citrus_tool.attacks.sets import attack_near
 from citrus_tool.attacks.universal import attack_groups
 from citrus_tool.bounds.crown import LinearMargins, relax
 from citrus_tool.bounds.fold import foldable, foldable_nodes
 from citrus_tool.bounds.linear import Planes
 from citrus_tool.bounds.optimised import GRID, ROOT, Ascent, Instance, View, ascend, least_above
-from citrus_tool.bounds.rounding import enclose, exact_products
+from citrus_tool.bounds.rounding import exact_products
 from citrus_tool.certification.search import Leaf, MarginProblem, Search
 from citrus_tool.network import INPUT, Network
 from citrus_tool.progress import Progress, Silent
-from citrus_tool.threat import Box
+from citrus_tool.threat import Box, Threat
 
 SLACK: Final = 2.0**-15
 """What the ascent (float32) must exceed the guard by, in units of the largest |margin offset|, before it is claimed."""
@@ -114,14 +114,13 @@ class Branched:
 def branch_and_bound(
     network: Network,
     x: Float[Tensor, "n C H W"],
-    labels: Int[Tensor, " n"],
-    eps: float,
+    reference: Int[Tensor, " n"],
+    threat: Threat,
     *,
     known: LinearMargins,
     guard: Float[Tensor, " n"] | None = None,
     budget: Budget,
     generator: torch.Generator,
-    target: int | None = None,
     record: bool = False,
     progress: Progress | None = None,
 ) -> Branched:
@@ -133,7 +132,6 @@ def branch_and_bound(
         known: bounds found before (CROWN's); a label counts as proven above the input's guard.
         guard: (n,) what a margin must exceed; default 0.
         generator: of the attack; on the CPU.
-        target: the class that the attack is to reach; None: any wrong one. Which labels are bounded, `known` says.
         record: keeps proofs. Only labels that the search excludes have one, not those that a raised plane excludes.
         progress: gets one unit per input.
     """
@@ -151,7 +149,7 @@ def branch_and_bound(
     )
     single = network.frozen(dtype=torch.float32, device=x.device)
     with torch.no_grad():
-        board.attack(single, x, labels, eps, guard, budget, generator, target)
+        board.attack(single, x, reference, threat, guard, budget, generator)
     report.start("branch and bound", len(x), "inputs")
     waiting = [i for i, verdict in enumerate(board.verdict) if verdict is not Verdict.PROVEN]
     report.advance(len(x) - len(waiting))
@@ -161,7 +159,7 @@ def branch_and_bound(
     with torch.no_grad(), exact_products():
         for first in range(0, len(waiting), TOGETHER):
             some = waiting[first : first + TOGETHER]
-            boxes, relaxations, errors = relax(network, enclose(x[some], eps))
+            boxes, relaxations, errors = relax(network, threat.enclosure(x[some]))
             for positions in _batches(network, boxes):
                 share = deadline
                 if budget.seconds is not None:
@@ -169,11 +167,10 @@ def branch_and_bound(
                     share = now + max(0.0, deadline - now) * len(positions) / (len(waiting) - first - positions[0])
                 cases = [
                     _Case(
-                        instance=Instance.of(network, boxes, relaxations, errors, int(labels[number]), position),
+                        instance=Instance.of(network, boxes, relaxations, errors, int(reference[number]), position),
                         network=single,
                         x=x[number].float(),
-                        eps=float32_at_most(eps),
-                        target=target,
+                        threat=threat,
                         guard=float(guard[number]),
                         classes=torch.nonzero(~(board.lower[number] > guard[number])).flatten(),
                         witness=board.witness[number] if board.verdict[number] is Verdict.WITNESS else None,
@@ -212,12 +209,11 @@ class _Board:
         self,
         network: Network,
         x: Tensor,
-        labels: Tensor,
-        eps: float,
+        reference: Tensor,
+        threat: Threat,
         guard: Tensor,
         budget: Budget,
         generator: torch.Generator,
-        target: int | None,
     ) -> None:
         """Settles what is proven already, and the inputs that an attack on each alone fools."""
         proven = (self.lower.cpu() > guard[:, None]).all(dim=1)
@@ -227,18 +223,16 @@ class _Board:
         if not len(left) or budget.attack_restarts == 0:
             return
         present = torch.ones(len(left), 1, dtype=torch.bool, device=x.device)
-        images, classes = x[left][:, None].float(), labels[left][:, None]
+        images, classes = x[left][:, None].float(), reference[left][:, None]
         with torch.enable_grad():
             u, fooled = attack_groups(
                 network,
                 images,
                 classes,
                 present,
-                eps,
-                steps=budget.attack_steps,
-                restarts=budget.attack_restarts,
-                generator=generator,
-                target=target,
+                threat,
+                Effort(steps=budget.attack_steps, restarts=budget.attack_restarts),
+                generator,
             )
         for position, number in enumerate(left.tolist()):
             if int(fooled[position]):
@@ -272,15 +266,14 @@ class _Case:
         instance: Instance,
         network: Network,
         x: Tensor,
-        eps: float,
-        target: int | None,
+        threat: Threat,
         guard: float,
         classes: Tensor,
         witness: Tensor | None,
         record: bool,
     ) -> None:
-        self.instance, self.network, self.x, self.eps, self.guard = instance, network, x, eps, guard
-        self.target, self.classes = target, classes
+        self.instance, self.network, self.x, self.threat, self.guard = instance, network, x, threat, guard
+        self.classes = classes
         self.witness = witness
         self.record = record
         self.proofs: list[LabelProof] = []
@@ -312,7 +305,7 @@ class _Case:
 
     def look(self, point: Tensor) -> set[int]:
         """Runs the network at the minimising points v (d, D); the classes that any point refutes, by position."""
-        self._run(point.T.reshape(-1, *self.x.shape).float() * self.eps)
+        self._run(point.T.reshape(-1, *self.x.shape).float() * self.threat.inner)
         return self.refuted
 
     def _run(self, u: Tensor) -> None:
@@ -329,18 +322,17 @@ class _Case:
         count = len(place)
         if not count:
             return
-        u = means.T.reshape(-1, *self.x.shape).float() * self.eps
+        u = means.T.reshape(-1, *self.x.shape).float() * self.threat.inner
         self._run(u)
         with torch.enable_grad():
             found = attack_near(
                 self.network,
                 self.x[None],
                 place.new_tensor([self.instance.label]),
-                self.eps,
+                self.threat,
                 points=u,
                 wrong=self.classes[place][:, None],
                 steps=STEPS,
-                target=self.target,
             )
         self._run(found)
         self.search.drop(self.refuted)

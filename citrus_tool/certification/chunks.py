@@ -10,6 +10,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from citrus_tool.attacks.effort import Effort
 from citrus_tool.attacks.universal import attack_groups
 from citrus_tool.certification.branch import Budget
 from citrus_tool.certification.group import OpenGroup, timed
@@ -106,10 +107,9 @@ def prepared(setup: Setup, chunk: Chunk) -> list[Prepared]:
         setup.bounded,
         x,
         clean,
-        setup.threat.eps,
+        setup.threat,
         bounds=settings.bounds,
         intermediate=settings.intermediate,
-        target=setup.threat.target,
         budget=Budget(
             nodes=settings.branch_nodes,
             plane_nodes=0 if setup.joint else Budget.plane_nodes,
@@ -164,10 +164,8 @@ def attacked(
         x[index].to(setup.device),
         reference[index].to(setup.device),
         (present[index] & real).to(setup.device),
-        setup.threat.eps,
-        steps=setup.settings.attack_steps,
-        restarts=setup.settings.attack_restarts,
-        generator=setup.generator(BATCHED_ATTACK, first),
-        target=setup.threat.target,
+        setup.threat,
+        Effort(steps=setup.settings.attack_steps, restarts=setup.settings.attack_restarts),
+        setup.generator(BATCHED_ATTACK, first),
     )
     return u.cpu()

@@ -73,9 +73,8 @@ def whole_data_set(
                 x.to(setup.device),
                 clean.rival.to(setup.device),
                 rest.tried,
-                setup.threat.eps,
-                generator=setup.generator(ACROSS_GROUPS, 0),
-                target=setup.threat.target,
+                setup.threat,
+                setup.generator(ACROSS_GROUPS, 0),
             ).best
     open_inputs = _as_group(setup, rest, x, clean.rival)
     with timed(seconds, "replay"):
@@ -107,11 +106,10 @@ def _across(setup: Setup, rest: Rest, x: Tensor, clean: Clean, progress: Progres
         setup.attacked,
         executions_of(setup, rest.labels, x, clean.rival, clean.guard),
         rest,
-        setup.threat.eps,
+        setup.threat,
         seconds=setup.settings.time_limit * len(rest.given),
         generator=setup.generator(ACROSS_GROUPS, 0),
         progress=progress,
-        target=setup.threat.target,
         record=setup.recorder is not None,
     )
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from citrus_tool.attacks.dataset import attack_dataset
-from citrus_tool.attacks.margin import float32_at_most
+from citrus_tool.attacks.effort import Effort
 from citrus_tool.attacks.universal import attack_groups
 from citrus_tool.bounds.rounding import exact_products
 from citrus_tool.certification.conflicts import Atom, Combination, Conflicts
@@ -29,17 +29,16 @@ from citrus_tool.certification.part_products import multiply
 from citrus_tool.certification.partition import Block, block, partition
 from citrus_tool.network import INPUT, Network
 from citrus_tool.progress import Progress
+from citrus_tool.threat import Threat
 
-STEPS: Final = 200
-"""Steps of an attack on all open inputs at once, for each restart."""
-RESTARTS: Final = 6
+EFFORT: Final = Effort(steps=200, restarts=6)
+"""Of the attack on all open inputs at once: it is made once for a data set, and its count bounds the result."""
 TRIPLES: Final = 4000
 """Triples of inputs that are tried, at most."""
 SEARCHED: Final = 300
 """Open inputs that pairs are made of, at most: those nearest to a proof."""
-PAIR_STEPS: Final = 30
-"""Steps of an attack on a pair of open inputs."""
-PAIR_RESTARTS: Final = 2
+PAIR_EFFORT: Final = Effort(steps=30, restarts=2)
+"""Of the attack on a pair or triple of open inputs: small, for there are thousands of pairs."""
 ATTACKED: Final = 64
 """Pairs that are attacked together."""
 JUDGED: Final = 16
@@ -151,12 +150,11 @@ def across(
     network: Network,
     inputs: Sequence[OpenInput],
     rest: Rest,
-    eps: float,
+    threat: Threat,
     *,
     seconds: float,
     generator: torch.Generator,
     progress: Progress,
-    target: int | None = None,
     record: bool = False,
 ) -> Across:
     """Looks for pairs of open inputs that no perturbation fools together, and for the partition they allow.
@@ -164,14 +162,13 @@ def across(
     Args:
         network: in float32, for trying perturbations.
         inputs: the executions of the open inputs of `rest`, at least one.
-        eps: radius of u, in pixel space.
         seconds: after which no further pair is begun.
-        target, record: as in settle.settle.
+        record: keeps the grounds.
     """
     conflicts = Conflicts(labels=rest.labels, refuted=set(rest.refuted))
     x = torch.stack([one.x for one in inputs])
     truth = torch.tensor([one.member.instance.label for one in inputs], device=x.device)
-    arena = attacked(network, x, truth, rest.tried, eps, generator=generator, target=target)
+    arena = attacked(network, x, truth, rest.tried, threat, generator)
     loop = Loop(inputs, arena, time.monotonic() + seconds, generator, record=record)
     loop.conflicts = conflicts
     near = sorted(range(len(inputs)), key=lambda number: rest.gaps[number])[:SEARCHED]
@@ -193,19 +190,15 @@ def attacked(
     x: Tensor,
     truth: Tensor,
     tried: Sequence[Tensor],
-    eps: float,
-    *,
+    threat: Threat,
     generator: torch.Generator,
-    target: int | None = None,
 ) -> Arena:
     """What the perturbations `tried` (C, H, W), and one for all inputs x (n, C, H, W) at once, fool of them.
 
-    `truth` (n,) are the labels; `eps` is in pixel space.
+    `truth` (n,) are the classes that must stay above.
     """
-    arena = Arena(
-        network=network, x=x, truth=truth, eps=float32_at_most(eps), target=target, best=torch.zeros_like(x[0])
-    )
-    u, _ = attack_dataset(network, x, truth, eps, steps=STEPS, restarts=RESTARTS, generator=generator, target=target)
+    arena = Arena(network=network, x=x, truth=truth, threat=threat, best=torch.zeros_like(x[0]))
+    u, _ = attack_dataset(network, x, truth, threat, EFFORT, generator)
     with torch.no_grad():
         for one in (*tried, u):
             arena.judge(one[None].to(x))
@@ -334,11 +327,9 @@ def _attack(loop: Loop, sets: Sequence[Sequence[int]]) -> None:
             arena.x[owners],
             arena.truth[owners],
             torch.ones_like(owners, dtype=torch.bool),
-            arena.eps,
-            steps=PAIR_STEPS,
-            restarts=PAIR_RESTARTS,
-            generator=loop.generator,
-            target=arena.target,
+            arena.threat,
+            PAIR_EFFORT,
+            loop.generator,
         )
     for part in torch.split(u, JUDGED):
         arena.judge(part)

@@ -19,6 +19,7 @@ from citrus_tool.certification.joint_loop import Grounds
 from citrus_tool.certification.proof import Refutation
 from citrus_tool.results.certificate import GroupResult, Status
 from citrus_tool.results.evidence import Evidence, InputVerdict
+from citrus_tool.threat import Threat
 
 
 @contextmanager
@@ -119,13 +120,15 @@ class OpenGroup:
 
 
 def remainder_of(
-    group: OpenGroup, screened: Screened, u: Tensor, refuted: Collection[frozenset[Atom]], eps: float
+    group: OpenGroup, screened: Screened, u: Tensor, refuted: Collection[frozenset[Atom]], threat: Threat
 ) -> Remainder:
-    """What the group's stages left open; `u` (C, H, W) is the worst perturbation found, `eps` in pixel space."""
+    """What the group's stages left open; `u` (C, H, W) is the worst perturbation found."""
     places = [p for p, is_open in enumerate(group.open.tolist()) if is_open]
     entries = [screened.planes.get(place) for place in places]
     gaps = [
-        math.inf if entry is None else float((eps * np.abs(entry.coefficient).sum(1) - entry.offset).max(initial=0.0))
+        math.inf
+        if entry is None
+        else float((threat.eps * np.abs(entry.coefficient).sum(1) - entry.offset).max(initial=0.0))
         for entry in entries
     ]
     return Remainder(

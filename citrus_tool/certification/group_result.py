@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from citrus_tool.attacks.effort import Effort
 from citrus_tool.attacks.universal import attack_groups
 from citrus_tool.certification.chunks import Prepared
 from citrus_tool.certification.conflicts import Atom
@@ -65,7 +66,7 @@ def finished(setup: Setup, prepared: Prepared) -> Finished:
     if proof is not None and setup.settings.scope == "groups":
         setup.record(proof)
         proof = None
-    remainder = remainder_of(group, screened, counted.group.u, counted.refuted, setup.threat.eps)
+    remainder = remainder_of(group, screened, counted.group.u, counted.refuted, setup.threat)
     return Finished(result=counted.result, remainder=remainder, proof=proof)
 
 
@@ -81,7 +82,7 @@ def executions_of(
             reference[part].tolist(),
             [rivals[place] for place in part.tolist()],
             guard[part].tolist(),
-            setup.threat.eps,
+            setup.threat,
         )
     return found
 
@@ -94,10 +95,9 @@ def _by_joint_proofs(setup: Setup, group: OpenGroup, screened: Screened) -> _Cou
             setup.attacked,
             executions_of(setup, rivals, group.x[places], group.reference[places], screened.guard[places]),
             group.u.to(setup.device),
-            setup.threat.eps,
+            setup.threat,
             seconds=setup.settings.time_limit,
             generator=setup.generator(GROUP_COUNT, group.index),
-            target=setup.threat.target,
             record=setup.recorder is not None,
         )
     with timed(group.seconds, "replay"):
@@ -168,11 +168,9 @@ def _attacked_from(setup: Setup, group: OpenGroup, proposal: NDArray[np.float64]
         group.x[None].to(setup.device),
         group.reference[None].to(setup.device),
         group.open[None].to(setup.device),
-        setup.threat.eps,
-        steps=setup.settings.attack_steps,
-        restarts=0,
-        generator=setup.generator(GROUP_COUNT, group.index),
-        target=setup.threat.target,
+        setup.threat,
+        Effort(steps=setup.settings.attack_steps, restarts=0),
+        setup.generator(GROUP_COUNT, group.index),
         starts=torch.from_numpy(proposal).to(torch.float32).reshape(1, 1, *group.x.shape[1:]).to(setup.device),
     )
     return u[0].cpu()

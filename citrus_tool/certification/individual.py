@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from citrus_tool.bounds.crown import crown, only
-from citrus_tool.bounds.rounding import OUTWARD_INTERVAL, enclose, exact_products, outward_margins
+from citrus_tool.bounds.rounding import OUTWARD_INTERVAL, exact_products, outward_margins
 from citrus_tool.certification.branch import Budget, LabelProof, branch_and_bound
 from citrus_tool.choices import BoundsName, Intermediate
 from citrus_tool.data import Dataset
@@ -26,7 +26,7 @@ from citrus_tool.devices import device_of
 from citrus_tool.errors import DataError
 from citrus_tool.network import INPUT, Network, walk
 from citrus_tool.onnx_io import OnnxRunner
-from citrus_tool.threat import Box
+from citrus_tool.threat import Box, Threat
 
 GUARD: Final = 2.0**-17
 """A margin counts as positive only above this fraction (8e-6) of the input's largest clean |logit|.
@@ -186,18 +186,17 @@ def screen(
     network: Network,
     x: Float[Tensor, "n C H W"],
     clean: Clean,
-    eps: float,
+    threat: Threat,
     *,
     bounds: BoundsName,
     intermediate: Intermediate,
-    target: int | None = None,
     budget: Budget | None = None,
     generator: torch.Generator | None = None,
     record: bool = False,
 ) -> Screened:
     """IBP on the inputs of a batch that are held, CROWN on those that IBP leaves open, and so on up to `bounds`.
 
-    What is bounded are the margins of `clean.rival` over every other class, or over `target` alone: where the target
+    What is bounded are the margins of `clean.rival` over every other class, or over the target alone: where the target
     wins, its logit is at or above the rival's.
 
     Args:
@@ -212,7 +211,7 @@ def screen(
     ibp = torch.zeros(len(x), dtype=torch.bool)
     start = time.monotonic()
     for batch in torch.split(torch.nonzero(clean.held).flatten(), FORWARD_BATCH):
-        least = interval_margins(network, x[batch].to(device), clean.rival[batch].to(device), eps, target)
+        least = interval_margins(network, x[batch].to(device), clean.rival[batch].to(device), threat)
         ibp[batch] = least > clean.guard[batch]
     seconds["ibp"] = time.monotonic() - start
     proven, planes = ibp.clone(), {}
@@ -226,7 +225,7 @@ def screen(
     for batch in torch.split(torch.nonzero(clean.held & ~ibp).flatten(), size) if bounds != "ibp" else ():
         images, truth, guard = x[batch].to(device), clean.rival[batch].to(device), clean.guard[batch]
         start = time.monotonic()
-        found = crown(network, enclose(images, eps), truth, intermediate=intermediate, target=target)
+        found = crown(network, threat.enclosure(images), truth, intermediate=intermediate, target=threat.target)
         seconds["crown"] += time.monotonic() - start
         above = found.lower.cpu() > guard[:, None]
         for position, row in zip(batch.tolist(), above, strict=True):
@@ -240,11 +239,10 @@ def screen(
                 network,
                 images[left.to(device)],
                 truth[left.to(device)],
-                eps,
+                threat,
                 known=found,
                 guard=guard[left],
                 generator=generator or torch.Generator(),
-                target=target,
                 record=record,
                 budget=replace(budget, seconds=None if budget.seconds is None else budget.seconds * len(left)),
             )
@@ -266,15 +264,10 @@ def screen(
     )
 
 
-def interval_margins(
-    network: Network, x: Tensor, labels: Tensor, eps: float, target: int | None = None
-) -> Float[Tensor, " n"]:
-    """The smallest outward IBP margin (or that over `target`) of each input x (n, C, H, W) over |u|_inf <= eps.
-
-    On the CPU; eps is in pixel space.
-    """
+def interval_margins(network: Network, x: Tensor, reference: Tensor, threat: Threat) -> Float[Tensor, " n"]:
+    """The smallest outward IBP margin, or that over the target, of each input x (n, C, H, W); on the CPU."""
     with torch.no_grad(), exact_products():
-        box = enclose(x, eps)
+        box = threat.enclosure(x)
         boxes: dict[str, Box] = {}
         walk(network, OUTWARD_INTERVAL, box, record=boxes)
-        return only(outward_margins(network, {INPUT: box, **boxes}, labels), target).amin(dim=1).cpu()
+        return only(outward_margins(network, {INPUT: box, **boxes}, reference), threat.target).amin(dim=1).cpu()

@@ -22,17 +22,17 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from citrus_tool.attacks.margin import float32_at_most
-from citrus_tool.attacks.sets import around, attack_near, attack_set, attack_sets
+from citrus_tool.attacks.sets import Descent, around, attack_near, attack_set, attack_sets
 from citrus_tool.bounds.crown import relax
 from citrus_tool.bounds.input_planes import with_hull
 from citrus_tool.bounds.optimised import ROOT, Instance, View, ascend, tuned_planes
-from citrus_tool.bounds.rounding import enclose, exact_products
+from citrus_tool.bounds.rounding import exact_products
 from citrus_tool.certification.conflicts import Atom, Combination, Conflicts
 from citrus_tool.certification.joint import JOINT_ROOT, JointProblem, Member
 from citrus_tool.certification.part_products import Front, Products, joined, multiply, trimmed
 from citrus_tool.certification.search import Leaf, Search
 from citrus_tool.network import INPUT, Network
+from citrus_tool.threat import Threat
 
 TURNS: Final = tuple(64 * 4**turn for turn in range(9))
 """Nodes that a combination may have spent at the end of each of its turns, after the whole box."""
@@ -123,14 +123,13 @@ class _Task:
 class Arena:
     """What perturbations do to the group's open inputs, by float32 arithmetic: a guide, not a proof.
 
-    `x` (n, C, H, W), `truth` (n,), `best` (C, H, W) fools `count` inputs; `eps` in pixel space.
+    `x` (n, C, H, W), `truth` (n,), `best` (C, H, W) fools `count` inputs.
     """
 
     network: Network
     x: Tensor  # (n, C, H, W)
     truth: Tensor
-    eps: float
-    target: int | None
+    threat: Threat
     best: Tensor
     count: int = 0
     seen: set[frozenset[Atom]] = field(default_factory=set)
@@ -141,9 +140,9 @@ class Arena:
         logits = self.network(rows).reshape(len(self.x), len(u), -1)
         true = self.truth[:, None, None].expand(-1, len(u), 1)
         lost = (logits >= logits.gather(2, true)).scatter_(2, true, value=False)
-        if self.target is not None:
-            wins = logits[..., self.target] >= logits.amax(2)
-            lost = torch.zeros_like(lost).index_copy_(2, self.truth.new_tensor([self.target]), wins[..., None])
+        if self.threat.target is not None:
+            wins = logits[..., self.threat.target] >= logits.amax(2)
+            lost = torch.zeros_like(lost).index_copy_(2, self.truth.new_tensor([self.threat.target]), wins[..., None])
         counts = lost.any(2).sum(0)
         for place in torch.nonzero(counts > 0).flatten().tolist():
             happening = frozenset((int(i), int(label)) for i, label in torch.nonzero(lost[:, place]).tolist())
@@ -215,10 +214,9 @@ class Loop:
                 self.arena.network,
                 self.arena.x[owners],
                 self.arena.truth[owners],
-                self.arena.eps,
+                self.arena.threat,
                 start=start,
-                targets=self.arena.truth.new_tensor([label for _, label in combination]) if labelled else None,
-                target=self.arena.target,
+                wrong=self.arena.truth.new_tensor([label for _, label in combination]) if labelled else None,
                 generator=self.generator,
             )
         self.arena.judge(u[None])
@@ -231,7 +229,7 @@ class Loop:
                 return
             owners, start = [member for member, _ in left], self.arena.best
             if attempt:
-                start = around(start, 1, self.arena.eps, self.generator)[0]
+                start = around(start, 1, self.arena.threat, self.generator)[0]
             with torch.enable_grad():
                 u, _ = attack_sets(
                     self.arena.network,
@@ -239,9 +237,8 @@ class Loop:
                     self.arena.truth[owners],
                     torch.arange(len(left), device=start.device),
                     start.expand(len(left), *start.shape),
-                    self.arena.eps,
-                    steps=STEPS,
-                    target=self.arena.target,
+                    self.arena.threat,
+                    Descent(steps=STEPS),
                     wrong=self.arena.truth.new_tensor([label for _, label in left]),
                 )
             self.arena.judge(u)
@@ -426,7 +423,7 @@ class Loop:
         count, owners = means.shape[1], [member for member, _ in combination]
         if not count:
             return
-        u = means.T.reshape(-1, *self.arena.x.shape[1:]).float() * self.arena.eps
+        u = means.T.reshape(-1, *self.arena.x.shape[1:]).float() * self.arena.threat.inner
         self.point = u[0]
         self.arena.judge(u)
         labels = self.arena.truth.new_tensor([label for _, label in combination])
@@ -435,18 +432,17 @@ class Loop:
                 self.arena.network,
                 self.arena.x[owners],
                 self.arena.truth[owners],
-                self.arena.eps,
+                self.arena.threat,
                 points=u,
                 wrong=labels.expand(count, -1),
                 steps=STEPS,
-                target=self.arena.target,
             )
         self.arena.judge(found)
 
     def look(self, bound: Tensor, point: Tensor) -> None:
         """Tries the minimising points (d, D) of the parts with the worst bounds as perturbations."""
         worst = bound.topk(min(POINTS, len(bound)), largest=False).indices
-        self.arena.judge(point[:, worst].T.reshape(-1, *self.arena.x.shape[1:]).float() * self.arena.eps)
+        self.arena.judge(point[:, worst].T.reshape(-1, *self.arena.x.shape[1:]).float() * self.arena.threat.inner)
 
     def note(self, combination: Combination, task: _Task) -> None:
         """Takes over a proof."""
@@ -470,13 +466,11 @@ def executions(
     truth: Sequence[int],
     labels: Sequence[tuple[int, ...]],
     guard: Sequence[float],
-    eps: float,
+    threat: Threat,
 ) -> list[OpenInput]:
-    """Open inputs x (n, C, H, W) float32 with their executions, hidden bounds optimised; `network` in float64, `eps` in
-    pixel space.
-    """
+    """Open inputs x (n, C, H, W) float32 with their executions, hidden bounds optimised; `network` in float64."""
     with torch.no_grad(), exact_products():
-        boxes, relaxations, errors = relax(network, enclose(x, eps))
+        boxes, relaxations, errors = relax(network, threat.enclosure(x))
         found = []
         for number, label in enumerate(truth):
             instance = Instance.of(network, boxes, relaxations, errors, label, number).tightened(ROOT)
@@ -489,27 +483,24 @@ def settle(
     network: Network,
     inputs: Sequence[OpenInput],
     u: Tensor,
-    eps: float,
+    threat: Threat,
     *,
     seconds: float,
     generator: torch.Generator,
-    target: int | None = None,
     record: bool = False,
 ) -> Settlement:
-    """Brackets how many of a group's open inputs one |u|_inf <= eps can fool.
+    """Brackets how many of a group's open inputs one perturbation can fool.
 
     Args:
         network: in float32, for trying perturbations.
         inputs: at least one.
         u: (C, H, W) float32, the best perturbation known.
-        eps: in pixel space.
         seconds: after which the bracket is returned as it is.
-        target: as in threat.Threat; the inputs' only label then.
         record: keeps the grounds.
     """
     truth = torch.tensor([one.member.instance.label for one in inputs], device=u.device)
     x = torch.stack([one.x for one in inputs])
-    arena = Arena(network=network, x=x, truth=truth, eps=float32_at_most(eps), target=target, best=u)
+    arena = Arena(network=network, x=x, truth=truth, threat=threat, best=u)
     loop = Loop(inputs, arena, time.monotonic() + seconds, generator, record=record)
     with torch.no_grad(), exact_products():
         arena.judge(u[None])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Any
 
 import click
 
-from citrus_tool.errors import InputFileError, UsageError
+from citrus_tool.errors import UsageError
+from citrus_tool.files import read_toml
 from citrus_tool.names import meant
 
 NOT_SETTINGS = ("config", "json", "csv", "latex", "report", "quiet", "resume", "join")
@@ -57,12 +57,7 @@ def read_config(ctx: click.Context, param: click.Parameter, value: Path | None) 
     """
     if value is None:
         return None
-    try:
-        settings = tomllib.loads(value.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputFileError(f"{value}: cannot be read ({error.strerror}).") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputFileError(f"{value}: is not TOML ({error}).") from None
+    settings = read_toml(value)
     known = _known(ctx.command)
     defaults: dict[str, Any] = {}
     entries = {key: entry for key, entry in settings.items() if not isinstance(entry, dict)}

@@ -20,6 +20,7 @@ from citrus_tool.network import Affine, Reshape, Transpose
 
 Layout = Literal["nchw", "nhwc", "flat"]
 CHANNEL_COUNTS = (1, 3, 4)
+"""Sizes of an axis that may be colour channels: grey, RGB, RGBA."""
 
 
 @dataclass(frozen=True, kw_only=True)

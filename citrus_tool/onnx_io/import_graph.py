@@ -12,7 +12,6 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from onnx.reference import ReferenceEvaluator
 from torch import nn
 
 from citrus_tool.errors import UnsupportedNetworkError
@@ -27,7 +26,7 @@ from citrus_tool.onnx_io.lowering import (
     RefusedNodeError,
     Value,
 )
-from citrus_tool.onnx_io.onnx_file import OLDEST_OPSET
+from citrus_tool.onnx_io.onnx_file import OLDEST_OPSET, evaluated
 from citrus_tool.onnx_io.operators import RULES, by_onnx2torch
 
 FOLDABLE = frozenset(
@@ -256,16 +255,8 @@ def _fold(opset: int, node: onnx.NodeProto, call: Call) -> tuple[Value, ...]:
         turned = tuple(call.attributes.get("perm", (1, 0))) == (1, 0)
         value = np.ascontiguousarray(first.value.T) if turned else first.value
         return (Constant(value=value, tensor=first.tensor, transposed=first.transposed ^ turned),)
-    graph = helper.make_graph(
-        [node],
-        "fold",
-        [onnx.ValueInfoProto(name=n) for n in dict.fromkeys(call.input_names) if n],
-        [onnx.ValueInfoProto(name=n) for n in call.output_names],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+    feeds = {n: v.value for n, v in zip(call.input_names, call.inputs, strict=True) if isinstance(v, Constant)}
     try:
-        feeds = {n: v.value for n, v in zip(call.input_names, call.inputs, strict=True) if isinstance(v, Constant)}
-        results = ReferenceEvaluator(model).run(None, feeds)
+        return tuple(Constant(value=result) for result in evaluated(node, feeds, opset))
     except Exception as error:  # the evaluator raises whatever numpy does
         raise RefusedNodeError(f"its constant inputs cannot be evaluated ({error})") from None
-    return tuple(Constant(value=np.asarray(r)) for r in results)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import gzip
 import hashlib
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, external_data_helper, inliner, numpy_helper, version_converter
+from numpy.typing import NDArray
+from onnx import TensorProto, external_data_helper, helper, inliner, numpy_helper, version_converter
+from onnx.reference import ReferenceEvaluator
 
 from citrus_tool.errors import InputFileError, UnsupportedNetworkError
 from citrus_tool.files import near
@@ -150,6 +153,18 @@ def upgraded(proto: onnx.ModelProto, opset: int, where: str) -> onnx.ModelProto:
         ) from None
     _name_replacements([node.name for node in proto.graph.node], newer.graph)
     return newer
+
+
+def evaluated(node: onnx.NodeProto, feeds: Mapping[str, NDArray[Any]], opset: int) -> list[NDArray[Any]]:
+    """The outputs (any shape) of one node by ONNX's reference implementation; raises whatever that raises."""
+    graph = helper.make_graph(
+        [node],
+        "node",
+        [onnx.ValueInfoProto(name=name) for name in feeds],
+        [onnx.ValueInfoProto(name=name) for name in node.output if name],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+    return [np.asarray(y) for y in ReferenceEvaluator(model).run(None, dict(feeds))]
 
 
 def _name_replacements(names: list[str], newer: onnx.GraphProto) -> None:

@@ -22,6 +22,7 @@ from citrus_tool.onnx_io.onnx_file import OnnxFile, load
 PARITY_TOLERANCE = 1e-4
 """Allowed |torch - onnxruntime|, relative to max(1, largest |logit|): float32 rounding of deep networks stays below."""
 PARITY_BATCH = 64
+"""Random inputs of the parity check: more than one, to see a batch axis that was read wrongly."""
 
 
 @final

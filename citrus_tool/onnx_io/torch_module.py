@@ -20,6 +20,7 @@ from torch import nn
 from citrus_tool.errors import UnsupportedNetworkError, UsageError
 
 OPSET = 17
+"""Opset of the file: the tracing exporter writes it and onnx2torch reads it, so nothing is converted."""
 
 
 def to_onnx(module: nn.Module, input_shape: Sequence[int]) -> bytes:

@@ -19,14 +19,13 @@ import onnx
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from onnx.reference import ReferenceEvaluator
 from torch import nn
 
 from citrus_tool.errors import UnsupportedNetworkError
 from citrus_tool.network import INPUT, Concat, GraphBuilder, Network
 from citrus_tool.onnx_io.contract import InputContract
 from citrus_tool.onnx_io.model import OnnxModel
-from citrus_tool.onnx_io.onnx_file import OLDEST_OPSET, OnnxFile, load, named, upgraded
+from citrus_tool.onnx_io.onnx_file import OLDEST_OPSET, OnnxFile, evaluated, load, named, upgraded
 from citrus_tool.onnx_io.runner import OnnxRunner, require_parity
 
 AFFINE: Final = frozenset(
@@ -65,9 +64,9 @@ AFFINE: Final = frozenset(
 TOGETHER: Final = frozenset({"Add", "Concat", "Sub", "Sum"})
 FLOATS: Final = (TensorProto.FLOAT, TensorProto.DOUBLE)
 MOST_RUNS: Final = 4096
-"""Largest input of an affine node: how often it is run."""
+"""Largest input of an affine node, in entries: the node is run once for each."""
 MOST_ENTRIES: Final = 1 << 22
-"""Largest matrix."""
+"""Largest matrix of an affine node, in entries (32 MiB of float64)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,15 +210,8 @@ def _run(node: onnx.NodeProto, feeds: Mapping[str, Any], opset: int) -> list[NDA
     for attribute in given.attribute:  # float64 stays float64
         if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT and _is_double(feeds):
             attribute.i = TensorProto.DOUBLE
-    graph = helper.make_graph(
-        [given],
-        "node",
-        [onnx.ValueInfoProto(name=name) for name in feeds],
-        [onnx.ValueInfoProto(name=name) for name in node.output if name],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
     try:
-        return [np.asarray(y) for y in ReferenceEvaluator(model).run(None, dict(feeds))]
+        return evaluated(given, feeds, opset)
     except Exception as error:  # the evaluator raises whatever numpy does
         raise _RefusedError(f"ONNX's reference implementation cannot run it ({error})") from None
 

@@ -10,9 +10,10 @@ from typing import TypeAlias
 from citrus_tool.queries.constraint import Clause, Constraint, Relation, Variable, constraint, require_small
 
 MAX_LITERALS = 4_000_000
-"""How many constraints the disjunctive normal form of one assertion may hold, counted with repetition."""
+"""Most constraints of one assertion's disjunctive normal form, counted with repetition: they still fit into memory."""
 
 _SATURATED = 10**30
+"""Counts stop here, so that nested formulas do not make numbers of many digits."""
 
 
 class NotLinearError(ArithmeticError):

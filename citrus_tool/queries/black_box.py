@@ -18,9 +18,9 @@ from citrus_tool.queries.spec import Spec
 from citrus_tool.queries.witness import check
 
 POINTS = 300
-"""Points tried in each box."""
+"""Random points tried in each box: a first look, before anything is read as a Network."""
 BOXES = 20
-"""Boxes tried, at most."""
+"""Most boxes tried, of a query with many."""
 EXACT = 2.0**24
 """Integer outputs below this are float32 numbers."""
 

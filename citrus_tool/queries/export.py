@@ -29,7 +29,7 @@ from citrus_tool.queries.vnnlib1 import write1
 from citrus_tool.queries.vnnlib2 import write2
 
 MAX_SUBSETS = 20_000
-"""Most conjunctions that a 1.0 property may list."""
+"""Most conjunctions that a 1.0 property may list: each is written out."""
 
 
 @dataclass(frozen=True, kw_only=True)

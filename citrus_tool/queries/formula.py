@@ -23,7 +23,7 @@ from citrus_tool.queries.constraint import Conjunction, Constraint, Variable
 from citrus_tool.queries.exact_boxes import enclose
 
 MAX_TARGETS = 48
-"""Cases up to this number are proven one by one; more are folded into one functional with min."""
+"""Most cases that are proven one by one; more are folded into one functional with min, a looser bound, but one."""
 
 Clause: TypeAlias = tuple[tuple[int, ...], ...]
 """A disjunction of conjunctions of rows, by number."""

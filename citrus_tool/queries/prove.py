@@ -39,17 +39,17 @@ Judge = Callable[[Tensor], bool]
 """Takes points z (n, *input_shape); True once one of them is a confirmed witness."""
 
 SLICE: Final = 2048
-"""Parts of the box that are bounded between two looks at the clock."""
+"""Parts of the box that are bounded between two looks at the clock: full batches, and time limits kept."""
 REPORT: Final = 10.0
-"""Seconds between two progress lines."""
+"""Seconds between two progress lines: often enough to see that it lives."""
 TURN: Final = 2.0
-"""Seconds of one turn of either line of attack."""
+"""Seconds that input splitting and branch and bound work in turn, as one of the two often ends at once."""
 QUICK: Final = 1.0
-"""Seconds of the search before hidden bounds are optimised."""
+"""Seconds of the search before hidden bounds are optimised, which pays only where the plain bounds do not suffice."""
 BRANCH_FACTOR: Final = 3.0
 """Seconds of a branch's search, in units of the seconds that optimising its hidden bounds took."""
 SHORTEST: Final = 0.2
-"""The same at least, in seconds."""
+"""Least seconds of a branch's search, so that a small network's branches are searched at all."""
 
 
 class Prover:

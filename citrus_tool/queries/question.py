@@ -28,10 +28,11 @@ from citrus_tool.queries.witness import Check, check
 from citrus_tool.threat import Box
 
 MAX_QUESTIONS = 10_000
-"""How many input boxes one query may speak of."""
+"""Most input boxes that one query may speak of; each is proven on its own."""
 
 LINK_ULPS = 4
-"""By how many units in the last place (float32) witness inputs of two networks may miss an equality between them."""
+"""Units in the last place (float32) by which witness inputs of two networks may miss an equality between them: the
+rounding of both, and of the numbers in the query."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -38,17 +38,17 @@ from citrus_tool.threat import Box
 S_SHAPED: Final[Mapping[type[nn.Module], tuple[SShaped, float]]] = {nn.Sigmoid: (SIGMOID, 0.25), nn.Tanh: (TANH, 1.0)}
 """The function of a layer, and its greatest slope."""
 HIDDEN_STEPS: Final = 10
-"""Adam's steps for the bounds of hidden neurons."""
+"""Adam's steps for the bounds of hidden neurons: few, as there are many neurons."""
 STEPS: Final = 60
-"""The same for the functionals that have to be positive, at most."""
+"""Adam's steps, at most, for the functionals that have to be positive: more, as these decide."""
 RATE: Final = 0.08
-"""The first step of a slope, in units of the greatest one."""
+"""Adam's first step of a slope, in units of the greatest slope."""
 DECAY: Final = 0.95
-"""Factor of the step after each."""
+"""Factor by which each step is smaller than the one before."""
 LEAST: Final = 1e-7
-"""The least slope of an S-shaped function's line."""
+"""Least slope of an S-shaped function's line: its touching point is found by dividing by it."""
 CHUNK_BYTES: Final = 2**25
-"""Size of the slopes of functionals that are ascended together."""
+"""Bytes of the slopes of functionals that are ascended together (32 MiB): it bounds the memory of one step."""
 
 Seed = Callable[[Tensor], tuple[str, Rows]]
 """Sample numbers (R,) -> the node where R functionals start, and these, row r of sample r."""

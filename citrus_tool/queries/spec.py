@@ -26,7 +26,7 @@ Values: TypeAlias = Mapping[str, "NDArray[np.generic] | Sequence[float | Fractio
 """Tensor name -> its entries, in any shape, row-major."""
 
 MAX_CASES = 100_000
-"""How many conjunctions `Spec.cases` lists unless told otherwise."""
+"""Most conjunctions that `Spec.cases` lists unless told otherwise: the list stays in memory."""
 
 
 @dataclass(frozen=True, kw_only=True)

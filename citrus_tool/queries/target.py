@@ -30,11 +30,13 @@ from citrus_tool.queries.uap import NotUapError, UapStructure, uap_structure
 from citrus_tool.queries.verify import read_models, verify
 
 SHARE = 0.2
-"""Share of the training inputs that the properties' images make up, each repeated as often as the others."""
+"""Share of the training inputs that the properties' images make up, each repeated as often as the others: enough to
+weigh in every batch without drowning the data."""
 ROUNDING = 0.01
-"""How far a pixel's radius may be off, in units of the property's, and a clipped bound from 0 or 1."""
+"""Most that a pixel's radius may be off, in units of the property's, and a clipped bound from 0 or 1: files round their
+numbers."""
 LEVEL = 0.02
-"""How far a pixel may be from a level of 8 bits, in levels, to count as that level."""
+"""Most that a pixel may be off a level of 8 bits, in levels, to count as that level: files round their numbers."""
 FORM = "harden takes local robustness properties: a box of one radius, and (or (<= Y_label Y_c) ...) over classes c"
 
 

@@ -32,15 +32,15 @@ from citrus_tool.tables import Table, Tabular
 Log = Callable[[str], None]
 
 FIRST_STEPS = 40
-"""Steps of the attack before anything is proven."""
+"""Gradient steps of the attack before anything is proven: few, as it comes back later."""
 STEPS = 100
-"""Steps of every later round."""
+"""Gradient steps of every later round of the attack."""
 ATTACK_EVERY = 8.0
 """Branch and bound is interrupted for another round of the attack after about this many times that round's seconds."""
 PATIENCE = 60.0
-"""Seconds that the plain branch and bound has for itself, at most."""
+"""Seconds that the plain branch and bound has for itself, at most; then attack and branching get their turns."""
 PATIENT_SHARE = 0.2
-"""The same as a share of the time."""
+"""Share of the query's time that the plain branch and bound has for itself, at most."""
 
 
 class Verdict(Enum):

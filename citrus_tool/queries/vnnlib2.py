@@ -27,7 +27,7 @@ MAX_DEPTH = 1000
 """Deepest nesting of parentheses that is handed to the parser (its stack ends above 10,000)."""
 
 MAX_ENTRIES = 50_000_000
-"""Most entries of one tensor."""
+"""Most entries of one tensor: a mistyped shape is refused before it fills the memory."""
 
 FLOATS = {"Real": "real", "F16": "float16", "F32": "float32", "F64": "float64", "BF16": "bfloat16"}
 INTEGERS = {

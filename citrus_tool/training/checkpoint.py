@@ -21,6 +21,7 @@ from citrus_tool.errors import InputFileError, UsageError
 
 FILE_NAME = "checkpoint.safetensors"
 _FORMAT = 1
+"""Version of the file's layout; another one is refused."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ from citrus_tool.training.schedule import Point
 from citrus_tool.training.standard import standard
 
 _WARM_RADIUS = 0.01
-"""In the warm-up Shi et al.'s regularisers read boxes of this fraction of the target tau."""
+"""Radius of the boxes that Shi et al.'s regularisers read in the warm-up, in units of the target tau: near eps = 0."""
 
 
 class Optimiser:

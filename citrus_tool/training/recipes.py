@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from citrus_tool.choices.recipe import Recipe, StepSchedule, Taps, Uat
-from citrus_tool.errors import InputFileError, UsageError
+from citrus_tool.errors import UsageError
+from citrus_tool.files import read_toml
 from citrus_tool.names import meant
 
 
@@ -190,12 +190,7 @@ def read(path: Path, method: str | None = None, defaults: Mapping[str, Any] | No
         InputFileError: the file cannot be read or is not TOML.
         UsageError: it has no base, an unknown field or a value that makes no sense; names file and field.
     """
-    try:
-        entries = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputFileError(f"{path}: cannot be read ({error.strerror}).") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputFileError(f"{path}: is not TOML ({error}).") from None
+    entries = read_toml(path)
     base = entries.pop("base", None)
     if not isinstance(base, str):
         raise UsageError(f'{path}: needs the recipe it changes; add base = "mnist-0.1", or another of the recipes.')

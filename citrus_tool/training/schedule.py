@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from citrus_tool.choices.recipe import Recipe
 
 _JOIN = 0.25
-_SCALE = 1 / (4 * _JOIN**3 - 3 * _JOIN**4)  # so that ramp(1) = 1
+"""Share of the ramp that follows t^4, of the smoothed schedule of Xu et al. 2020."""
+_SCALE = 1 / (4 * _JOIN**3 - 3 * _JOIN**4)
+"""Factor of the ramp that makes ramp(1) = 1."""
 
 
 def ramp(t: float) -> float:

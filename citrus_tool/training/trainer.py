@@ -54,7 +54,7 @@ _DEFAULTS: Mapping[str, Any] = {
 }
 """What a recipe's fields are when a checkpoint from before they existed does not hold them."""
 _READ_EVERY = 20
-"""Batches between two looks at the loss on the device (the only points where the host waits for it)."""
+"""Batches between two looks at the loss on the device: the host waits for it only there, and sees divergence soon."""
 
 
 class DivergedError(CheckFailedError):

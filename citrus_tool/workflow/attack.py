@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from citrus_tool.attacks.dataset import attack_dataset
+from citrus_tool.attacks.effort import Effort
 from citrus_tool.attacks.universal import attack_groups
 from citrus_tool.certification.individual import held, judged
 from citrus_tool.choices import Split
@@ -93,6 +94,7 @@ def _strongest(
     groups = -(-len(dataset) // k)
     index = torch.arange(groups * k).clamp(max=len(dataset) - 1).reshape(groups, k)
     present = (torch.arange(groups * k) < len(dataset)).reshape(groups, k)
+    effort = Effort(steps=settings.steps, restarts=settings.restarts)
     generator = torch.Generator().manual_seed(settings.seed)
     progress.start("attack", groups, "groups")
     found = []
@@ -105,11 +107,9 @@ def _strongest(
                 network,
                 dataset.pixels(members),
                 dataset.labels[members],
-                threat.eps,
-                steps=settings.steps,
-                restarts=settings.restarts,
-                generator=generator,
-                target=threat.target,
+                threat,
+                effort,
+                generator,
             )
             found.append(u[None])
         else:
@@ -118,11 +118,9 @@ def _strongest(
                 dataset.pixels(index[part]).to(where),
                 dataset.labels[index[part]].to(where),
                 present[part].to(where),
-                threat.eps,
-                steps=settings.steps,
-                restarts=settings.restarts,
-                generator=generator,
-                target=threat.target,
+                threat,
+                effort,
+                generator,
             )
             found.append(several.cpu())
         progress.advance(part.stop - part.start)

@@ -7,7 +7,9 @@ import torch
 
 from citrus_tool.attacks import dataset
 from citrus_tool.attacks.dataset import attack_dataset
+from citrus_tool.attacks.effort import Effort
 from citrus_tool.attacks.margin import margins
+from citrus_tool.threat import Threat
 from tests.certification.oracle import fooled_at_most
 from tests.certification.toys import SHAPE, tiny_chain, tiny_residual
 
@@ -30,9 +32,8 @@ def test_count_is_that_of_u_and_near_the_truth(target: int | None, monkeypatch: 
         with torch.no_grad():
             labels = network(images).argmax(dim=1)
         generator = torch.Generator().manual_seed(0)
-        u, fooled = attack_dataset(
-            network, images, labels, 0.2, steps=60, restarts=6, generator=generator, target=target
-        )
+        threat, effort = Threat(eps=0.2, target=target), Effort(steps=60, restarts=6)
+        u, fooled = attack_dataset(network, images, labels, threat, effort, generator)
         assert float(u.abs().max()) <= 0.2
         with torch.no_grad():
             assert int((margins(network, images + u, labels, target) <= 0).sum()) == fooled
@@ -49,7 +50,8 @@ def test_no_effort_gives_zero_and_the_generator_decides() -> None:
 
     def attack(steps: int, restarts: int, seed: int = 0) -> torch.Tensor:
         generator = torch.Generator().manual_seed(seed)
-        return attack_dataset(network, images, labels, 0.2, steps=steps, restarts=restarts, generator=generator)[0]
+        effort = Effort(steps=steps, restarts=restarts)
+        return attack_dataset(network, images, labels, Threat(eps=0.2), effort, generator)[0]
 
     assert float(attack(0, 3).abs().max()) == float(attack(10, 0).abs().max()) == 0
     assert torch.equal(attack(10, 3), attack(10, 3))

@@ -8,6 +8,7 @@ import torch
 
 from citrus_tool.attacks import growth
 from citrus_tool.attacks.growth import Found, Growth, Members
+from citrus_tool.threat import Threat
 
 U = torch.zeros(1, 1, 1)
 
@@ -16,7 +17,7 @@ def search(inputs: int, budget: int, attack: Callable[[Members], float]) -> tupl
     """Runs a search whose attacks are answered by `attack` (largest margin); the number of sets attacked."""
     found = Growth(alone={i: Found(u=U, worst=-1.0 - i) for i in range(inputs)}, budget=budget)
     generator, attacked = torch.Generator().manual_seed(0), 0
-    while proposals := found.proposals(generator, 1.0):
+    while proposals := found.proposals(generator, Threat(eps=1.0)):
         for members, _ in proposals:
             attacked += 1
             found.note(members, Found(u=U, worst=attack(members)))

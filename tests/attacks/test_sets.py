@@ -7,10 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from citrus_tool.attacks.margin import float32_at_most, margins
-from citrus_tool.attacks.sets import around, attack_set, attack_sets
+from citrus_tool.attacks.effort import Effort
+from citrus_tool.attacks.margin import margins
+from citrus_tool.attacks.sets import Descent, around, attack_set, attack_sets
 from citrus_tool.network import Network
-from citrus_tool.threat import clipped
+from citrus_tool.threat import Threat
+from citrus_tool.threat.clip import clipped
 from tests.certification.oracle import fooled_at_most
 from tests.certification.toys import SHAPE, tiny_chain, tiny_residual
 
@@ -40,7 +42,7 @@ def test_fools_a_whole_set_whenever_one_u_can(make: type) -> None:
         with torch.no_grad():
             if float(margins(network, images, labels).min()) < 1e-4:
                 continue  # a tie but for rounding: the oracle's tolerance calls it fooled
-        u, fooled = attack_set(network, images, labels, 0.25, start=torch.zeros(SHAPE))
+        u, fooled = attack_set(network, images, labels, Threat(eps=0.25), start=torch.zeros(SHAPE))
         exact = fooled_at_most(network, images, labels, 0.25)
         assert int(fooled.sum()) <= exact
         assert float(u.abs().max()) <= 0.25
@@ -58,12 +60,12 @@ def test_wrong_labels_and_target_classes_are_what_counts() -> None:
         targets = torch.tensor(wrong)
         if (targets == labels).any():
             continue
-        u, fooled = attack_set(network, images, labels, 0.5, start=torch.zeros(SHAPE), targets=targets)
+        u, fooled = attack_set(network, images, labels, Threat(eps=0.5), start=torch.zeros(SHAPE), wrong=targets)
         with torch.no_grad():
             logits = network(images + u)
         assert torch.equal(logits.gather(1, targets[:, None]) >= logits.gather(1, labels[:, None]), fooled[:, None])
     for target in range(3):
-        u, fooled = attack_set(network, images, labels, 0.5, start=torch.zeros(SHAPE), target=target)
+        u, fooled = attack_set(network, images, labels, Threat(eps=0.5, target=target), start=torch.zeros(SHAPE))
         with torch.no_grad():
             logits = network(images + u)
         assert torch.equal(logits[:, target] == logits.amax(dim=1), fooled)
@@ -76,12 +78,12 @@ def test_sets_of_all_sizes_do_not_meet() -> None:
     images = images.double()
     of_set = torch.tensor([0, 1, 1, 2, 2, 2, 3, 3, 3, 3, 4, 4])
     start = torch.zeros(5, *SHAPE, dtype=torch.float64)
-    radius = float32_at_most(0.3)
-    u, margin = attack_sets(network, images, labels, of_set, start, radius, steps=30)
+    threat, descent = Threat(eps=0.3), Descent(steps=30)
+    u, margin = attack_sets(network, images, labels, of_set, start, threat, descent)
     for number in range(5):
         rows = of_set == number
         alone = torch.zeros(int(rows.sum()), dtype=torch.int64)
-        one, value = attack_sets(network, images[rows], labels[rows], alone, start[:1], radius, steps=30)
+        one, value = attack_sets(network, images[rows], labels[rows], alone, start[:1], threat, descent)
         torch.testing.assert_close(one[0], u[number])
         torch.testing.assert_close(value, margin[rows])
     ended = torch.zeros(5, dtype=torch.float64).scatter_reduce(0, of_set, margin, "amax", include_self=False)
@@ -91,27 +93,27 @@ def test_sets_of_all_sizes_do_not_meet() -> None:
 def test_start_eps_0_and_no_steps() -> None:
     network = tiny_chain(1)
     images, labels = drawn(network, 2, 1)
-    u, fooled = attack_set(network, images, labels, 0.0, start=torch.ones(SHAPE))
+    u, fooled = attack_set(network, images, labels, Threat(eps=0.0), start=torch.ones(SHAPE))
     assert float(u.abs().max()) == 0
     assert not fooled.any()
-    u, _ = attack_set(network, images, labels, 0.1, start=torch.ones(SHAPE), steps=0)
-    assert torch.equal(u, torch.full(SHAPE, float32_at_most(0.1)))
-    once = attack_set(network, images, labels, 0.1, start=torch.ones(SHAPE))[0]
-    assert torch.equal(once, attack_set(network, images, labels, 0.1, start=torch.ones(SHAPE))[0])
+    u, _ = attack_set(network, images, labels, Threat(eps=0.1), Effort(steps=0, restarts=3), start=torch.ones(SHAPE))
+    assert torch.equal(u, torch.full(SHAPE, Threat(eps=0.1).inner))
+    once = attack_set(network, images, labels, Threat(eps=0.1), start=torch.ones(SHAPE))[0]
+    assert torch.equal(once, attack_set(network, images, labels, Threat(eps=0.1), start=torch.ones(SHAPE))[0])
 
 
 def test_clipped_networks() -> None:
     network = tiny_chain(2)
     images, labels = drawn(network, 2, 2)
     images = images.round()
-    u, fooled = attack_set(clipped(network), images, labels, 0.6, start=torch.zeros(SHAPE))
+    u, fooled = attack_set(clipped(network), images, labels, Threat(eps=0.6), start=torch.zeros(SHAPE))
     with torch.no_grad():
         assert torch.equal(margins(network, (images + u).clamp(0, 1), labels) <= 0, fooled)
 
 
 def test_starts_move_from_the_given_one_to_corners() -> None:
     start = torch.full((1, 10, 10), 0.05)
-    starts = around(start, 4, 0.1, torch.Generator().manual_seed(0))
+    starts = around(start, 4, Threat(eps=0.1), torch.Generator().manual_seed(0))
     moved = [int((one != start).sum()) for one in starts]
     assert moved == sorted(moved)
     assert 10 < moved[0] < 40

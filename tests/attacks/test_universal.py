@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from citrus_tool.attacks import universal
-from citrus_tool.attacks.margin import float32_at_most, margins
+from citrus_tool.attacks.effort import Effort
+from citrus_tool.attacks.margin import margins
 from citrus_tool.attacks.universal import attack_groups
 from citrus_tool.network import Network, Reshape, chain
+from citrus_tool.threat import Threat
 from tests.certification.oracle import fooled_at_most
 from tests.certification.toys import CLASSES, SHAPE, tiny_chain, tiny_residual
 
@@ -44,10 +46,8 @@ def attack(
     seed: int = 0,
     starts: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return attack_groups(
-        network, images, labels, present, eps, steps=steps, restarts=restarts, generator=generator, starts=starts
-    )
+    generator, effort = torch.Generator().manual_seed(seed), Effort(steps=steps, restarts=restarts)
+    return attack_groups(network, images, labels, present, Threat(eps=eps), effort, generator, starts=starts)
 
 
 def recount(network: Network, images: Tensor, labels: Tensor, present: Tensor, u: Tensor) -> Tensor:
@@ -82,12 +82,12 @@ def test_u_lies_within_eps_also_in_float32(eps: float, dtype: torch.dtype) -> No
     for values in (u.numpy(), u.numpy().astype(np.float32)):
         assert np.abs(values.astype(np.float64)).max() <= eps
     if eps >= 0.1:
-        assert np.abs(u.numpy()).max() == float32_at_most(eps)
+        assert np.abs(u.numpy()).max() == Threat(eps=eps).inner
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 0.5, 1 / 3, 2 / 255, 1.0])
-def test_float32_at_most(value: float) -> None:
-    below = float32_at_most(value)
+def test_attacks_use_the_largest_float32_within_eps(value: float) -> None:
+    below = Threat(eps=value).inner
     assert below == float(np.float32(below)) <= value
     assert float(np.nextafter(np.float32(below), np.float32(2))) > value
 
@@ -139,7 +139,7 @@ def test_starts_are_judged_and_clamped() -> None:
     starts = torch.stack([torch.zeros_like(u), u * 10])
     found, count = attack(network, images, labels, present, steps=0, restarts=0, starts=starts)
     assert float(found.abs().max()) <= 0.15
-    clamped = recount(network, images, labels, present, (u * 10).clamp(-float32_at_most(0.15), float32_at_most(0.15)))
+    clamped = recount(network, images, labels, present, Threat(eps=0.15).projected(u * 10))
     assert torch.equal(count, clamped)
     kept, same = attack(network, images, labels, present, steps=0, restarts=0, starts=u[None])
     assert torch.equal(same, fooled)

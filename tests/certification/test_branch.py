@@ -51,7 +51,9 @@ def run(network: Network, count: int, eps: float, seed: int, budget: Budget = QU
     x = data.pixels()
     known = crown(bounded, enclose(x, eps), data.labels)
     generator = torch.Generator().manual_seed(seed)
-    return branch_and_bound(bounded, x, data.labels, eps, known=known, budget=budget, generator=generator), known
+    return branch_and_bound(
+        bounded, x, data.labels, Threat(eps=eps), known=known, budget=budget, generator=generator
+    ), known
 
 
 @pytest.mark.parametrize("make", [tiny_chain, tiny_residual, lambda seed: tiny_residual(seed, channels=2)])
@@ -142,7 +144,9 @@ def test_node_budgets_are_deterministic_and_kept() -> None:
     x, budget, generator = data.pixels(), Budget(nodes=24, plane_nodes=0, attack_restarts=0), torch.Generator()
     known, guard = crown(network, enclose(x, 0.05), data.labels), torch.full((10,), 0.3)
     first, again = (
-        branch_and_bound(network, x, data.labels, 0.05, known=known, guard=guard, budget=budget, generator=generator)
+        branch_and_bound(
+            network, x, data.labels, Threat(eps=0.05), known=known, guard=guard, budget=budget, generator=generator
+        )
         for _ in range(2)
     )
     assert int(first.nodes.max()) == 24
@@ -172,9 +176,10 @@ def test_an_inputs_result_does_not_depend_on_the_others() -> None:
     x, budget = data.pixels(), Budget(nodes=300, attack_restarts=0)
     known = crown(network, enclose(x, 0.2), data.labels)
     generator = torch.Generator().manual_seed(0)
-    whole = branch_and_bound(network, x, data.labels, 0.2, known=known, budget=budget, generator=generator)
+    threat = Threat(eps=0.2)
+    whole = branch_and_bound(network, x, data.labels, threat, known=known, budget=budget, generator=generator)
     half = LinearMargins(lower=known.lower[5:], coefficient=known.coefficient[5:], offset=known.offset[5:])
-    part = branch_and_bound(network, x[5:], data.labels[5:], 0.2, known=half, budget=budget, generator=generator)
+    part = branch_and_bound(network, x[5:], data.labels[5:], threat, known=half, budget=budget, generator=generator)
     assert whole.verdict[5:] == part.verdict
     assert torch.equal(whole.nodes[5:], part.nodes)
 
@@ -243,7 +248,7 @@ def test_the_guard_is_what_margins_must_exceed() -> None:
             network,
             x,
             data.labels,
-            0.05,
+            Threat(eps=0.05),
             known=known,
             guard=torch.full((10,), guard),
             budget=QUICK,
@@ -274,7 +279,14 @@ def test_progress_counts_every_input() -> None:
     known = crown(bounded, enclose(data.pixels(), 0.3), data.labels)
     generator = torch.Generator().manual_seed(0)
     branch_and_bound(
-        bounded, data.pixels(), data.labels, 0.3, known=known, budget=QUICK, generator=generator, progress=counter
+        bounded,
+        data.pixels(),
+        data.labels,
+        Threat(eps=0.3),
+        known=known,
+        budget=QUICK,
+        generator=generator,
+        progress=counter,
     )
     assert (counter.total, counter.done) == (0, 10)
 
@@ -316,7 +328,13 @@ def test_racoons_first_row_input_by_input(shared_models: Path, data_root: Callab
     known = crown(bounded, enclose(x, 0.13), labels)
     generator = torch.Generator().manual_seed(0)
     found = branch_and_bound(
-        bounded, x, labels, 0.13, known=known, budget=Budget(nodes=500, attack_restarts=1), generator=generator
+        bounded,
+        x,
+        labels,
+        Threat(eps=0.13),
+        known=known,
+        budget=Budget(nodes=500, attack_restarts=1),
+        generator=generator,
     )
     assert int(known.verified.sum()) == 54
     assert 78 <= int(found.proven.sum()) <= 87

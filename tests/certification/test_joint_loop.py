@@ -153,12 +153,12 @@ def group(
     x, labels = data.pixels(), data.labels
     wrong = [tuple(c for c in range(network.num_classes) if c != label) for label in labels.tolist()]
     bounded = network.frozen(dtype=torch.float64, device="cpu")
-    inputs = executions(bounded, x, labels.tolist(), wrong, [0.0] * k, eps)
+    inputs = executions(bounded, x, labels.tolist(), wrong, [0.0] * k, Threat(eps=eps))
     found = settle(
         network.frozen(dtype=torch.float32, device="cpu"),
         inputs,
         torch.zeros(SHAPE),
-        eps,
+        Threat(eps=eps),
         seconds=seconds,
         generator=torch.Generator().manual_seed(seed),
         record=True,

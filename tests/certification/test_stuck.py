@@ -67,7 +67,7 @@ class Case:
         x, labels = self.inputs()
         wrong = [tuple(c for c in range(3) if c != label) for label in labels.tolist()]
         bounded = self.network().frozen(dtype=torch.float64, device="cpu")
-        return executions(bounded, x, labels.tolist(), wrong, [0.0] * len(x), EPS)
+        return executions(bounded, x, labels.tolist(), wrong, [0.0] * len(x), Threat(eps=EPS))
 
     def settled(self) -> Settlement:
         """The loop's result."""
@@ -75,7 +75,7 @@ class Case:
             self.network().frozen(dtype=torch.float32, device="cpu"),
             self.executions(),
             torch.zeros(SHAPE),
-            EPS,
+            Threat(eps=EPS),
             seconds=600.0,
             generator=torch.Generator().manual_seed(0),
             record=True,
