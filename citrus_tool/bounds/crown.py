@@ -17,9 +17,10 @@ from enum import IntEnum
 import torch
 from torch import Tensor, nn
 
-from citrus_tool.bounds.linear import BACKWARD, Planes, Reading, Rows, backward_error, concretise, seed, to_input
+from citrus_tool.bounds.linear import BACKWARD, LinearBounds, RelaxedNetwork, backward_error, concretise, seed, to_input
 from citrus_tool.bounds.relaxation import OPEN, RELAXATIONS, Relaxation
 from citrus_tool.bounds.rounding import OUTWARD_INTERVAL, exact_products, outward_margins, widen
+from citrus_tool.bounds.rows import Rows
 from citrus_tool.choices import Intermediate
 from citrus_tool.network import (
     INPUT,
@@ -136,10 +137,9 @@ def crown(
         row_bytes: size in bytes of the largest tensor of a chunk of rows; does not change results.
     """
     with torch.no_grad(), exact_products():
-        boxes, relaxations, errors = relax(network, box, intermediate=intermediate, row_bytes=row_bytes)
-        reading = Reading(network=network, relaxations=relaxations, errors=errors)
-        interval = only(outward_margins(network, boxes, labels), target)
-        return margin_planes(reading, box, labels, interval, skip_decided=skip_decided, row_bytes=row_bytes)
+        relaxed = relax(network, box, intermediate=intermediate, row_bytes=row_bytes)
+        interval = only(outward_margins(network, relaxed.boxes, labels), target)
+        return margin_planes(relaxed, labels, interval, skip_decided=skip_decided, row_bytes=row_bytes)
 
 
 def only(margins: Tensor, target: int | None) -> Tensor:
@@ -152,20 +152,14 @@ def only(margins: Tensor, target: int | None) -> Tensor:
 
 def relax(
     network: Network, box: Box, *, intermediate: Intermediate = "intersect", row_bytes: int | None = None
-) -> tuple[dict[str, Box], dict[str, Relaxation], dict[str, Tensor]]:
-    """Forward pass that bounds every node and relaxes every nonlinear one.
-
-    Returns:
-        boxes: outward box of every node and of INPUT, refined by CROWN at the inputs of nonlinear layers.
-        relaxations: the relaxation of every nonlinear node.
-        errors: rounding unit (n,) of every node's backward step (`linear.backward_error`).
-    """
+) -> RelaxedNetwork:
+    """Forward pass that bounds every node, by CROWN at the inputs of nonlinear ones, and relaxes these."""
     exactness: dict[str, Exactness] = {INPUT: Exactness.POINTWISE}
     walk(network, EXACTNESS, Exactness.POINTWISE, record=exactness)
     boxes: dict[str, Box] = {INPUT: box}
     relaxations: dict[str, Relaxation] = {}
     errors: dict[str, Tensor] = {}
-    reading = Reading(network=network, relaxations=relaxations, errors=errors)
+    relaxed = RelaxedNetwork(network=network, boxes=boxes, relaxations=relaxations, errors=errors)  # grows
     layers = {node.name: node.layer for node in network.nodes}
     refined = {INPUT}
     for node in network.nodes:
@@ -174,36 +168,34 @@ def relax(
             relaxed_source = source in layers and type(layers[source]) in RELAXATIONS
             if source not in refined and exactness[source] is Exactness.LOOSE and not relaxed_source:
                 open_entries = None if intermediate == "crown" else OPEN[type(node.layer)](boxes[source])
-                boxes[source] = refine(reading, box, source, boxes[source], open_entries, row_bytes=row_bytes)
+                boxes[source] = refine(relaxed, source, open_entries, row_bytes=row_bytes)
             refined.add(source)
             relaxations[node.name] = RELAXATIONS[type(node.layer)](node.layer, widen(boxes[source]))
         inputs = [boxes[name] for name in node.inputs]
         boxes[node.name] = find_rule(OUTWARD_INTERVAL, node)(node.layer, *inputs)
         errors[node.name] = backward_error(network, node, *inputs)
-    return boxes, relaxations, errors
+    return relaxed
 
 
-def refine(
-    reading: Reading, box: Box, name: str, known: Box, open_entries: Tensor | None, *, row_bytes: int | None = None
-) -> Box:
+def refine(relaxed: RelaxedNetwork, name: str, open_entries: Tensor | None, *, row_bytes: int | None = None) -> Box:
     """The box of node `name` by CROWN.
 
     Args:
-        known: its box so far.
-        open_entries: (n, *shape) bool: only these entries are computed, and intersected with `known`; None: all of
-            them, and `known` is dropped.
+        open_entries: (n, *shape) bool: only these entries are computed, and intersected with the box so far; None: all
+            of them, and that box is dropped.
     """
+    known = relaxed.boxes[name]
     lower, upper = known.lower.flatten(1).clone(), known.upper.flatten(1).clone()
     mask = torch.ones_like(lower, dtype=torch.bool) if open_entries is None else open_entries.flatten(1)
     sample, entry = mask.nonzero(as_tuple=True)
 
-    def both_sides(reading: Reading, samples: slice, part: slice) -> tuple[str, Rows]:
+    def both_sides(relaxed: RelaxedNetwork, samples: slice, part: slice) -> tuple[str, Rows]:
         sign = torch.ones_like(entry[part], dtype=lower.dtype)
         here, place = sample[part] - samples.start, entry[part]
-        return seed(reading, name, here.repeat(2), place.repeat(2), torch.cat([sign, -sign]))
+        return seed(relaxed, name, here.repeat(2), place.repeat(2), torch.cat([sign, -sign]))
 
     found = torch.empty(2, len(sample), dtype=lower.dtype, device=lower.device)
-    for part, planes in sweep(reading, box, mask, both_sides, row_bytes):
+    for part, planes in sweep(relaxed, mask, both_sides, row_bytes):
         found[:, part] = planes.lower.reshape(2, -1)
     found[1].neg_()
     if open_entries is not None:
@@ -214,29 +206,28 @@ def refine(
 
 
 def margin_planes(
-    reading: Reading,
-    box: Box,
+    relaxed: RelaxedNetwork,
     labels: Tensor,
     interval: Tensor,
     *,
     skip_decided: bool = True,
     row_bytes: int | None = None,
 ) -> LinearMargins:
-    """Planes below the margins; `interval` (n, c) are known lower bounds, +inf at the true class."""
-    network = reading.network
+    """LinearBounds below the margins; `interval` (n, c) are known lower bounds, +inf at the true class."""
+    network = relaxed.network
     n, classes = interval.shape
     lower, offset = interval.clone(), interval.clone()
-    coefficient = box.centre.new_zeros(n, classes, size(network.input_shape))
+    coefficient = relaxed.box.centre.new_zeros(n, classes, size(network.input_shape))
     wanted = ~(interval > 0) if skip_decided else interval != math.inf
     sample, label = wanted.nonzero(as_tuple=True)
 
-    def margins(reading: Reading, samples: slice, part: slice) -> tuple[str, Rows]:
+    def margins(relaxed: RelaxedNetwork, samples: slice, part: slice) -> tuple[str, Rows]:
         unit = coefficient.new_zeros(part.stop - part.start, classes)
         unit.scatter_(1, labels[sample[part], None], 1.0).scatter_(1, label[part, None], -1.0)
         here, zero = sample[part] - samples.start, torch.zeros_like(unit[:, 0])
         return network.output_name, Rows.of(sample=here, shape=(classes,), coefficient=unit, offset=zero)
 
-    for part, planes in sweep(reading, box, wanted, margins, row_bytes):
+    for part, planes in sweep(relaxed, wanted, margins, row_bytes):
         s, c = sample[part], label[part]
         coefficient[s, c], offset[s, c] = planes.coefficient.flatten(1), planes.offset
         lower[s, c] = torch.maximum(lower[s, c], planes.lower)
@@ -244,47 +235,46 @@ def margin_planes(
 
 
 def sweep(
-    reading: Reading,
-    box: Box,
+    relaxed: RelaxedNetwork,
     mask: Tensor,
-    make: Callable[[Reading, slice, slice], tuple[str, Rows]],
+    make: Callable[[RelaxedNetwork, slice, slice], tuple[str, Rows]],
     row_bytes: int | None,
-) -> Iterator[tuple[slice, Planes]]:
+) -> Iterator[tuple[slice, LinearBounds]]:
     """Carries rows for every true entry of `mask` (n, entries) to the input, in chunks of bounded size.
 
     A chunk holds the entries of a range of samples, or a part of one sample's, so that what the rows gather stays
     small; its size follows from the widest coefficient that one trial row meets.
 
     Args:
-        make: (reading of the samples, range of samples, range of entries among all true ones) -> node and rows.
+        make: (relaxed for the samples, range of samples, range of entries among all true ones) -> node and rows.
     """
     counts = mask.sum(1).tolist()
     first = next((i for i, count in enumerate(counts) if count), None)
     if first is None:
         return
     budget = row_bytes or (CPU_ROW_BYTES if mask.device.type == "cpu" else ROW_BYTES)
-    start, trial = make(reading.select(slice(first, first + 1)), slice(first, first + 1), slice(0, 1))
-    step = max(1, budget // widest(reading.select(slice(first, first + 1)), trial, start=start))
+    one = slice(first, first + 1)
+    start, trial = make(relaxed.select(one), one, slice(0, 1))
+    step = max(1, budget // widest(relaxed.select(one), trial, start=start))
     for samples, part in chunks(counts, step):
-        view = reading.select(samples)
-        start, rows = make(view, samples, part)
-        region = Box(centre=box.centre[samples], radius=box.radius[samples])
-        yield part, concretise(view, to_input(view, rows, start=start), region)
+        some = relaxed.select(samples)
+        start, rows = make(some, samples, part)
+        yield part, concretise(some, to_input(some, rows, start=start), some.box)
 
 
-def widest(reading: Reading, rows: Rows, *, start: str) -> int:
+def widest(relaxed: RelaxedNetwork, rows: Rows, *, start: str) -> int:
     """Bytes of the largest coefficient that `rows` have on their way to the input."""
     sizes = [rows.coefficient.nbytes]
 
     def watched(rule: Rule) -> Rule:
-        def apply(reading: Reading, layer: nn.Module, node: Node, rows: Rows) -> tuple[Rows, ...]:
-            parts: tuple[Rows, ...] = rule(reading, layer, node, rows)
+        def apply(relaxed: RelaxedNetwork, layer: nn.Module, node: Node, rows: Rows) -> tuple[Rows, ...]:
+            parts: tuple[Rows, ...] = rule(relaxed, layer, node, rows)
             sizes.extend(part.coefficient.nbytes for part in parts)
             return parts
 
         return apply
 
-    to_input(reading, rows, start=start, rules={layer: watched(rule) for layer, rule in BACKWARD.items()})
+    to_input(relaxed, rows, start=start, rules={layer: watched(rule) for layer, rule in BACKWARD.items()})
     return max(sizes)
 
 

@@ -6,7 +6,7 @@ the margins:
 
     z = A v + B h + b (B strictly lower triangular by stages)    h = max(z, floor z)    margins = A' v + B' h + b'
 
-Bounds are optimised on this small system (bounds/optimised.py) instead of on the layers: the same bounds as the
+Bounds are optimised on this small system (bounds/ascent.py) instead of on the layers: the same bounds as the
 backward rules give, for a fraction of the operations. It is rounded like any floating-point computation and
 certifies nothing; claims are re-evaluated by the rules of bounds/linear.py.
 
@@ -23,10 +23,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from citrus_tool.bounds.linear import BACKWARD, Reading, Rows, seed, to_input
-from citrus_tool.bounds.relaxation import OPEN, RELAXATIONS, Lines, Relaxation
+from citrus_tool.bounds.linear import BACKWARD, RelaxedNetwork, seed, to_input
+from citrus_tool.bounds.relaxation import OPEN, RELAXATIONS, Lines
 from citrus_tool.bounds.rounding import widen
-from citrus_tool.network import INPUT, Network, Node, Rule
+from citrus_tool.bounds.rows import Rows
+from citrus_tool.network import Network, Node, Rule
 from citrus_tool.threat import Box
 
 FOLDABLE: tuple[type[nn.Module], ...] = (nn.ReLU, nn.LeakyReLU)
@@ -104,8 +105,8 @@ class Functionals:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Hull:
-    """Planes over the box, h <= slope v + offset, above the neurons of a stage that sees the input alone (hull.py).
+class InputPlanes:
+    """Planes over the box, h <= slope v + offset, above the neurons of a stage that sees the input alone.
 
     Attributes:
         slope: (U, d) and its transpose, as the optimiser multiplies them.  offset: (U, 1).
@@ -133,7 +134,7 @@ class Stage:
         base: the first neuron of the system that the inputs may depend on; its number in `inputs` is 0.
         inputs: the functionals that give their inputs z.
         at_input, at_hidden: the matrices of `inputs` as the optimiser multiplies them, each with its transpose.
-        hull: planes that stand in place of the lines above.
+        input_planes: planes that stand in place of the lines above.
     """
 
     node: str
@@ -144,7 +145,7 @@ class Stage:
     at_input: tuple[Tensor, Tensor]
     at_hidden: tuple[Tensor, Tensor]
     base: int = 0
-    hull: Hull | None = None
+    input_planes: InputPlanes | None = None
 
     @property
     def stop(self) -> int:
@@ -282,7 +283,7 @@ def beside(systems: Sequence[Fold], first: str) -> Fold:
     lead = systems[0]
     blank = lead.margins.at_hidden.new_zeros(len(lead.margins.offset), base - lead.neurons)
     shift, floor = torch.cat([system.shift for system in systems]), torch.cat([system.floor for system in systems])
-    shared = [stage for stage in stages if stage.node == first and stage.hull is None]
+    shared = [stage for stage in stages if stage.node == first and stage.input_planes is None]
     return Fold(
         stages=tuple(stages),
         margins=replace(lead.margins, at_hidden=torch.cat([lead.margins.at_hidden, blank], dim=1)),
@@ -296,32 +297,24 @@ def beside(systems: Sequence[Fold], first: str) -> Fold:
     )
 
 
-def fold(
-    network: Network,
-    boxes: Mapping[str, Box],
-    relaxations: Mapping[str, Relaxation],
-    label: int,
-    *,
-    like: Fold | None = None,
-    dtype: torch.dtype = torch.float32,
-) -> Fold:
+def fold(relaxed: RelaxedNetwork, label: int, *, like: Fold | None = None, dtype: torch.dtype = torch.float32) -> Fold:
     """Folds a network over one box.
 
     Args:
-        network: in float64, `foldable`.
-        boxes, relaxations: of one input (batch of 1), as `crown.relax` gives them.
+        relaxed: of one input (batch of 1), as `crown.relax` gives it; the network in float64 and `foldable`.
         label: the true class.
         like: the fold of a larger box of the same network, in `dtype`; stages before the first one whose open neurons
             differ are taken from it.
         dtype: of the result.
     """
     known = list(like.stages) if like is not None else []
-    settled = {node.name: Settled.of(node, boxes[node.inputs[0]]) for node in foldable_nodes(network)}
-    folder = _Folder(network=network, boxes=boxes, relaxations=relaxations, settled=settled)
+    nodes = foldable_nodes(relaxed.network)
+    settled = {node.name: Settled.of(node, relaxed.boxes[node.inputs[0]]) for node in nodes}
+    folder = _Folder(relaxed=relaxed, settled=settled)
     stages: list[Stage] = []
     lines: list[Lines] = []
     floors: list[float] = []
-    for node in foldable_nodes(network):
+    for node in nodes:
         entry = folder.settled[node.name].open.flatten().nonzero().flatten()
         if len(entry):
             if not (known and known[0].node == node.name and torch.equal(known[0].entry, entry)):
@@ -329,7 +322,7 @@ def fold(
             stages.append(known.pop(0))
             lines.append(folder.lines(node))
             floors.append(floor_of(node.layer))
-    radius = boxes[INPUT].radius.flatten().to(dtype)
+    radius = relaxed.box.radius.flatten().to(dtype)
 
     def gathered(values: Sequence[Tensor]) -> Tensor:
         parts = [value.flatten()[stage.entry].to(dtype) for value, stage in zip(values, stages, strict=True)]
@@ -351,22 +344,20 @@ def fold(
 
 @dataclass(frozen=True, kw_only=True)
 class _Folder:
-    network: Network
-    boxes: Mapping[str, Box]
-    relaxations: Mapping[str, Relaxation]
+    relaxed: RelaxedNetwork
     settled: Mapping[str, Settled]
 
     def lines(self, node: Node) -> Lines:
-        lines = self.relaxations[node.name]
+        lines = self.relaxed.relaxations[node.name]
         assert isinstance(lines, Lines)
         return lines
 
     def stage(self, node: Node, entry: Tensor, earlier: list[Stage], dtype: torch.dtype) -> Stage:
-        reading = Reading(network=self.network, relaxations={}, errors={})
+        affine = RelaxedNetwork(network=self.relaxed.network)
         parts = []
         for chunk in torch.split(entry, ROW_CHUNK):
             sign = torch.ones_like(chunk, dtype=torch.float64)
-            start, rows = seed(reading, node.inputs[0], torch.zeros_like(chunk), chunk, sign)
+            start, rows = seed(affine, node.inputs[0], torch.zeros_like(chunk), chunk, sign)
             parts.append(self.functionals(start, rows, earlier, dtype))
         inputs = Functionals(
             at_input=torch.cat([part.at_input for part in parts]),
@@ -384,15 +375,16 @@ class _Folder:
         )
 
     def margins(self, label: int, stages: list[Stage], dtype: torch.dtype) -> Functionals:
-        rows = margin_rows(self.network, label, torch.arange(self.network.num_classes), self.boxes[INPUT])
-        return self.functionals(self.network.output_name, rows, stages, dtype)
+        network = self.relaxed.network
+        rows = margin_rows(network, label, torch.arange(network.num_classes), self.relaxed.box)
+        return self.functionals(network.output_name, rows, stages, dtype)
 
     def functionals(self, start: str, rows: Rows, stages: list[Stage], dtype: torch.dtype) -> Functionals:
         """Rows at node `start` in terms of the perturbation and of the open neurons of `stages`."""
         entries = {stage.node: stage.entry for stage in stages}
         found: dict[str, Tensor] = {}
 
-        def stop(reading: Reading, layer: nn.Module, node: Node, rows: Rows) -> tuple[Rows]:
+        def stop(relaxed: RelaxedNetwork, layer: nn.Module, node: Node, rows: Rows) -> tuple[Rows]:
             slope = self.settled[node.name].slope
             if node.name in entries:
                 found[node.name] = rows.dense().coefficient.flatten(1).index_select(1, entries[node.name])
@@ -400,9 +392,9 @@ class _Folder:
             return (replace(rows, coefficient=rows.coefficient * rows.at(slope)),)
 
         rules: dict[type[nn.Module], Rule] = {**BACKWARD, **dict.fromkeys(FOLDABLE, stop)}
-        reading = Reading(network=self.network, relaxations={}, errors={})
-        end = to_input(reading, rows, start=start, rules=rules).dense()
-        coefficient, box = end.coefficient.flatten(1), self.boxes[INPUT]
+        affine = RelaxedNetwork(network=self.relaxed.network)
+        end = to_input(affine, rows, start=start, rules=rules).dense()
+        coefficient, box = end.coefficient.flatten(1), self.relaxed.box
         blank = coefficient.new_zeros(len(coefficient), 0)
         hidden = [found.get(s.node, blank.new_zeros(len(coefficient), len(s.entry))) for s in stages]
         return Functionals(

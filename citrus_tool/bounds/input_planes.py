@@ -20,28 +20,31 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from citrus_tool.bounds.fold import ROW_CHUNK, Fold, Hull, Stage, foldable_nodes, sparse
-from citrus_tool.bounds.linear import Reading, concretise, seed, to_input
-from citrus_tool.bounds.optimised import GRID, Duals, Instance, Schedule, Targets, Workspace, adam
+from citrus_tool.bounds.duals import GRID, Duals, Targets
+from citrus_tool.bounds.execution import FoldedExecution
+from citrus_tool.bounds.fold import ROW_CHUNK, Fold, InputPlanes, Stage, foldable_nodes, sparse
+from citrus_tool.bounds.linear import concretise, seed, to_input
 from citrus_tool.bounds.rounding import OWN, SAFETY, gamma
-from citrus_tool.network import INPUT
+from citrus_tool.bounds.workspace import Schedule, Workspace, adam
 
 SHARES = Schedule(steps=40, share_rate=0.2, decay=0.95)
 """Adam's steps."""
 
 
-def with_hull(instance: Instance, category: int, start: Duals, schedule: Schedule = SHARES) -> Instance:
-    """The instance with planes found for the margin over one class, on parts of the box.
+def with_input_planes(
+    execution: FoldedExecution, category: int, start: Duals, schedule: Schedule = SHARES
+) -> FoldedExecution:
+    """The execution with planes found for the margin over one class, on parts of the box.
 
-    The instance as it is where its first stage is not that of the network's first nonlinear node.
+    The execution as it is where its first stage is not that of the network's first nonlinear node.
 
     Args:
         start: of the parts, the sum of whose bounds is ascended. Planes for the whole box alone serve its parts worse.
     """
-    stages = instance.system.stages
-    if not stages or stages[0].node != foldable_nodes(instance.network)[0].name:
-        return instance
-    planes = _Planes.of(instance.system)
+    stages = execution.system.stages
+    if not stages or stages[0].node != foldable_nodes(execution.relaxed.network)[0].name:
+        return execution
+    planes = _SlopeShares.of(execution.system)
     system = planes.system
     duals = start
     index = torch.full((duals.alpha.shape[1],), category, device=system.floor.device)
@@ -63,12 +66,14 @@ def with_hull(instance: Instance, category: int, start: Duals, schedule: Schedul
     kept = (best_share * GRID).round()
     planes.set(kept / GRID)
     first = system.stages[0]
-    hull = _claimed(instance, first, planes, kept.to(torch.uint8))
-    return replace(instance, system=replace(system, stages=(replace(first, hull=hull), *system.stages[1:])))
+    input_planes = _claimed(execution, first, planes, kept.to(torch.uint8))
+    return replace(
+        execution, system=replace(system, stages=(replace(first, input_planes=input_planes), *system.stages[1:]))
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Planes:
+class _SlopeShares:
     """The nonzeros of the first stage's matrix, `row`, `column`, `value` (N,), and a system whose planes `set` changes.
 
     `order` (N,) puts them in the order of the transpose; `chord` (N,) are the shares of the chords.
@@ -80,17 +85,17 @@ class _Planes:
     order: Tensor
     chord: Tensor
     system: Fold
-    hull: Hull
+    input_planes: InputPlanes
 
     @staticmethod
-    def of(system: Fold) -> _Planes:
+    def of(system: Fold) -> _SlopeShares:
         first = system.stages[0]
         matrix, transpose = (m if m.layout is torch.sparse_csr else sparse(m) for m in first.at_input)
         count, _ = matrix.shape
         row = torch.repeat_interleave(torch.arange(count, device=matrix.device), matrix.crow_indices().diff())
         column = matrix.col_indices()
         blank = matrix.values().new_empty(0, dtype=torch.float64)
-        hull = Hull(
+        input_planes = InputPlanes(
             slope=(matrix.clone(), transpose.clone()),
             offset=system.upper_offset[:count].clone(),
             share=blank,
@@ -98,44 +103,43 @@ class _Planes:
             claimed_offset=blank,
             claimed_size=blank,
         )
-        return _Planes(
+        return _SlopeShares(
             row=row,
             column=column,
             value=matrix.values(),
             order=torch.argsort(column * count + row),
             chord=system.upper_slope[row, 0],
-            system=replace(system, stages=(replace(first, hull=hull), *system.stages[1:])),
-            hull=hull,
+            system=replace(system, stages=(replace(first, input_planes=input_planes), *system.stages[1:])),
+            input_planes=input_planes,
         )
 
     def set(self, share: Tensor) -> Tensor:
         """Puts slopes share * value and their offsets into the system; the offsets' derivatives (N,) in the shares."""
-        hull, count = self.hull, len(self.system.stages[0].entry)
-        hull.slope[0].values().copy_(share * self.value)
-        hull.slope[1].values().copy_((share * self.value)[self.order])
+        input_planes, count = self.input_planes, len(self.system.stages[0].entry)
+        input_planes.slope[0].values().copy_(share * self.value)
+        input_planes.slope[1].values().copy_((share * self.value)[self.order])
         size, floor, shift = self.value.abs(), self.system.floor, self.system.shift[:count, 0]
         active = shift.index_add(0, self.row, size * (1 - share))
         inactive = (floor[:count] * shift).index_add(0, self.row, size * (share - floor[self.row]))
-        hull.offset[:, 0] = torch.maximum(active, inactive)
+        input_planes.offset[:, 0] = torch.maximum(active, inactive)
         return size * torch.sign(inactive - active)[self.row]
 
 
-def _claimed(instance: Instance, stage: Stage, planes: _Planes, share: Tensor) -> Hull:
+def _claimed(execution: FoldedExecution, stage: Stage, planes: _SlopeShares, share: Tensor) -> InputPlanes:
     """The planes of shares (N,) uint8 with offsets that hold in real arithmetic (docs/soundness.md).
 
     Their slopes are taken as they are, in float64 over u; the offset is claimed from planes above z and above floor z.
     """
-    box = instance.boxes[INPUT]
+    relaxed, box = execution.relaxed, execution.box
     radius = box.radius.flatten()
-    reading = Reading(network=instance.network, relaxations=instance.relaxations, errors=instance.errors)
-    shares = torch.zeros(planes.hull.slope[0].shape, dtype=torch.uint8, device=radius.device)
+    shares = torch.zeros(planes.input_planes.slope[0].shape, dtype=torch.uint8, device=radius.device)
     shares[planes.row, planes.column] = share
     slopes, offsets = [], []
     for place in torch.split(torch.arange(len(stage.entry), device=radius.device), ROW_CHUNK):
         entry = stage.entry[place]
         minus = torch.full_like(entry, -1, dtype=torch.float64)
-        start, rows = seed(reading, stage.source, torch.zeros_like(entry), entry, minus)
-        below = concretise(reading, to_input(reading, rows, start=start).dense(), box)  # -z >= <a, u> + o
+        start, rows = seed(relaxed, stage.source, torch.zeros_like(entry), entry, minus)
+        below = concretise(relaxed, to_input(relaxed, rows, start=start).dense(), box)  # -z >= <a, u> + o
         a, o = below.coefficient.flatten(1), below.offset
         c = -a * shares[place] / GRID
         floor = planes.system.floor[place].double()
@@ -147,7 +151,7 @@ def _claimed(instance: Instance, stage: Stage, planes: _Planes, share: Tensor) -
     slope = torch.cat(slopes)
     reach = slope.abs() @ radius
     return replace(
-        planes.hull,
+        planes.input_planes,
         share=shares,
         claimed_slope=sparse(slope.T),
         claimed_offset=torch.cat(offsets),

@@ -1,20 +1,14 @@
-"""Linear functionals carried backward through the graph: the rule table of CROWN.
+"""Rows carried backward through the graph: the rule table of CROWN.
 
-Rows are lower bounds: row r says  target_r >= <coefficient_r, z> + offset_r  for the value z of one node, first the
-node that the row starts from, at last the input. An upper bound on e is the lower bound on -e.
-Zhang et al. 2018 (CROWN), section 3.2; windows after Xu et al. 2020, "Automatic Perturbation Analysis" (auto_LiRPA),
-appendix on patches.
-Differs from the papers in: (1) rows of a batch form one flat list, so every input has as many rows as it needs;
-(2) windows are aligned by a stride and an offset that all rows share, merges pad to the union of two windows;
-(3) every step lowers `offset` by its own rounding error (docs/soundness.md).
-
-A row lives on a dense map (coefficient of the node's shape), or on a window of a (C, H, W) map.
+Zhang et al. 2018 (CROWN), section 3.2.
+Differs from the paper in: (1) any graph of canonical layers, on dense maps or windows (rows.py); (2) every step lowers
+the rows' `offset` by its own rounding error (docs/soundness.md).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -24,8 +18,10 @@ from torch.nn import functional
 from citrus_tool.bounds.interval import batch_norm_affine
 from citrus_tool.bounds.relaxation import Lines, Relaxation, Selection
 from citrus_tool.bounds.rounding import OWN, PER_NODE, SAFETY, gamma, layer_error, magnitude
+from citrus_tool.bounds.rows import Pair, Rows, Shape, Window, inner, merge
 from citrus_tool.errors import UnsupportedNetworkError
 from citrus_tool.network import (
+    INPUT,
     Add,
     Affine,
     Concat,
@@ -41,161 +37,35 @@ from citrus_tool.network import (
 )
 from citrus_tool.threat import Box
 
-Pair = tuple[int, int]
-Shape = tuple[int, ...]
-
-
-def frame(values: Tensor, first: Pair, last: Pair) -> Tensor:
-    """values[..., first:last] over the last axes of (..., H, W), with zeros where the range leaves the map."""
-    index: list[slice] = []
-    pads: list[int] = []
-    for axis in (0, 1):
-        start = min(max(first[axis], 0), values.shape[axis - 2])
-        stop = min(max(last[axis], start), values.shape[axis - 2])
-        before = min(max(start - first[axis], 0), last[axis] - first[axis])
-        index.append(slice(start, stop))
-        pads = [before, last[axis] - first[axis] - before - (stop - start), *pads]
-    return functional.pad(values[..., index[0], index[1]], pads)
-
 
 @dataclass(frozen=True, kw_only=True)
-class Window:
-    """Where rows' windows lie in a map: row r starts at position[r] * stride + offset (may lie outside the map).
+class RelaxedNetwork:
+    """A network over a batch of n boxes, its nonlinear nodes relaxed: what the backward rules read besides the rows.
 
-    `position` (R, 2) is an entry of the map that the rows started from, of size `grid`; it is the only part that
-    differs between rows.
-    """
-
-    position: Tensor
-    grid: Pair
-    stride: Pair
-    offset: Pair
-
-    def cover(self, extent: Pair) -> tuple[Pair, Pair]:
-        """(first, past last) coordinate per axis that any window of size `extent` reaches, as (y, x) pairs."""
-        first = self.offset
-        last = tuple(
-            (g - 1) * s + o + e for g, s, o, e in zip(self.grid, self.stride, self.offset, extent, strict=True)
-        )
-        return first, (last[0], last[1])
-
-    def inside(self, extent: Pair, shape: Shape) -> bool:
-        """Whether no window of size `extent` leaves a map of `shape`."""
-        first, last = self.cover(extent)
-        return min(first) >= 0 and last[0] <= shape[-2] and last[1] <= shape[-1]
-
-    def gather(self, values: Tensor, sample: Tensor, extent: Pair) -> Tensor:
-        """values (n, C, H, W) at every row's window: (R, C, *extent), zeros outside the map."""
-        first, last = self.cover(extent)
-        canvas = frame(values, first, last)
-        columns = functional.unfold(canvas, extent, stride=self.stride).transpose(1, 2)
-        index = (sample * self.grid[0] + self.position[:, 0]) * self.grid[1] + self.position[:, 1]
-        return columns.reshape(-1, columns.shape[2]).index_select(0, index).reshape(-1, values.shape[1], *extent)
-
-    def scatter(self, coefficient: Tensor, shape: Shape) -> Tensor:
-        """Windows (R, C, h, w) laid into zero maps (R, *shape); what lies outside the map is dropped."""
-        rows, channels, *extent = coefficient.shape
-        first, last = self.cover((extent[0], extent[1]))
-        high, wide = last[0] - first[0], last[1] - first[1]
-        start = self.position * self.position.new_tensor(self.stride)
-        y = start[:, 0, None] + torch.arange(extent[0], device=start.device)
-        x = start[:, 1, None] + torch.arange(extent[1], device=start.device)
-        index = (y[:, :, None] * wide + x[:, None, :]).reshape(rows, 1, -1).expand(-1, channels, -1)
-        canvas = coefficient.new_zeros(rows, channels, high * wide).scatter(2, index, coefficient.flatten(2))
-        corner = (-first[0], -first[1])
-        return frame(canvas.reshape(rows, channels, high, wide), corner, (corner[0] + shape[-2], corner[1] + shape[-1]))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rows:
-    """A flat list of R lower bounds  target_r >= <coefficient_r, z> + offset_r  (module docstring).
+    With no mapping but the network it serves functionals that meet affine layers alone.
 
     Attributes:
-        sample: (R,) index of the input that each row belongs to.
-        shape: per-sample shape of the node whose value z is.
-        coefficient: (R, *shape), or (R, C, h, w) on `window`, zero outside the map.
-        offset: (R,), already lowered by the rounding errors of all steps so far.
-        norm: (R,) an upper bound on the l1 norm of each row's coefficient.
-        window: None for a dense map.
-    """
-
-    sample: Tensor
-    shape: Shape
-    coefficient: Tensor
-    offset: Tensor
-    norm: Tensor
-    window: Window | None = None
-
-    @staticmethod
-    def of(*, sample: Tensor, shape: Shape, coefficient: Tensor, offset: Tensor, window: Window | None = None) -> Rows:
-        """Rows whose norm is that of their coefficient."""
-        norm = torch.linalg.vector_norm(coefficient.detach().flatten(1), ord=1, dim=1)
-        return Rows(sample=sample, shape=shape, coefficient=coefficient, offset=offset, norm=norm, window=window)
-
-    @property
-    def extent(self) -> Pair:
-        """(h, w) of the coefficients' last two axes."""
-        return (self.coefficient.shape[-2], self.coefficient.shape[-1])
-
-    def dense(self) -> Rows:
-        """The same rows on the whole map."""
-        if self.window is None:
-            return self
-        return replace(self, coefficient=self.window.scatter(self.coefficient, self.shape), window=None)
-
-    def at(self, values: Tensor) -> Tensor:
-        """Per-sample values (n, *shape) where the rows' coefficients are: broadcastable to the coefficient's shape."""
-        if self.window is None:
-            return values if len(values) == 1 else values.index_select(0, self.sample)
-        return self.window.gather(values, self.sample, self.extent)
-
-    def dot(self, values: Tensor) -> Tensor:
-        """<coefficient_r, values of its sample>, (R,)."""
-        return inner(self.coefficient, self.at(values))
-
-
-def inner(left: Tensor, right: Tensor) -> Tensor:
-    """Row by row inner products, (R,); `right` may be one row for all."""
-    if len(right) == 1:
-        return left.flatten(1) @ right.flatten()
-    return torch.einsum("rd,rd->r", left.flatten(1), right.flatten(1))
-
-
-def merge(left: Rows, right: Rows) -> Rows:
-    """The sum of two functionals of one node; of two windows of one stride, on their union."""
-    joined = replace(left, offset=left.offset + right.offset, norm=left.norm + right.norm)
-    if left.window is None or right.window is None or left.window.stride != right.window.stride:
-        return replace(joined, coefficient=left.dense().coefficient + right.dense().coefficient, window=None)
-    ends = [
-        tuple(o + e for o, e in zip(window.offset, rows.extent, strict=True))
-        for rows, window in ((left, left.window), (right, right.window))
-    ]
-    top, side = (min(a, b) for a, b in zip(left.window.offset, right.window.offset, strict=True))
-    bottom, far = (max(a, b) for a, b in zip(*ends, strict=True))
-    parts = [
-        functional.pad(rows.coefficient, (o[1] - side, far - end[1], o[0] - top, bottom - end[0]))
-        for rows, o, end in ((left, left.window.offset, ends[0]), (right, right.window.offset, ends[1]))
-    ]
-    return replace(joined, coefficient=parts[0] + parts[1], window=replace(left.window, offset=(top, side)))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reading:
-    """What the backward rules read besides the rows: shapes, the relaxation of each nonlinear node, rounding units.
-
-    `errors[name]` (n,) is the rounding error of one backward step at a node per unit of the rows' norm
-    (`backward_error`); a node without an entry is passed as if arithmetic were exact, for optimisers, which certify
-    nothing.
+        boxes: of every node and of INPUT, outward; the backward rules need none.
+        relaxations: of every nonlinear node.
+        errors: by node, (n,) the rounding error of one backward step per unit of the rows' norm (`backward_error`); a
+            node without an entry is passed as if arithmetic were exact, for optimisers, which certify nothing.
     """
 
     network: Network
-    relaxations: Mapping[str, Relaxation]
-    errors: Mapping[str, Tensor]
+    boxes: Mapping[str, Box] = field(default_factory=dict)
+    relaxations: Mapping[str, Relaxation] = field(default_factory=dict)
+    errors: Mapping[str, Tensor] = field(default_factory=dict)
 
-    def select(self, part: slice) -> Reading:
+    @property
+    def box(self) -> Box:
+        """Of the inputs."""
+        return self.boxes[INPUT]
+
+    def select(self, part: slice) -> RelaxedNetwork:
         """The same for a range of the batch."""
         return replace(
             self,
+            boxes={name: Box(centre=box.centre[part], radius=box.radius[part]) for name, box in self.boxes.items()},
             relaxations={name: relaxation.select(part) for name, relaxation in self.relaxations.items()},
             errors={name: error[part] for name, error in self.errors.items()},
         )
@@ -216,13 +86,13 @@ def backward_error(network: Network, node: Node, *inputs: Box) -> Tensor:
     return layer_error(node.layer, *inputs, extra_terms=entries + PER_NODE * len(network.nodes))
 
 
-def _linear(reading: Reading, layer: nn.Linear, node: Node, rows: Rows) -> tuple[Rows]:
+def _linear(relaxed: RelaxedNetwork, layer: nn.Linear, node: Node, rows: Rows) -> tuple[Rows]:
     rows = rows.dense()
-    offset = reading.settle(node, rows)
+    offset = relaxed.settle(node, rows)
     if layer.bias is not None:
         offset = offset + (rows.coefficient @ layer.bias).reshape(len(offset), -1).sum(1)
     coefficient = rows.coefficient @ layer.weight
-    return (Rows.of(sample=rows.sample, shape=reading.shape(node), coefficient=coefficient, offset=offset),)
+    return (Rows.of(sample=rows.sample, shape=relaxed.shape(node), coefficient=coefficient, offset=offset),)
 
 
 def conv_padding(layer: nn.Conv2d, node: Node) -> Pair:
@@ -237,9 +107,9 @@ def conv_padding(layer: nn.Conv2d, node: Node) -> Pair:
     return (y // 2, x // 2)
 
 
-def _conv(reading: Reading, layer: nn.Conv2d, node: Node, rows: Rows) -> tuple[Rows]:
-    shape, pad, window = reading.shape(node), conv_padding(layer, node), rows.window
-    offset = reading.settle(node, rows)
+def _conv(relaxed: RelaxedNetwork, layer: nn.Conv2d, node: Node, rows: Rows) -> tuple[Rows]:
+    shape, pad, window = relaxed.shape(node), conv_padding(layer, node), rows.window
+    offset = relaxed.settle(node, rows)
     if layer.bias is not None:
         offset = offset + rows.coefficient.sum((2, 3)) @ layer.bias
     crop, grow = ((0, 0), (0, 0)) if window is not None else (pad, _output_padding(layer, pad, rows.extent, shape))
@@ -281,9 +151,9 @@ def _fit(window: Window, coefficient: Tensor, shape: Shape) -> tuple[Tensor, Win
     return coefficient * inside, window
 
 
-def _scaled(reading: Reading, node: Node, rows: Rows, scale: Tensor, shift: Tensor) -> tuple[Rows]:
+def _scaled(relaxed: RelaxedNetwork, node: Node, rows: Rows, scale: Tensor, shift: Tensor) -> tuple[Rows]:
     """Back through z -> scale * z + shift, both broadcastable to the node's shape."""
-    offset = reading.settle(node, rows)
+    offset = relaxed.settle(node, rows)
     if rows.window is None:
         scale, shift = scale.expand(rows.shape), shift.expand(rows.shape)
         offset = offset + rows.coefficient.flatten(1) @ shift.flatten()
@@ -297,21 +167,21 @@ def _scaled(reading: Reading, node: Node, rows: Rows, scale: Tensor, shift: Tens
     return (replace(rows, coefficient=coefficient, offset=offset, norm=rows.norm * scale.detach().abs().amax()),)
 
 
-def _affine(reading: Reading, layer: Affine, node: Node, rows: Rows) -> tuple[Rows]:
-    return _scaled(reading, node, rows, layer.scale, layer.shift)
+def _affine(relaxed: RelaxedNetwork, layer: Affine, node: Node, rows: Rows) -> tuple[Rows]:
+    return _scaled(relaxed, node, rows, layer.scale, layer.shift)
 
 
-def _batch_norm(reading: Reading, layer: nn.BatchNorm1d | nn.BatchNorm2d, node: Node, rows: Rows) -> tuple[Rows]:
+def _batch_norm(relaxed: RelaxedNetwork, layer: nn.BatchNorm1d | nn.BatchNorm2d, node: Node, rows: Rows) -> tuple[Rows]:
     scale, shift = batch_norm_affine(layer, len(rows.shape))
-    return _scaled(reading, node, rows, scale, shift)
+    return _scaled(relaxed, node, rows, scale, shift)
 
 
-def _activation(reading: Reading, layer: nn.Module, node: Node, rows: Rows) -> tuple[Rows]:
+def _activation(relaxed: RelaxedNetwork, layer: nn.Module, node: Node, rows: Rows) -> tuple[Rows]:
     """Positive coefficients take the lower line, negative ones the upper."""
-    lines = reading.relaxations[node.name]
+    lines = relaxed.relaxations[node.name]
     assert isinstance(lines, Lines)
     negative = rows.coefficient.clamp(max=0)
-    offset = reading.settle(node, rows) + inner(negative, rows.at(lines.upper_offset))
+    offset = relaxed.settle(node, rows) + inner(negative, rows.at(lines.upper_offset))
     if lines.lower_offset is not None:
         offset = offset + inner(rows.coefficient - negative, rows.at(lines.lower_offset))
     coefficient = torch.addcmul(
@@ -320,54 +190,54 @@ def _activation(reading: Reading, layer: nn.Module, node: Node, rows: Rows) -> t
     return (replace(rows, coefficient=coefficient, offset=offset),)  # slopes lie in [0, 1]: the norm cannot grow
 
 
-def _max_pool(reading: Reading, layer: nn.MaxPool2d, node: Node, rows: Rows) -> tuple[Rows]:
+def _max_pool(relaxed: RelaxedNetwork, layer: nn.MaxPool2d, node: Node, rows: Rows) -> tuple[Rows]:
     """Positive coefficients go to the selected entry; so do negative ones where exact, the others meet the ceiling."""
-    chosen = reading.relaxations[node.name]
+    chosen = relaxed.relaxations[node.name]
     assert isinstance(chosen, Selection)
     rows = rows.dense()
-    exact, shape = rows.at(chosen.exact), reading.shape(node)
+    exact, shape = rows.at(chosen.exact), relaxed.shape(node)
     stays = torch.where((rows.coefficient > 0) | exact, rows.coefficient, 0.0)
-    offset = reading.settle(node, rows) + inner(rows.coefficient - stays, rows.at(chosen.ceiling))
+    offset = relaxed.settle(node, rows) + inner(rows.coefficient - stays, rows.at(chosen.ceiling))
     flat = stays.new_zeros(len(stays), shape[0], shape[1] * shape[2])
     index = rows.at(chosen.index).expand_as(stays)
     flat = flat.scatter_add(2, index.flatten(2), stays.flatten(2))
     return (replace(rows, coefficient=flat.reshape(-1, *shape), offset=offset, shape=shape),)
 
 
-def _avg_pool(reading: Reading, layer: nn.AvgPool2d, node: Node, rows: Rows) -> tuple[Rows]:
-    rows, shape = rows.dense(), reading.shape(node)
+def _avg_pool(relaxed: RelaxedNetwork, layer: nn.AvgPool2d, node: Node, rows: Rows) -> tuple[Rows]:
+    rows, shape = rows.dense(), relaxed.shape(node)
     transpose = torch.func.vjp(layer, rows.coefficient.new_zeros(len(rows.offset), *shape))[1]
     coefficient = transpose(rows.coefficient)[0]
-    return (Rows.of(sample=rows.sample, shape=shape, coefficient=coefficient, offset=reading.settle(node, rows)),)
+    return (Rows.of(sample=rows.sample, shape=shape, coefficient=coefficient, offset=relaxed.settle(node, rows)),)
 
 
-def _add(reading: Reading, layer: Add, node: Node, rows: Rows) -> tuple[Rows, Rows]:
-    settled = replace(rows, offset=reading.settle(node, rows))
+def _add(relaxed: RelaxedNetwork, layer: Add, node: Node, rows: Rows) -> tuple[Rows, Rows]:
+    settled = replace(rows, offset=relaxed.settle(node, rows))
     return settled, replace(settled, offset=torch.zeros_like(rows.offset))
 
 
-def _concat(reading: Reading, layer: Concat, node: Node, rows: Rows) -> tuple[Rows, ...]:
+def _concat(relaxed: RelaxedNetwork, layer: Concat, node: Node, rows: Rows) -> tuple[Rows, ...]:
     rows = rows.dense()
-    shapes = [reading.network.shape_of(name) for name in node.inputs]
+    shapes = [relaxed.network.shape_of(name) for name in node.inputs]
     parts = torch.split(rows.coefficient, [shape[layer.axis] for shape in shapes], dim=layer.axis + 1)
-    first, rest = reading.settle(node, rows), torch.zeros_like(rows.offset)
+    first, rest = relaxed.settle(node, rows), torch.zeros_like(rows.offset)
     return tuple(
         replace(rows, coefficient=part, shape=shape, offset=rest if i else first)
         for i, (part, shape) in enumerate(zip(parts, shapes, strict=True))
     )
 
 
-def _slice(reading: Reading, layer: Slice, node: Node, rows: Rows) -> tuple[Rows]:
-    rows, shape = rows.dense(), reading.shape(node)
+def _slice(relaxed: RelaxedNetwork, layer: Slice, node: Node, rows: Rows) -> tuple[Rows]:
+    rows, shape = rows.dense(), relaxed.shape(node)
     coefficient = rows.coefficient.new_zeros(len(rows.offset), *shape)
     index = torch.arange(layer.start, layer.stop, layer.step, device=coefficient.device)
     coefficient = coefficient.index_add(layer.axis + 1, index, rows.coefficient)
-    return (replace(rows, coefficient=coefficient, offset=reading.settle(node, rows), shape=shape),)
+    return (replace(rows, coefficient=coefficient, offset=relaxed.settle(node, rows), shape=shape),)
 
 
-def _pad(reading: Reading, layer: Pad, node: Node, rows: Rows) -> tuple[Rows]:
-    rows, shape = rows.dense(), reading.shape(node)
-    offset = reading.settle(node, rows)
+def _pad(relaxed: RelaxedNetwork, layer: Pad, node: Node, rows: Rows) -> tuple[Rows]:
+    rows, shape = rows.dense(), relaxed.shape(node)
+    offset = relaxed.settle(node, rows)
     if layer.value != 0.0:
         border = functional.pad(rows.coefficient.new_zeros(shape), layer.pads, value=layer.value)
         offset = offset + rows.coefficient.flatten(1) @ border.flatten()
@@ -375,17 +245,17 @@ def _pad(reading: Reading, layer: Pad, node: Node, rows: Rows) -> tuple[Rows]:
     return (replace(rows, coefficient=coefficient, offset=offset, shape=shape),)
 
 
-def _reshape(reading: Reading, layer: Reshape, node: Node, rows: Rows) -> tuple[Rows]:
-    rows, shape = rows.dense(), reading.shape(node)
+def _reshape(relaxed: RelaxedNetwork, layer: Reshape, node: Node, rows: Rows) -> tuple[Rows]:
+    rows, shape = rows.dense(), relaxed.shape(node)
     coefficient = rows.coefficient.reshape(-1, *shape)
-    return (replace(rows, coefficient=coefficient, offset=reading.settle(node, rows), shape=shape),)
+    return (replace(rows, coefficient=coefficient, offset=relaxed.settle(node, rows), shape=shape),)
 
 
-def _transpose(reading: Reading, layer: Transpose, node: Node, rows: Rows) -> tuple[Rows]:
-    rows, shape = rows.dense(), reading.shape(node)
+def _transpose(relaxed: RelaxedNetwork, layer: Transpose, node: Node, rows: Rows) -> tuple[Rows]:
+    rows, shape = rows.dense(), relaxed.shape(node)
     back = [layer.axes.index(axis) + 1 for axis in range(len(layer.axes))]
     coefficient = rows.coefficient.permute(0, *back)
-    return (replace(rows, coefficient=coefficient, offset=reading.settle(node, rows), shape=shape),)
+    return (replace(rows, coefficient=coefficient, offset=relaxed.settle(node, rows), shape=shape),)
 
 
 BACKWARD: Mapping[type[nn.Module], Rule] = {
@@ -407,34 +277,36 @@ BACKWARD: Mapping[type[nn.Module], Rule] = {
     Reshape: _reshape,
     Transpose: _transpose,
 }
-"""(reading, layer, node, rows at its output) -> rows at its inputs, for every canonical layer."""
+"""(relaxed, layer, node, rows at its output) -> rows at its inputs, for every canonical layer."""
 
 
-def to_input(reading: Reading, rows: Rows, *, start: str, rules: Mapping[type[nn.Module], Rule] = BACKWARD) -> Rows:
+def to_input(
+    relaxed: RelaxedNetwork, rows: Rows, *, start: str, rules: Mapping[type[nn.Module], Rule] = BACKWARD
+) -> Rows:
     """Carries rows at node `start` back to the input. Differentiable in the relaxations' slopes and offsets."""
-    table = {layer: partial(rule, reading) for layer, rule in rules.items()}
-    return walk_back(reading.network, table, rows, start=start, merge=merge)
+    table = {layer: partial(rule, relaxed) for layer, rule in rules.items()}
+    return walk_back(relaxed.network, table, rows, start=start, merge=merge)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Planes:
-    """target_r >= <coefficient_r, u> + offset_r for |u| <= radius, and its least value `lower` over the box; (R,)."""
+class LinearBounds:
+    """target_r >= <coefficient_r, u> + offset_r for |u| <= radius, and the least value `lower` over the box; (R,)."""
 
     coefficient: Tensor
     offset: Tensor
     lower: Tensor
 
 
-def concretise(reading: Reading, rows: Rows, box: Box) -> Planes:
+def concretise(relaxed: RelaxedNetwork, rows: Rows, box: Box) -> LinearBounds:
     """Rows at the input as planes in the perturbation u = z - centre, rounding included.
 
     The coefficient keeps the rows' window.
     """
-    entries = size(reading.network.input_shape) + PER_NODE * len(reading.network.nodes)
+    entries = size(relaxed.network.input_shape) + PER_NODE * len(relaxed.network.nodes)
     unit = gamma(entries + OWN, box.centre.dtype) * SAFETY * rows.norm * magnitude(box)[rows.sample]
     offset = rows.offset + rows.dot(box.centre) - unit
     reach = inner(rows.coefficient.abs(), rows.at(box.radius))
-    return Planes(coefficient=rows.coefficient, offset=offset, lower=offset - reach - unit)
+    return LinearBounds(coefficient=rows.coefficient, offset=offset, lower=offset - reach - unit)
 
 
 def _place(shape: Shape, entry: Tensor) -> tuple[Tensor, Window]:
@@ -444,28 +316,30 @@ def _place(shape: Shape, entry: Tensor) -> tuple[Tensor, Window]:
     return channel, Window(position=position, grid=(shape[1], shape[2]), stride=(1, 1), offset=(0, 0))
 
 
-def _filters(reading: Reading, layer: nn.Conv2d, node: Node, sample: Tensor, entry: Tensor, sign: Tensor) -> Rows:
+def _filters(
+    relaxed: RelaxedNetwork, layer: nn.Conv2d, node: Node, sample: Tensor, entry: Tensor, sign: Tensor
+) -> Rows:
     """Entries of a convolution's output as rows at its input: the filters themselves."""
     channel, window = _place(node.shape, entry)
     offset = torch.zeros_like(sign) if layer.bias is None else layer.bias[channel] * sign
     coefficient = layer.weight.index_select(0, channel) * sign[:, None, None, None]
     moved = _behind(window, layer, conv_padding(layer, node))
-    coefficient, fitted = _fit(moved, coefficient, reading.shape(node))
-    return Rows.of(sample=sample, shape=reading.shape(node), coefficient=coefficient, offset=offset, window=fitted)
+    coefficient, fitted = _fit(moved, coefficient, relaxed.shape(node))
+    return Rows.of(sample=sample, shape=relaxed.shape(node), coefficient=coefficient, offset=offset, window=fitted)
 
 
-def seed(reading: Reading, start: str, sample: Tensor, entry: Tensor, sign: Tensor) -> tuple[str, Rows]:
+def seed(relaxed: RelaxedNetwork, start: str, sample: Tensor, entry: Tensor, sign: Tensor) -> tuple[str, Rows]:
     """Rows  sign_r * z[entry_r]  of node `start`, and the node where they stand: one step back where that is free.
 
     Args:
         entry: (R,) flat index into the node's value.
         sign: (R,) +1 or -1.
     """
-    network = reading.network
+    network = relaxed.network
     shape = network.shape_of(start)
     node = next((n for n in network.nodes if n.name == start), None)
     if node is not None and isinstance(node.layer, nn.Linear) and len(shape) == 1:
-        before, layer = reading.shape(node), node.layer
+        before, layer = relaxed.shape(node), node.layer
         offset = torch.zeros_like(sign) if layer.bias is None else layer.bias[entry] * sign
         coefficient = layer.weight.index_select(0, entry) * sign[:, None]
         return node.inputs[0], Rows.of(sample=sample, shape=before, coefficient=coefficient, offset=offset)
@@ -476,7 +350,7 @@ def seed(reading: Reading, start: str, sample: Tensor, entry: Tensor, sign: Tens
         and node.layer.groups == 1
         and node.layer.dilation == (1, 1)
     ):
-        return node.inputs[0], _filters(reading, node.layer, node, sample, entry, sign)
+        return node.inputs[0], _filters(relaxed, node.layer, node, sample, entry, sign)
     if len(shape) != 3:
         unit = sign.new_zeros(len(sign), size(shape)).scatter(1, entry[:, None], sign[:, None]).reshape(-1, *shape)
         return start, Rows(sample=sample, shape=shape, coefficient=unit, offset=zero, norm=sign.abs())

@@ -7,7 +7,7 @@ perturbation v, |v| <= 1, and the best dual bound over multipliers and shares is
 
 (the dual of Beta-CROWN's problem, Wang et al. 2021, theorem 3.1, without its ascent). Where no v has the signs, the
 multipliers that show it are those of `min s` with side_j z_j(v) + s >= 0. HiGHS solves both in floating-point
-arithmetic. Its multipliers are candidates that a claim re-evaluates (`optimised.tuned_planes`); they prove nothing.
+arithmetic. Its multipliers are candidates that a claim re-evaluates (`claims.tuned_planes`); they prove nothing.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from scipy.optimize import linprog
 from torch import Tensor
 
+from citrus_tool.bounds.duals import Duals, JointTargets, Targets
 from citrus_tool.bounds.fold import Fold
-from citrus_tool.bounds.optimised import Duals, JointTargets, Targets
 
 Array = NDArray[np.float64]
 

@@ -1,6 +1,6 @@
 """Per-input branch and bound: proofs, witness candidates and the best planes for inputs that CROWN leaves open.
 
-Each input goes through an attack on it alone, alpha-CROWN (bounds/optimised.py), a search over parts of its box
+Each input goes through an attack on it alone, alpha-CROWN (bounds/ascent.py), a search over parts of its box
 (search.py), the same with optimised hidden bounds, and, when it stays unproven, a search that raises its planes, as in
 RABBit's strong branching (Suresh et al. 2024, section 4.2). Inputs take turns with node budgets that grow from turn to
 turn, so that many easy inputs are done before the first hard one ends. What the first turn leaves open is attacked
@@ -25,10 +25,13 @@ from torch import Tensor
 from citrus_tool.attacks.effort import Effort
 from citrus_tool.attacks.sets import attack_near
 from citrus_tool.attacks.universal import attack_groups
+from citrus_tool.bounds.ascent import ROOT, Ascent, ascend
+from citrus_tool.bounds.claims import least_above
 from citrus_tool.bounds.crown import LinearMargins, relax
+from citrus_tool.bounds.duals import GRID
+from citrus_tool.bounds.execution import ExecutionView, FoldedExecution
 from citrus_tool.bounds.fold import foldable, foldable_nodes
-from citrus_tool.bounds.linear import Planes
-from citrus_tool.bounds.optimised import GRID, ROOT, Ascent, Instance, View, ascend, least_above
+from citrus_tool.bounds.linear import LinearBounds
 from citrus_tool.bounds.rounding import exact_products
 from citrus_tool.certification.search import Leaf, MarginProblem, Search
 from citrus_tool.network import INPUT, Network
@@ -78,10 +81,10 @@ class Verdict(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class LabelProof:
-    """Why `label` cannot win: the closed parts of the box, which cover it, in terms of an instance's `view`."""
+    """Why `label` cannot win: the closed parts of the box, which cover it, in terms of an execution's `view`."""
 
     label: int
-    view: View
+    view: ExecutionView
     leaves: tuple[Leaf, ...]
 
 
@@ -159,15 +162,15 @@ def branch_and_bound(
     with torch.no_grad(), exact_products():
         for first in range(0, len(waiting), TOGETHER):
             some = waiting[first : first + TOGETHER]
-            boxes, relaxations, errors = relax(network, threat.enclosure(x[some]))
-            for positions in _batches(network, boxes):
+            relaxed = relax(network, threat.enclosure(x[some]))
+            for positions in _batches(network, relaxed.boxes):
                 share = deadline
                 if budget.seconds is not None:
                     now = time.monotonic()
                     share = now + max(0.0, deadline - now) * len(positions) / (len(waiting) - first - positions[0])
                 cases = [
                     _Case(
-                        instance=Instance.of(network, boxes, relaxations, errors, int(reference[number]), position),
+                        execution=FoldedExecution.of(relaxed, int(reference[number]), position),
                         network=single,
                         x=x[number].float(),
                         threat=threat,
@@ -255,7 +258,7 @@ class _Board:
 
 
 class _Case:
-    """One input on its way: its instance, the search over its labels, and the planes claimed so far.
+    """One input on its way: its execution, the search over its labels, and the planes claimed so far.
 
     `lower`, `coefficient`, `offset`: claimed, per class in `classes`.
     """
@@ -263,7 +266,7 @@ class _Case:
     def __init__(
         self,
         *,
-        instance: Instance,
+        execution: FoldedExecution,
         network: Network,
         x: Tensor,
         threat: Threat,
@@ -272,7 +275,7 @@ class _Case:
         witness: Tensor | None,
         record: bool,
     ) -> None:
-        self.instance, self.network, self.x, self.threat, self.guard = instance, network, x, threat, guard
+        self.execution, self.network, self.x, self.threat, self.guard = execution, network, x, threat, guard
         self.classes = classes
         self.witness = witness
         self.record = record
@@ -298,9 +301,9 @@ class _Case:
         return bool((self.lower > self.guard).all())
 
     def _search(self) -> Search:
-        size = float(1 + self.instance.system.margins.offset.abs().amax())
+        size = float(1 + self.execution.system.margins.offset.abs().amax())
         goal = self.guard + SLACK * size
-        problem = MarginProblem(instance=self.instance, classes=self.classes)
+        problem = MarginProblem(execution=self.execution, classes=self.classes)
         return Search(problem=problem, guard=self.guard, goal=goal, look=self.look, record=self.record)
 
     def look(self, point: Tensor) -> set[int]:
@@ -310,7 +313,7 @@ class _Case:
 
     def _run(self, u: Tensor) -> None:
         logits = self.network(self.x + u)
-        wins = logits[:, self.classes] >= logits[:, [self.instance.label]]
+        wins = logits[:, self.classes] >= logits[:, [self.execution.label]]
         fooled = torch.nonzero(wins.any(1)).flatten()
         if self.witness is None and len(fooled):
             self.witness = u[fooled[0]]
@@ -328,7 +331,7 @@ class _Case:
             found = attack_near(
                 self.network,
                 self.x[None],
-                place.new_tensor([self.instance.label]),
+                place.new_tensor([self.execution.label]),
                 self.threat,
                 points=u,
                 wrong=self.classes[place][:, None],
@@ -339,7 +342,7 @@ class _Case:
 
     def plant(self) -> None:
         """alpha-CROWN on the whole box; what stays open is the root of a tree."""
-        planes, found = self.instance.root(self.classes, ROOT)
+        planes, found = self.execution.root(self.classes, ROOT)
         if self.record:
             self._note_root(planes, found)
         better = planes.lower > self.lower
@@ -349,7 +352,7 @@ class _Case:
         self.search.plant(found)
         self.search.drop(self.refuted)
 
-    def _note_root(self, planes: Planes, found: Ascent) -> None:
+    def _note_root(self, planes: LinearBounds, found: Ascent) -> None:
         """Records the labels that are excluded on the whole box."""
         alpha = (found.duals.on_grid().alpha * GRID).round().to(torch.uint8)
         for place in torch.nonzero((planes.lower > self.guard) & ~(self.lower > self.guard)).flatten().tolist():
@@ -365,14 +368,14 @@ class _Case:
             self._note(place, (whole,))
 
     def _note(self, place: int, leaves: tuple[Leaf, ...]) -> None:
-        self.proofs.append(LabelProof(label=int(self.classes[place]), view=self.instance.view, leaves=leaves))
+        self.proofs.append(LabelProof(label=int(self.classes[place]), view=self.execution.view, leaves=leaves))
 
     def tighten(self) -> None:
         """Optimises the hidden bounds and starts again from the root with them, for the labels that are open."""
         self.settle()
         self.spent += self.search.nodes
         self.tight = True
-        self.instance = self.instance.tightened(ROOT)
+        self.execution = self.execution.tightened(ROOT)
         self.search = self._search()
         self.plant()
         self.search.drop(torch.nonzero(self.lower > self.guard).flatten().tolist())
@@ -402,19 +405,19 @@ class _Case:
 
     def lift(self, nodes: int, deadline: float) -> None:
         """Raises the planes of the labels that stay open, slopes kept, by a search of `nodes` parts for each."""
-        box = self.instance.boxes[INPUT]
+        box = self.execution.box
         for place in torch.nonzero(~(self.lower > self.guard)).flatten().tolist():
             if time.monotonic() >= deadline:
                 return
             one = slice(place, place + 1)
-            problem = MarginProblem(instance=self.instance, classes=self.classes[one], shift=self.coefficient[one])
+            problem = MarginProblem(execution=self.execution, classes=self.classes[one], shift=self.coefficient[one])
             search = Search(problem=problem, guard=math.inf, goal=math.inf)
             targets = problem.targets(torch.zeros_like(self.classes[one]))
             search.plant(ascend(problem.system, targets, problem.start(1), ROOT))
             search.grow(nodes, deadline)
             self.spent += search.nodes
             self.offset[one] = torch.maximum(self.offset[one], search.lower())
-            plane = Planes(coefficient=self.coefficient[one], offset=self.offset[one], lower=self.lower[one])
+            plane = LinearBounds(coefficient=self.coefficient[one], offset=self.offset[one], lower=self.lower[one])
             self.lower[one] = torch.maximum(
                 self.lower[one], least_above(plane, torch.zeros_like(plane.coefficient), box)
             )

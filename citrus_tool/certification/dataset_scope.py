@@ -27,7 +27,7 @@ from citrus_tool.certification.conflicts import Atom, Combination, Conflicts
 from citrus_tool.certification.joint_loop import PRODUCTS, Arena, Grounds, Loop, OpenInput
 from citrus_tool.certification.part_products import multiply
 from citrus_tool.certification.partition import Block, block, partition
-from citrus_tool.network import INPUT, Network
+from citrus_tool.network import Network
 from citrus_tool.progress import Progress
 from citrus_tool.threat import Threat
 
@@ -167,7 +167,7 @@ def across(
     """
     conflicts = Conflicts(labels=rest.labels, refuted=set(rest.refuted))
     x = torch.stack([one.x for one in inputs])
-    truth = torch.tensor([one.member.instance.label for one in inputs], device=x.device)
+    truth = torch.tensor([one.member.execution.label for one in inputs], device=x.device)
     arena = attacked(network, x, truth, rest.tried, threat, generator)
     loop = Loop(inputs, arena, time.monotonic() + seconds, generator, record=record)
     loop.conflicts = conflicts
@@ -306,7 +306,7 @@ def _multiplied(loop: Loop, pair: Combination) -> list[tuple[float, Combination]
     fronts = [front for atom in pair if (front := loop.front(atom, wide=False)) is not None]
     if len(fronts) < len(pair):  # one of the atoms was refuted on the way
         return []
-    products = multiply(fronts, loop.inputs[pair[0][0]].member.instance.boxes[INPUT], limit=PRODUCTS)
+    products = multiply(fronts, loop.inputs[pair[0][0]].member.execution.box, limit=PRODUCTS)
     if products is None:
         return [(1.0, pair)]
     if len(products.open):

@@ -25,12 +25,14 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from citrus_tool.bounds.claims import Apart, least_sum, planes_apart
+from citrus_tool.bounds.duals import Duals, JointTargets
+from citrus_tool.bounds.execution import FoldedExecution
 from citrus_tool.bounds.fold import Fold, beside, foldable_nodes
-from citrus_tool.bounds.linear import Planes
-from citrus_tool.bounds.optimised import Apart, Duals, Instance, JointTargets, Schedule, least_sum, planes_apart
+from citrus_tool.bounds.linear import LinearBounds
 from citrus_tool.bounds.rounding import OWN, SAFETY, gamma, widen
+from citrus_tool.bounds.workspace import Schedule
 from citrus_tool.certification.search import CLOSED_ELSEWHERE, Problem
-from citrus_tool.network import INPUT
 
 JOINT_ROOT: Final = Schedule(steps=40)
 """Adam's steps on the whole box."""
@@ -41,7 +43,7 @@ SLACK: Final = 2.0**-15
 class Member:
     """One input of a set: its execution over the box, the wrong labels that may win, and its guard."""
 
-    instance: Instance
+    execution: FoldedExecution
     labels: tuple[int, ...]
     guard: float
 
@@ -78,10 +80,10 @@ class _Twins:
         floor = torch.cat([system.floor, system.floor.new_zeros(1)])[row].amax(0).double()
         first = 0
         for number, member in enumerate(members):
-            stage = member.instance.system.stages[0]
+            stage = member.execution.system.stages[0]
             entry, here = stage.entry[row[number][has[number]] - first], has[number]
-            first += member.instance.system.neurons
-            origin, box = member.instance.origin, widen(member.instance.boxes[stage.source])
+            first += member.execution.system.neurons
+            origin, box = member.execution.origin, widen(member.execution.relaxed.boxes[stage.source])
             lower, upper = origin.lower.flatten()[entry], origin.upper.flatten()[entry]
             b[number, here] = middle = (lower + upper) / 2
             slack[number, here] = torch.maximum(upper - middle, middle - lower) * (1 + 2**-40)
@@ -133,9 +135,9 @@ class _Twins:
         return blank.index_put_((self.row[self.has],), values[self.has])
 
 
-def _constant(values: Tensor, like: Planes) -> Planes:
-    """Planes without a slope."""
-    return Planes(coefficient=torch.zeros_like(like.coefficient), offset=values, lower=values)
+def _constant(values: Tensor, like: LinearBounds) -> LinearBounds:
+    """LinearBounds without a slope."""
+    return LinearBounds(coefficient=torch.zeros_like(like.coefficient), offset=values, lower=values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,17 +152,17 @@ class JointProblem(Problem):
 
     @cached_property
     def _system(self) -> Fold:
-        node = foldable_nodes(self.members[0].instance.network)[0].name
-        return beside([member.instance.system for member in self.members], node)
+        node = foldable_nodes(self.members[0].execution.relaxed.network)[0].name
+        return beside([member.execution.system for member in self.members], node)
 
     @cached_property
     def _labels(self) -> Tensor:
-        return torch.tensor(self.combinations, device=self.members[0].instance.system.radius.device)
+        return torch.tensor(self.combinations, device=self.members[0].execution.system.radius.device)
 
     @cached_property
     def _first(self) -> tuple[int, ...]:
         """(M + 1,) the members' first neurons in the joint system, and U."""
-        return tuple(accumulate((member.instance.system.neurons for member in self.members), initial=0))
+        return tuple(accumulate((member.execution.system.neurons for member in self.members), initial=0))
 
     @property
     def system(self) -> Fold:
@@ -173,12 +175,12 @@ class JointProblem(Problem):
     @property
     def goal(self) -> float:
         """What an ascent in float32 must reach before a claim is worth a try."""
-        return SLACK * max(float(1 + member.instance.system.margins.offset.abs().amax()) for member in self.members)
+        return SLACK * max(float(1 + member.execution.system.margins.offset.abs().amax()) for member in self.members)
 
     def targets(self, index: Tensor) -> JointTargets:
         hidden, inputs, offsets = [], [], []
         for number, member in enumerate(self.members):
-            margins, classes = member.instance.system.margins, self._labels[index, number]
+            margins, classes = member.execution.system.margins, self._labels[index, number]
             hidden.append(margins.at_hidden.T[:, classes])
             inputs.append(margins.at_input.T[:, classes])
             offsets.append(margins.offset[classes] - member.guard)
@@ -192,7 +194,7 @@ class JointProblem(Problem):
 
     def claim(self, index: Tensor, duals: Duals) -> Tensor:
         assert duals.share is not None
-        twins, parts, left = self.system.twins, list[Planes](), list[Apart]()
+        twins, parts, left = self.system.twins, list[LinearBounds](), list[Apart]()
         for number, member in enumerate(self.members):
             first, last = self._first[number], self._first[number + 1]
             own = (duals.split >= first) & (duals.split < last)
@@ -203,15 +205,15 @@ class JointProblem(Problem):
                 beta=torch.where(own, duals.beta, 0.0),
             )
             share = duals.share[number].double()
-            start, rows = member.instance.margins(self._labels[index, number])
+            start, rows = member.execution.margins(self._labels[index, number])
             scaled = replace(rows, coefficient=rows.coefficient * share[:, None], norm=rows.norm * share * (1 + 2**-40))
             has = None if twins is None else twins.row[number][twins.row[number] < self.system.neurons] - first
-            planes, apart = planes_apart(member.instance, member.instance.system, start, scaled, part, has)
+            planes, apart = planes_apart(member.execution.relaxed, member.execution.system, start, scaled, part, has)
             # the rows' two coefficients +-share, and share * guard, are exact up to one rounding each
             slack = share * (member.guard * (1 + 2**-40))
             parts.append(replace(planes, offset=planes.offset - slack))
             left.append(apart)
-        box = self.members[0].instance.boxes[INPUT]
+        box = self.members[0].execution.box
         if twins is None:
             return least_sum(parts, box)
         above, empty = self._twins.least(left, duals)

@@ -23,15 +23,17 @@ import torch
 from torch import Tensor
 
 from citrus_tool.attacks.sets import Descent, around, attack_near, attack_set, attack_sets
+from citrus_tool.bounds.ascent import ROOT, ascend
+from citrus_tool.bounds.claims import tuned_planes
 from citrus_tool.bounds.crown import relax
-from citrus_tool.bounds.input_planes import with_hull
-from citrus_tool.bounds.optimised import ROOT, Instance, View, ascend, tuned_planes
+from citrus_tool.bounds.execution import ExecutionView, FoldedExecution
+from citrus_tool.bounds.input_planes import with_input_planes
 from citrus_tool.bounds.rounding import exact_products
 from citrus_tool.certification.conflicts import Atom, Combination, Conflicts
 from citrus_tool.certification.joint import JOINT_ROOT, JointProblem, Member
 from citrus_tool.certification.part_products import Front, Products, joined, multiply, trimmed
 from citrus_tool.certification.search import Leaf, Search
-from citrus_tool.network import INPUT, Network
+from citrus_tool.network import Network
 from citrus_tool.threat import Threat
 
 TURNS: Final = tuple(64 * 4**turn for turn in range(9))
@@ -74,7 +76,7 @@ class Grounds:
     """
 
     combination: Combination
-    views: tuple[View, ...]
+    views: tuple[ExecutionView, ...]
     leaves: tuple[Leaf, ...]
     fronts: tuple[Front, ...] = ()
     closed: tuple[Products, ...] = ()
@@ -106,7 +108,7 @@ class Settlement:
 class _Task:
     """One combination on its way; `search` is None once it was given up for want of memory."""
 
-    views: tuple[View, ...]
+    views: tuple[ExecutionView, ...]
     search: Search | None
     gap: float
     turn: int = 0
@@ -337,7 +339,7 @@ class Loop:
             if front is None:  # refuted on the way
                 return
             fronts.append(front)
-        box = members[0].instance.boxes[INPUT]
+        box = members[0].execution.box
         product = multiply(fronts, box, limit=PRODUCTS) if fronts else None
         if product is None:
             self.root(problem, search)
@@ -354,9 +356,9 @@ class Loop:
         """Starts the atom's search again, with planes for its label; its fronts stay as they are."""
         owner, label = atom
         member = self.inputs[owner].member
-        instance = with_hull(member.instance, label, self.fronts[atom][-1].duals)
-        if instance is not member.instance:
-            task, problem, search = self.begin((atom,), (replace(member, instance=instance),))
+        execution = with_input_planes(member.execution, label, self.fronts[atom][-1].duals)
+        if execution is not member.execution:
+            task, problem, search = self.begin((atom,), (replace(member, execution=execution),))
             self.root(problem, search)
             task.gap = search.gap
             self.note((atom,), task)
@@ -365,7 +367,7 @@ class Loop:
         """A task for the combination's search, which has no bound yet."""
         problem = JointProblem(members=members, combinations=(tuple(label for _, label in combination),))
         search = Search(problem=problem, guard=0.0, goal=problem.goal, watch=self.look, record=self.record)
-        task = _Task(views=tuple(member.instance.view for member in members), search=search, gap=math.inf, turn=1)
+        task = _Task(views=tuple(member.execution.view for member in members), search=search, gap=math.inf, turn=1)
         self.tasks[combination] = task
         return task, problem, search
 
@@ -400,8 +402,8 @@ class Loop:
         owner, label = atom
         member = self.inputs[owner].member
         plain = replace(trimmed(duals), share=None)
-        rows = member.instance.margins(torch.full((plain.alpha.shape[1],), label, device=plain.alpha.device))
-        planes = tuned_planes(member.instance, member.instance.system, *rows, plain.on_grid())
+        rows = member.execution.margins(torch.full((plain.alpha.shape[1],), label, device=plain.alpha.device))
+        planes = tuned_planes(member.execution.relaxed, member.execution.system, *rows, plain.on_grid())
         planes = replace(planes, offset=planes.offset - member.guard * (1 + 2**-40))
         return Front(duals=plain, planes=planes, closed=tuple(search.leaves or ()))
 
@@ -470,11 +472,11 @@ def executions(
 ) -> list[OpenInput]:
     """Open inputs x (n, C, H, W) float32 with their executions, hidden bounds optimised; `network` in float64."""
     with torch.no_grad(), exact_products():
-        boxes, relaxations, errors = relax(network, threat.enclosure(x))
+        relaxed = relax(network, threat.enclosure(x))
         found = []
         for number, label in enumerate(truth):
-            instance = Instance.of(network, boxes, relaxations, errors, label, number).tightened(ROOT)
-            member = Member(instance=instance, labels=labels[number], guard=guard[number])
+            execution = FoldedExecution.of(relaxed, label, number).tightened(ROOT)
+            member = Member(execution=execution, labels=labels[number], guard=guard[number])
             found.append(OpenInput(x=x[number].float(), member=member))
     return found
 
@@ -498,7 +500,7 @@ def settle(
         seconds: after which the bracket is returned as it is.
         record: keeps the grounds.
     """
-    truth = torch.tensor([one.member.instance.label for one in inputs], device=u.device)
+    truth = torch.tensor([one.member.execution.label for one in inputs], device=u.device)
     x = torch.stack([one.x for one in inputs])
     arena = Arena(network=network, x=x, truth=truth, threat=threat, best=u)
     loop = Loop(inputs, arena, time.monotonic() + seconds, generator, record=record)

@@ -20,8 +20,10 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from citrus_tool.bounds.linear import Planes
-from citrus_tool.bounds.optimised import LEAST_SHARE, Duals, least_sum
+from citrus_tool.bounds.claims import least_sum
+from citrus_tool.bounds.duals import Duals
+from citrus_tool.bounds.linear import LinearBounds
+from citrus_tool.bounds.workspace import LEAST_SHARE
 from citrus_tool.certification.search import Leaf
 from citrus_tool.threat import Box
 
@@ -40,7 +42,7 @@ class Front:
     """
 
     duals: Duals
-    planes: Planes
+    planes: LinearBounds
     closed: tuple[Leaf, ...] = ()
 
     def __len__(self) -> int:
@@ -121,7 +123,7 @@ def claimed(fronts: Sequence[Front], products: Products, box: Box) -> Tensor:
             shape = (-1, *[1] * (front.planes.coefficient.dim() - 1))
             # one rounding of each product, which least_sum's margin covers
             parts.append(
-                Planes(
+                LinearBounds(
                     coefficient=front.planes.coefficient[index] * share.reshape(shape),
                     offset=front.planes.offset[index] * share,
                     lower=share,

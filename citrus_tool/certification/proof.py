@@ -23,7 +23,8 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from citrus_tool.bounds.optimised import GRID, View
+from citrus_tool.bounds.duals import GRID
+from citrus_tool.bounds.execution import ExecutionView
 from citrus_tool.certification.part_products import Front, Products
 from citrus_tool.certification.partition import Block
 from citrus_tool.certification.search import Leaf
@@ -42,7 +43,7 @@ class Refutation:
     """
 
     atoms: tuple[tuple[int, int], ...]
-    views: tuple[View, ...]
+    views: tuple[ExecutionView, ...]
     leaves: tuple[Leaf, ...]
     fronts: tuple[Front, ...] = ()
     closed: tuple[Products, ...] = ()
@@ -150,15 +151,15 @@ class _Arrays:
         self.numbers: dict[int, int] = {}  # by id of the view
         self.front_numbers: dict[int, int] = {}  # by id of the front
 
-    def view(self, position: int, view: View) -> int:
+    def view(self, position: int, view: ExecutionView) -> int:
         """The number of an execution of the input at `position`."""
         number = self.numbers.setdefault(id(view), len(self.listed))
         if number == len(self.listed):
             ordinal = {node: place for place, node in enumerate(view.nodes)}
             for node, entry in view.open.items():
                 self.arrays[f"view{number}/final{ordinal[node]}"] = _numpy(entry, np.int32)
-            if view.hull is not None:
-                self.arrays[f"view{number}/hull"] = _numpy(view.hull, np.uint8)
+            if view.input_planes is not None:
+                self.arrays[f"view{number}/hull"] = _numpy(view.input_planes, np.uint8)
             for step in view.steps:
                 self.arrays[f"view{number}/base{ordinal[step.node]}"] = _numpy(step.entry, np.int32)
                 self.arrays[f"view{number}/alpha{ordinal[step.node]}"] = _numpy(step.alpha, np.uint8)
@@ -167,7 +168,7 @@ class _Arrays:
             self.views[position].append(number)
         return number
 
-    def front(self, atom: tuple[int, int], view: View, front: Front) -> int:
+    def front(self, atom: tuple[int, int], view: ExecutionView, front: Front) -> int:
         """The number of a front: an atom's closed parts, then its open ones."""
         number = self.front_numbers.setdefault(id(front), len(self.fronts))
         if number == len(self.fronts):

@@ -6,7 +6,7 @@ Bound for Neural Network Verification via Lagrangian Decomposition", section 5) 
 Differs from the papers in: (1) every target has a tree of its own, so that each splits on its own neurons; (2) the
 bounds of hidden neurons stay those of the whole box; (3) a child starts from its parent's slopes and, where possible,
 from multipliers that reproduce the parent's bound; (4) bounds that count are claimed in float64 with outward errors
-(`optimised.tuned_planes`); (5) a part with nothing left to split is closed by the multipliers of a linear program
+(`claims.tuned_planes`); (5) a part with nothing left to split is closed by the multipliers of a linear program
 (bounds/program.py) where the ascent does not close it.
 """
 
@@ -24,24 +24,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from citrus_tool.bounds.ascent import COLUMNS, Ascent, ascend, mean_points
+from citrus_tool.bounds.claims import least_above, tuned_planes
+from citrus_tool.bounds.duals import GRID, Duals, JointTargets, Targets, children
+from citrus_tool.bounds.execution import FoldedExecution
 from citrus_tool.bounds.fold import Fold
-from citrus_tool.bounds.optimised import (
-    COLUMNS,
-    GRID,
-    Ascent,
-    Duals,
-    Instance,
-    JointTargets,
-    Schedule,
-    Targets,
-    ascend,
-    children,
-    least_above,
-    mean_points,
-    tuned_planes,
-)
 from citrus_tool.bounds.program import solve
-from citrus_tool.network import INPUT
+from citrus_tool.bounds.workspace import Schedule
 
 CHILD: Final = Schedule(steps=10, alpha_rate=0.02, beta_rate=0.05, share_rate=0.02, decay=0.95)
 """Adam's steps on a part of a box: small ones, since they start from its parent's duals."""
@@ -91,13 +80,13 @@ class Problem(ABC):
 class MarginProblem(Problem):
     """Margins of one input over `classes` (T,), less <shift[t], u> where `shift` (T, *input_shape) is given."""
 
-    instance: Instance
+    execution: FoldedExecution
     classes: Tensor
     shift: Tensor | None = None
 
     @property
     def system(self) -> Fold:
-        return self.instance.system
+        return self.execution.system
 
     @property
     def count(self) -> int:
@@ -111,14 +100,12 @@ class MarginProblem(Problem):
         return replace(targets, at_input=targets.at_input - shift.T)
 
     def start(self, count: int) -> Duals:
-        return self.instance.start(self.system, count)
+        return self.execution.start(self.system, count)
 
     def claim(self, index: Tensor, duals: Duals) -> Tensor:
-        rows = self.instance.margins(self.classes[index])
-        planes = tuned_planes(self.instance, self.system, *rows, duals)
-        return (
-            planes.lower if self.shift is None else least_above(planes, self.shift[index], self.instance.boxes[INPUT])
-        )
+        rows = self.execution.margins(self.classes[index])
+        planes = tuned_planes(self.execution.relaxed, self.system, *rows, duals)
+        return planes.lower if self.shift is None else least_above(planes, self.shift[index], self.execution.box)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,18 +11,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
 from torch import Tensor
 
+from citrus_tool.bounds.ascent import ROOT
 from citrus_tool.bounds.crown import margin_planes, relax
+from citrus_tool.bounds.execution import FoldedExecution
 from citrus_tool.bounds.fold import foldable
-from citrus_tool.bounds.linear import Reading
-from citrus_tool.bounds.optimised import ROOT, Instance
-from citrus_tool.bounds.relaxation import Relaxation
+from citrus_tool.bounds.linear import RelaxedNetwork
 from citrus_tool.bounds.rounding import OUTWARD_INTERVAL, exact_products, outward_margins
 from citrus_tool.certification.branch import SLACK
 from citrus_tool.certification.individual import GUARD
@@ -32,7 +32,6 @@ from citrus_tool.queries.formula import with_rows, with_targets
 from citrus_tool.queries.input_splitting import Bisection
 from citrus_tool.queries.question import Question
 from citrus_tool.queries.slopes import SlopeAscent
-from citrus_tool.threat import Box
 
 Log = Callable[[str], None]
 Judge = Callable[[Tensor], bool]
@@ -74,7 +73,7 @@ class Prover:
         self._main: _Branch | None = None
         self._branches: dict[int, list[_Branch]] = {}
         self._seconds = [0.0, 0.0]  # spent on the main search, on branches
-        self._instance: Instance | None = None
+        self._execution: FoldedExecution | None = None
         self._slopes: SlopeAscent | None = None
         self._parts: Bisection | None = None
         self._classes = torch.empty(0, dtype=torch.long)
@@ -111,16 +110,16 @@ class Prover:
                     self.proven = True
                     return
             if foldable(network):
-                self._instance = bounded.instance()
+                self._execution = FoldedExecution.of(bounded.relaxed, 0, 0)
             else:
-                self._slopes = SlopeAscent(bounded.network, bounded.boxes, self._classes, self.guard)
+                self._slopes = SlopeAscent(bounded.relaxed.network, bounded.relaxed.boxes, self._classes, self.guard)
 
     def root(self) -> None:
         """alpha-CROWN on the whole box, with CROWN's hidden bounds, then with optimised ones."""
-        if self.done or self._instance is None:
+        if self.done or self._execution is None:
             return
         with torch.no_grad(), exact_products():
-            self._main = self._planted(self._instance, self._classes, depth=0, seconds=0.0)
+            self._main = self._planted(self._execution, self._classes, depth=0, seconds=0.0)
             self._log(f"alpha-CROWN: {self._status()}")
 
     def grow(self, deadline: float) -> None:
@@ -184,7 +183,7 @@ class Prover:
         start = time.monotonic()
         proven = set(main.search.proven())
         left = [number for number in range(len(main.classes)) if number not in proven]
-        again = self._planted(main.instance.tightened(ROOT), main.classes[left], depth=0, seconds=0.0)
+        again = self._planted(main.execution.tightened(ROOT), main.classes[left], depth=0, seconds=0.0)
         if again is None:
             self.proven = True
             return
@@ -217,33 +216,33 @@ class Prover:
             branches.append(replace(branch, seconds=math.inf))  # nothing to gain from new hidden bounds
             return
         start = time.monotonic()
-        parts = branch.instance.split(neuron, ROOT)
+        parts = branch.execution.split(neuron, ROOT)
         seconds = max(SHORTEST, BRANCH_FACTOR * (time.monotonic() - start) / 2)
         found = [self._planted(part, branch.classes, depth=branch.depth + 1, seconds=seconds) for part in parts]
         branches.extend(part for part in found if part is not None)
 
-    def _planted(self, instance: Instance, classes: Tensor, *, depth: int, seconds: float) -> _Branch | None:
+    def _planted(self, execution: FoldedExecution, classes: Tensor, *, depth: int, seconds: float) -> _Branch | None:
         """alpha-CROWN on a part of the box, and a search over the targets that it leaves open; None: there is none."""
-        planes, found = instance.root(classes, ROOT)
+        planes, found = execution.root(classes, ROOT)
         left = torch.nonzero(~(planes.lower > self.guard)).flatten()
         if not len(left):
             self.proven = self.proven or depth == 0
             return None
         if len(left) < len(classes):
             classes = classes[left]
-            found = instance.root(classes, ROOT)[1]
-        size = float(1 + instance.system.margins.offset.abs().amax())
+            found = execution.root(classes, ROOT)[1]
+        size = float(1 + execution.system.margins.offset.abs().amax())
         goal = self.guard + SLACK * size
-        margins = MarginProblem(instance=instance, classes=classes)
+        margins = MarginProblem(execution=execution, classes=classes)
         search = Search(problem=margins, guard=self.guard, goal=goal, look=self._look)
         search.plant(found)
-        weight = (found.weight.abs() * instance.system.upper_offset).sum(1)
-        return _Branch(instance=instance, classes=classes, search=search, depth=depth, weight=weight, seconds=seconds)
+        weight = (found.weight.abs() * execution.system.upper_offset).sum(1)
+        return _Branch(execution=execution, classes=classes, search=search, depth=depth, weight=weight, seconds=seconds)
 
     def _status(self) -> str:
         if self._main is None:
             return "nothing open"
-        system = self._main.instance.system
+        system = self._main.execution.system
         return f"{len(self._main.classes)} targets open, {system.neurons} open neurons"
 
     def _report(self) -> None:
@@ -273,11 +272,9 @@ class Prover:
 
     def _bounded(self, network: Network) -> _Bounded:
         label = torch.zeros(1, dtype=torch.long)
-        boxes, relaxations, errors = relax(network, self.question.box)
-        reading = Reading(network=network, relaxations=relaxations, errors=errors)
-        interval = outward_margins(network, boxes, label)
-        lower = margin_planes(reading, self.question.box, label, interval).lower[0, 1:]
-        return _Bounded(network=network, boxes=boxes, relaxations=relaxations, errors=errors, lower=lower)
+        relaxed = relax(network, self.question.box)
+        interval = outward_margins(network, relaxed.boxes, label)
+        return _Bounded(relaxed=relaxed, lower=margin_planes(relaxed, label, interval).lower[0, 1:])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,7 +284,7 @@ class _Branch:
     `weight` (U,): what each neuron's relaxation costs at the root. `seconds`: what is left of the search's time.
     """
 
-    instance: Instance
+    execution: FoldedExecution
     classes: Tensor
     search: Search
     depth: int
@@ -300,9 +297,9 @@ class _Branch:
         Where it has split none, the one whose relaxation costs most; None where there is none left. Splitting the last
         stage changes no hidden bound.
         """
-        system = self.instance.system
+        system = self.execution.system
         before = system.stages[-1].start if system.stages else 0
-        given = self.instance.start(system, 1).split[:, 0]
+        given = self.execution.start(system, 1).split[:, 0]
         weight = self.weight[:before].clone()
         weight[given[given < before]] = 0.0
         count = torch.bincount(self.search.splits(), minlength=system.neurons + 1)[:before]
@@ -316,15 +313,8 @@ class _Branch:
 class _Bounded:
     """A network over the box, as `relax` reads it, and CROWN's lower bounds of its margins but the first."""
 
-    network: Network
-    boxes: Mapping[str, Box]
-    relaxations: Mapping[str, Relaxation]
-    errors: Mapping[str, Tensor]
+    relaxed: RelaxedNetwork
     lower: Tensor
-
-    def instance(self) -> Instance:
-        """For the optimisers."""
-        return Instance.of(self.network, self.boxes, self.relaxations, self.errors, 0, 0)
 
 
 def allowance(question: Question) -> float:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from citrus_tool.bounds.fold import FOLDABLE, floor_of, margin_rows
-from citrus_tool.bounds.linear import Reading, Rows, backward_error, concretise, seed, to_input
+from citrus_tool.bounds.linear import RelaxedNetwork, backward_error, concretise, seed, to_input
 from citrus_tool.bounds.relaxation import (
     OPEN,
     RELAXATIONS,
@@ -32,6 +32,7 @@ from citrus_tool.bounds.relaxation import (
     s_shaped_offset,
 )
 from citrus_tool.bounds.rounding import OUTWARD_INTERVAL, widen
+from citrus_tool.bounds.rows import Rows
 from citrus_tool.network import INPUT, Network, Node, find_rule, size
 from citrus_tool.threat import Box
 
@@ -128,7 +129,7 @@ class _State:
         """Tightens the box of node `name` at `open_entries`, chunk by chunk."""
         known = self.boxes[name]
         lower, upper = known.lower.flatten().clone(), known.upper.flatten().clone()
-        plain = Reading(network=self.network, relaxations={}, errors={})
+        plain = RelaxedNetwork(network=self.network)
         for entry in torch.split(open_entries.flatten().nonzero().flatten(), max(1, self.chunk() // 2)):
             sign = torch.ones_like(entry, dtype=lower.dtype)
 
@@ -165,7 +166,7 @@ class _State:
         return best
 
     def _lower(self, start: Seed, count: int, slopes: list[_Slopes]) -> Tensor:
-        reading = Reading(
+        relaxed = RelaxedNetwork(
             network=self.network,
             relaxations={free.node: free.relaxation() for free in slopes},
             errors={name: error.expand(count) for name, error in self.errors.items()},
@@ -173,7 +174,7 @@ class _State:
         box = self.boxes[INPUT]
         whole = Box(centre=_repeated(box.centre, count), radius=_repeated(box.radius, count))
         name, rows = start(torch.arange(count))
-        return concretise(reading, to_input(reading, rows, start=name), whole).lower
+        return concretise(relaxed, to_input(relaxed, rows, start=name), whole).lower
 
 
 @dataclass(frozen=True, kw_only=True)

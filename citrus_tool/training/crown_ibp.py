@@ -15,8 +15,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from citrus_tool.bounds.linear import Reading, Rows, to_input
+from citrus_tool.bounds.linear import RelaxedNetwork, to_input
 from citrus_tool.bounds.relaxation import RELAXATIONS, Lines, Relaxation
+from citrus_tool.bounds.rows import Rows
 from citrus_tool.choices.recipe import Recipe
 from citrus_tool.network import INPUT, Network, Node, walk
 from citrus_tool.threat import Box
@@ -43,11 +44,11 @@ def crown_margins(network: Network, boxes: Mapping[str, Box], labels: Tensor) ->
     Differentiable in the weights. A plain training bound: nothing is rounded outward.
     """
     centre, classes = boxes[INPUT].centre, network.num_classes
-    relaxed = [node for node in network.nodes if type(node.layer) in RELAXATIONS]
-    if any(node.inputs[0] not in boxes for node in relaxed):  # a network that ends in a nonlinear layer
+    nonlinear = [node for node in network.nodes if type(node.layer) in RELAXATIONS]
+    if any(node.inputs[0] not in boxes for node in nonlinear):  # a network that ends in a nonlinear layer
         boxes = {INPUT: boxes[INPUT]}
         walk(network, TRAINING, boxes[INPUT], record=boxes)
-    relaxations = {node.name: _relax(node, boxes[node.inputs[0]]) for node in relaxed}
+    relaxations = {node.name: _relax(node, boxes[node.inputs[0]]) for node in nonlinear}
     one_hot = torch.eye(classes, dtype=centre.dtype, device=centre.device)
     rows = Rows.of(
         sample=torch.arange(len(labels), device=centre.device).repeat_interleave(classes),
@@ -55,8 +56,8 @@ def crown_margins(network: Network, boxes: Mapping[str, Box], labels: Tensor) ->
         coefficient=(one_hot[labels][:, None] - one_hot).flatten(0, 1),
         offset=centre.new_zeros(len(labels) * classes),
     )
-    reading = Reading(network=network, relaxations=relaxations, errors={})
-    planes = to_input(reading, rows, start=network.output_name).dense()
+    relaxed = RelaxedNetwork(network=network, relaxations=relaxations)
+    planes = to_input(relaxed, rows, start=network.output_name).dense()
     coefficient = planes.coefficient.reshape(len(labels), classes, -1)
     lowest = (
         coefficient @ centre.flatten(1)[:, :, None] - coefficient.abs() @ boxes[INPUT].radius.flatten(1)[:, :, None]

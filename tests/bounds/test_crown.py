@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from citrus_tool.bounds import crown as module
 from citrus_tool.bounds.crown import LinearMargins, chunks, crown, relax
 from citrus_tool.bounds.interval import margins
-from citrus_tool.bounds.linear import BACKWARD, Reading, concretise, seed, to_input
+from citrus_tool.bounds.linear import BACKWARD, RelaxedNetwork, concretise, seed, to_input
 from citrus_tool.bounds.relaxation import OPEN, RELAXATIONS, Lines
 from citrus_tool.bounds.rounding import outward_margins
 from citrus_tool.choices import Intermediate
@@ -44,7 +44,7 @@ def test_every_canonical_layer_has_a_rule() -> None:
 @given(SEEDS)
 def test_every_bound_contains_sampled_values(intermediate: Intermediate, seed: int) -> None:
     network, box = random_network(seed), random_box(seed)
-    boxes, _, _ = relax(network, box, intermediate=intermediate)
+    boxes = relax(network, box, intermediate=intermediate).boxes
     points = samples(box, seed)
     for name, value in values_at(network, points).items():
         assert (value >= boxes[name].lower).all(), name
@@ -77,15 +77,15 @@ def test_a_point_box_is_the_forward_pass(intermediate: Intermediate, seed: int) 
 def test_rows_of_every_node_equal_explicit_matrices(number: int) -> None:
     """Windows, merges and dense maps against matrix products, from every node back, each input apart."""
     network, box = random_network(number), random_box(number)
-    _, relaxations, _ = relax(network, box)
-    reading = Reading(network=network, relaxations=relaxations, errors={})
+    relaxations = relax(network, box).relaxations
+    relaxed = RelaxedNetwork(network=network, relaxations=relaxations)
     for node in network.nodes:
         entries = size(node.shape)
         sample = torch.arange(3).repeat_interleave(entries)
         entry = torch.arange(entries).repeat(3)
         sign = torch.where(torch.arange(3 * entries) % 3 == 0, -1.0, 1.0).double()
-        start, rows = seed(reading, node.name, sample, entry, sign)
-        got = to_input(reading, rows, start=start)
+        start, rows = seed(relaxed, node.name, sample, entry, sign)
+        got = to_input(relaxed, rows, start=start)
         assert (got.norm >= got.coefficient.abs().flatten(1).sum(1) * (1 - 1e-9)).all()
         for i in range(3):
             mine = sample == i
@@ -200,9 +200,9 @@ def test_rows_only_for_open_neurons(monkeypatch: pytest.MonkeyPatch) -> None:
     box = random_box(1, radius=0.02)
     counted = []
 
-    def counting(reading: Reading, rows: module.Rows, region: Box) -> module.Planes:
+    def counting(relaxed: RelaxedNetwork, rows: module.Rows, region: Box) -> module.LinearBounds:
         counted.append(len(rows.offset))
-        return concretise(reading, rows, region)
+        return concretise(relaxed, rows, region)
 
     monkeypatch.setattr(module, "concretise", counting)
     boxes: dict[str, Box] = {}
@@ -217,19 +217,19 @@ def test_rows_only_for_open_neurons(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_slopes_can_be_optimised() -> None:
     """The dense backward pass is differentiable in the slopes, which are inputs: what alpha-CROWN needs."""
     network, box = random_network(0), random_box(0)
-    boxes, relaxations, _ = relax(network, box)
-    free = {}
-    for name, lines in relaxations.items():
+    found = relax(network, box)
+    boxes, relaxations, free = found.boxes, dict(found.relaxations), {}
+    for name, lines in found.relaxations.items():
         if isinstance(lines, Lines):
             source = next(n for n in network.nodes if n.name == name).inputs[0]
             kinked = (boxes[source].lower < 0) & (boxes[source].upper > 0)
             relaxations[name] = replace(lines, lower_slope=torch.where(kinked, 0.5, lines.lower_slope).requires_grad_())
             free[name] = relaxations[name].lower_slope
-    reading = Reading(network=network, relaxations=relaxations, errors={})
+    relaxed = RelaxedNetwork(network=network, relaxations=relaxations)
     start, rows = seed(
-        reading, network.output_name, torch.arange(3), torch.zeros(3, dtype=torch.long), torch.ones(3).double()
+        relaxed, network.output_name, torch.arange(3), torch.zeros(3, dtype=torch.long), torch.ones(3).double()
     )
-    concretise(reading, to_input(reading, rows, start=start), box).lower.sum().backward()
+    concretise(relaxed, to_input(relaxed, rows, start=start), box).lower.sum().backward()
     assert free
     assert all(slope.grad is not None for slope in free.values())
 
@@ -250,5 +250,5 @@ def test_uneven_same_padding_is_named() -> None:
 
 def test_outward_margins_are_the_interval_part_of_lower() -> None:
     network, box = random_network(4), random_box(4)
-    boxes, _, _ = relax(network, box)
+    boxes = relax(network, box).boxes
     assert (crown(network, box, LABELS).lower >= outward_margins(network, boxes, LABELS)).all()

@@ -9,74 +9,81 @@ import pytest
 import torch
 from torch import nn
 
+from citrus_tool.bounds.ascent import ROOT, ascend
+from citrus_tool.bounds.claims import tuned_planes
 from citrus_tool.bounds.crown import relax
+from citrus_tool.bounds.duals import Duals, Targets
+from citrus_tool.bounds.execution import FoldedExecution
 from citrus_tool.bounds.fold import foldable_nodes
-from citrus_tool.bounds.input_planes import with_hull
-from citrus_tool.bounds.optimised import ROOT, Duals, Instance, Schedule, Targets, ascend, tuned_planes
+from citrus_tool.bounds.input_planes import with_input_planes
 from citrus_tool.bounds.rounding import enclose
-from citrus_tool.network import INPUT, chain
+from citrus_tool.bounds.workspace import Schedule
+from citrus_tool.network import chain
 from tests.bounds.networks import CLASSES, samples, values_at
-from tests.bounds.test_optimised import foldable_seeds, instances, margins_of, random_duals
+from tests.bounds.test_execution import executions, foldable_seeds, margins_of, random_duals
 
 
-def hulled(instance: Instance, seed: int = 0) -> Instance:
-    """The instance with planes for some class, found on random parts."""
-    system = instance.system
+def with_planes(execution: FoldedExecution, seed: int = 0) -> FoldedExecution:
+    """The execution with planes for some class, found on random parts."""
+    system = execution.system
     duals = random_duals(system, 3, seed) if seed else Duals.start(system, 1)
     duals = replace(duals, alpha=torch.maximum(duals.alpha, system.floor[:, None]))
-    return with_hull(instance, (instance.label + 1) % CLASSES, duals)
+    return with_input_planes(execution, (execution.label + 1) % CLASSES, duals)
 
 
 @pytest.mark.parametrize("seed", foldable_seeds())
 def test_planes_lie_above_the_neurons(seed: int) -> None:
-    for instance in map(hulled, instances(seed), range(3)):
-        stages = instance.system.stages
-        if not stages or stages[0].hull is None:
-            assert not stages or stages[0].node != foldable_nodes(instance.network)[0].name
+    for execution in map(with_planes, executions(seed), range(3)):
+        stages = execution.system.stages
+        if not stages or stages[0].input_planes is None:
+            assert not stages or stages[0].node != foldable_nodes(execution.relaxed.network)[0].name
             continue
-        hull, box = stages[0].hull, instance.boxes[INPUT]
+        input_planes, box = stages[0].input_planes, execution.box
         points = samples(box, seed, count=200)
-        h = values_at(instance.network, points)[stages[0].node][:, 0].flatten(1)[:, stages[0].entry]
+        h = values_at(execution.relaxed.network, points)[stages[0].node][:, 0].flatten(1)[:, stages[0].entry]
         u = (points[:, 0] - box.centre[0]).flatten(1)
-        assert (h <= u @ hull.claimed_slope.to_dense() + hull.claimed_offset + 1e-12).all()
+        assert (h <= u @ input_planes.claimed_slope.to_dense() + input_planes.claimed_offset + 1e-12).all()
 
 
 @pytest.mark.parametrize("seed", foldable_seeds())
 def test_any_duals_give_bounds_that_hold_and_are_the_dual_bound(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("citrus_tool.bounds.fold.NEARLY", 0.0)
     checked = 0
-    for instance in map(hulled, instances(seed), range(3)):
-        system = instance.system
-        if not system.stages or system.stages[0].hull is None:
+    for execution in map(with_planes, executions(seed), range(3)):
+        system = execution.system
+        if not system.stages or system.stages[0].input_planes is None:
             continue
-        others = torch.tensor([c for c in range(CLASSES) if c != instance.label]).repeat(4)
+        others = torch.tensor([c for c in range(CLASSES) if c != execution.label]).repeat(4)
         duals = random_duals(system, len(others), seed)
         duals = replace(duals, alpha=torch.maximum(duals.alpha, system.floor[:, None]))
-        planes = tuned_planes(instance, system, *instance.margins(others), duals)
+        planes = tuned_planes(execution.relaxed, system, *execution.margins(others), duals)
         found = ascend(system, Targets.of(system.margins, others), duals, Schedule(steps=0))
         torch.testing.assert_close(found.bound, planes.lower, rtol=1e-7, atol=1e-7)
-        points = samples(instance.boxes[INPUT], seed, count=200)[:, 0]
-        values = values_at(instance.network, points[:, None])
+        points = samples(execution.box, seed, count=200)[:, 0]
+        values = values_at(execution.relaxed.network, points[:, None])
         z = torch.cat([values[stage.source].flatten(1)[:, stage.entry] for stage in system.stages], dim=1)
         inside = (torch.nn.functional.pad(z, (0, 1))[:, duals.split] * duals.side >= 0).all(1)  # (s, D)
-        true = margins_of(instance, points)[:, others]
-        plane = (points - instance.boxes[INPUT].centre).flatten(1) @ planes.coefficient.flatten(1).T + planes.offset
+        true = margins_of(execution, points)[:, others]
+        plane = (points - execution.box.centre).flatten(1) @ planes.coefficient.flatten(1).T + planes.offset
         assert (true >= plane - 1e-12)[inside].all()
         assert (true >= planes.lower - 1e-12)[inside].all()
         checked += int(inside.sum())
-    first = [i.system.stages and i.system.stages[0].node == foldable_nodes(i.network)[0].name for i in instances(seed)]
+    first = [
+        one.system.stages and one.system.stages[0].node == foldable_nodes(one.relaxed.network)[0].name
+        for one in executions(seed)
+    ]
     assert checked or not any(first)
 
 
 def test_planes_gain_on_the_whole_box() -> None:
     gains = []
     for seed in foldable_seeds():
-        for instance in instances(seed):
-            if not instance.system.neurons:
+        for execution in executions(seed):
+            if not execution.system.neurons:
                 continue
-            other = torch.tensor([(instance.label + 1) % CLASSES])
-            plain, _ = instance.root(other, ROOT)
-            better, _ = hulled(instance).root(other, ROOT)
+            other = torch.tensor([(execution.label + 1) % CLASSES])
+            plain, _ = execution.root(other, ROOT)
+            better, _ = with_planes(execution).root(other, ROOT)
             gains.append(float(better.lower - plain.lower))
     assert sum(gain > 1e-3 for gain in gains) > len(gains) / 4
     assert sum(gain < -1e-3 for gain in gains) < len(gains) / 10
@@ -96,13 +103,17 @@ def test_one_neuron_is_bounded_exactly(slope: float) -> None:
             last.bias.zero_()
         act = nn.LeakyReLU(slope) if slope else nn.ReLU()
         network = chain([first, act, last], (3,)).frozen(dtype=torch.float64, device="cpu")
-        instance = Instance.of(network, *relax(network, enclose(torch.zeros(1, 3), 1.0)), 0, 0)
-        if not instance.system.neurons:
+        execution = FoldedExecution.of(relax(network, enclose(torch.zeros(1, 3), 1.0)), 0, 0)
+        if not execution.system.neurons:
             continue
         shift = torch.randn(1, 3, generator=generator, dtype=torch.float64) * first.weight.detach().abs().mean()
-        tilted = replace(instance.system, margins=replace(instance.system.margins, at_input=shift.expand(2, 3).float()))
-        tilted_instance = replace(instance, system=tilted)
-        patient = with_hull(tilted_instance, 1, Duals.start(tilted, 1), Schedule(steps=300, share_rate=0.1, decay=0.98))
+        tilted = replace(
+            execution.system, margins=replace(execution.system.margins, at_input=shift.expand(2, 3).float())
+        )
+        tilted_instance = replace(execution, system=tilted)
+        patient = with_input_planes(
+            tilted_instance, 1, Duals.start(tilted, 1), Schedule(steps=300, share_rate=0.1, decay=0.98)
+        )
         found = ascend(patient.system, Targets.of(tilted.margins, torch.tensor([1])), Duals.start(tilted, 1), ROOT)
         corners = torch.tensor(list(product([-1.0, 1.0], repeat=3)), dtype=torch.float64)
         z = corners @ first.weight[0].double() + first.bias.double()

@@ -14,9 +14,13 @@ import torch
 from torch import nn
 
 from citrus_tool import onnx_io
+from citrus_tool.bounds.ascent import ascend
+from citrus_tool.bounds.claims import tuned_planes
 from citrus_tool.bounds.crown import LinearMargins, crown, relax
-from citrus_tool.bounds.optimised import Duals, Instance, Schedule, Targets, ascend, children, tuned_planes
+from citrus_tool.bounds.duals import Duals, Targets, children
+from citrus_tool.bounds.execution import FoldedExecution
 from citrus_tool.bounds.rounding import enclose
+from citrus_tool.bounds.workspace import Schedule
 from citrus_tool.certification import branch
 from citrus_tool.certification.branch import Branched, Budget, Verdict, branch_and_bound
 from citrus_tool.certification.uap import certify_uap
@@ -116,19 +120,21 @@ def test_children_reproduce_their_parents_bound_and_cover_its_part(seed: int) ->
     network = deep_chain(seed).frozen(dtype=torch.float64)
     data = data_for(deep_chain(seed), 1, seed, noise=0.0)
     box = enclose(data.pixels(), 0.3)
-    instance = Instance.of(network, *relax(network, box), int(data.labels[0]), 0)
+    execution = FoldedExecution.of(relax(network, box), int(data.labels[0]), 0)
     other = torch.tensor([(int(data.labels[0]) + 1) % 3])
-    targets = Targets.of(instance.system.margins, other)
-    root = ascend(instance.system, targets, Duals.start(instance.system, 1), Schedule(steps=20))
-    neurons = torch.arange(instance.system.neurons)
+    targets = Targets.of(execution.system.margins, other)
+    root = ascend(execution.system, targets, Duals.start(execution.system, 1), Schedule(steps=20))
+    neurons = torch.arange(execution.system.neurons)
     parents = root.duals.columns(torch.zeros_like(neurons))
-    halves = children(instance.system, parents, neurons, root.weight[:, 0])
-    many = Targets.of(instance.system.margins, other.expand(2 * len(neurons)))
-    bound = ascend(instance.system, many, halves, Schedule(steps=0)).bound
+    halves = children(execution.system, parents, neurons, root.weight[:, 0])
+    many = Targets.of(execution.system.margins, other.expand(2 * len(neurons)))
+    bound = ascend(execution.system, many, halves, Schedule(steps=0)).bound
     positive = (root.weight[:, 0] > 0).repeat_interleave(2)
     torch.testing.assert_close(bound[positive], root.bound.expand(int(positive.sum())), rtol=1e-4, atol=1e-4)  # float32
-    split = ascend(instance.system, many, halves, Schedule(steps=20))
-    claimed = tuned_planes(instance, instance.system, *instance.margins(other.expand(2 * len(neurons))), split.duals)
+    split = ascend(execution.system, many, halves, Schedule(steps=20))
+    claimed = tuned_planes(
+        execution.relaxed, execution.system, *execution.margins(other.expand(2 * len(neurons))), split.duals
+    )
     u = torch.rand(500, *SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) * 0.6 - 0.3
     logits = network(data.pixels().double() + u)
     margin = logits[:, data.labels[0]] - logits[:, other[0]]

@@ -9,9 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from citrus_tool.bounds.ascent import ascend
 from citrus_tool.bounds.crown import relax
-from citrus_tool.bounds.optimised import Duals, Instance, Schedule, ascend
+from citrus_tool.bounds.duals import Duals
+from citrus_tool.bounds.execution import FoldedExecution
 from citrus_tool.bounds.rounding import enclose
+from citrus_tool.bounds.workspace import Schedule
 from citrus_tool.certification.joint import JointProblem, Member
 from citrus_tool.certification.search import CLOSED_ELSEWHERE
 from citrus_tool.network import INPUT, Network
@@ -34,12 +37,12 @@ def network_of(kind: str, seed: int) -> Network:
 def problem_of(network: Network, members: int, seed: int, *, brightest: float = 1.0) -> tuple[JointProblem, Tensor]:
     """Inputs (M, *SHAPE) with pixels up to `brightest`."""
     x = torch.rand(members, *SHAPE, generator=torch.Generator().manual_seed(seed)) * brightest
-    boxes, relaxations, errors = relax(network, enclose(x, EPS))
+    relaxed = relax(network, enclose(x, EPS))
     found = []
     for number, label in enumerate(network(x.double()).argmax(1).tolist()):
-        instance = Instance.of(network, boxes, relaxations, errors, label, number)
-        found.append(Member(instance=instance, labels=(), guard=GUARD))
-    labels = tuple((one.instance.label + 1) % network.num_classes for one in found)
+        execution = FoldedExecution.of(relaxed, label, number)
+        found.append(Member(execution=execution, labels=(), guard=GUARD))
+    labels = tuple((one.execution.label + 1) % network.num_classes for one in found)
     return JointProblem(members=tuple(found), combinations=(labels,)), x.double()
 
 
@@ -47,8 +50,8 @@ def inputs_at(problem: JointProblem, x: Tensor, u: Tensor) -> Tensor:
     """(s, U + 1) the neurons' inputs at perturbations u (s, *SHAPE), and a 0."""
     found = []
     for member, centre in zip(problem.members, x, strict=True):
-        values = {INPUT: centre + u, **values_at(member.instance.network, (centre + u)[:, None])}
-        found += [values[stage.source].flatten(1)[:, stage.entry] for stage in member.instance.system.stages]
+        values = {INPUT: centre + u, **values_at(member.execution.relaxed.network, (centre + u)[:, None])}
+        found += [values[stage.source].flatten(1)[:, stage.entry] for stage in member.execution.system.stages]
     return torch.cat([*found, u.new_zeros(len(u), 1)], dim=1)
 
 
@@ -56,8 +59,8 @@ def true_sums(problem: JointProblem, x: Tensor, u: Tensor, share: Tensor) -> Ten
     """(s, D) sums of share_i (margin_i - guard)."""
     total = torch.zeros(len(u), share.shape[1], dtype=torch.float64)
     for number, (member, centre) in enumerate(zip(problem.members, x, strict=True)):
-        logits = member.instance.network(centre + u)
-        margin = logits[:, member.instance.label] - logits[:, problem.combinations[0][number]]
+        logits = member.execution.relaxed.network(centre + u)
+        margin = logits[:, member.execution.label] - logits[:, problem.combinations[0][number]]
         total += (margin - GUARD)[:, None] * share[number]
     return total
 
@@ -175,9 +178,9 @@ def test_members_without_a_neuron_of_the_others() -> None:
         assert twins is not None
         entries = []
         for (first, last), member in zip(pairwise(problem._first), problem.members, strict=True):
-            stage = member.instance.system.stages[0]
+            stage = member.execution.system.stages[0]
             entries.append({first + place: entry for place, entry in enumerate(stage.entry.tolist())})
-            assert last == first + member.instance.system.neurons
+            assert last == first + member.execution.system.neurons
         for column in twins.row.T.tolist():
             named = {entries[m][row] for m, row in enumerate(column) if row < problem.system.neurons}
             assert len(named) == 1

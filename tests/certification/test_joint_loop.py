@@ -13,8 +13,8 @@ import torch
 from scipy.optimize import linprog
 from torch import Tensor
 
-from citrus_tool.bounds.linear import Planes
-from citrus_tool.bounds.optimised import Duals
+from citrus_tool.bounds.duals import Duals
+from citrus_tool.bounds.linear import LinearBounds
 from citrus_tool.bounds.rounding import enclose
 from citrus_tool.certification import joint_loop as loop
 from citrus_tool.certification.conflicts import Conflicts
@@ -84,7 +84,7 @@ def test_conflicts_keep_the_smallest_combinations() -> None:
 
 
 def random_front(generator: torch.Generator, parts: int, height: float) -> Front:
-    planes = Planes(
+    planes = LinearBounds(
         coefficient=torch.randn(parts, *SHAPE, generator=generator, dtype=torch.float64),
         offset=height + 0.3 * torch.randn(parts, generator=generator, dtype=torch.float64),
         lower=torch.zeros(parts),
@@ -221,7 +221,7 @@ def test_planes_prove_inputs_alone(make: Make, monkeypatch: pytest.MonkeyPatch) 
         assert found.fooled_upper == fooled_at_most(make(seed), x, labels, 0.2)
         for one in found.grounds:
             assert len(one.combination) == len(one.views)
-            planes += any(view.hull is not None for view in one.views)
+            planes += any(view.input_planes is not None for view in one.views)
     assert planes > 2
 
 

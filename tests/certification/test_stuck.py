@@ -15,7 +15,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from citrus_tool.bounds.optimised import Duals, Schedule
+from citrus_tool.bounds.duals import Duals
+from citrus_tool.bounds.workspace import Schedule
 from citrus_tool.certification import joint_loop as loop
 from citrus_tool.certification import search as searching
 from citrus_tool.certification.joint import JointProblem
@@ -178,7 +179,7 @@ def test_a_part_is_closed_or_its_best_point_is_judged(case: Case) -> None:
         z = []
         for member, place in zip(members, pair, strict=True):
             values = {INPUT: x[place] + u, **values_at(network, (x[place] + u)[:, None])}
-            z += [values[stage.source].flatten(1)[:, stage.entry] for stage in member.instance.system.stages]
+            z += [values[stage.source].flatten(1)[:, stage.entry] for stage in member.execution.system.stages]
         signs, part = torch.unique(torch.cat(z, dim=1) >= 0, dim=0, return_inverse=True)
         for wrong in product(*[member.labels for member in members]):
             problem = JointProblem(members=members, combinations=(wrong,))

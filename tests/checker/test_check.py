@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
+from citrus_tool.bounds.ascent import ROOT
 from citrus_tool.bounds.crown import relax
-from citrus_tool.bounds.optimised import ROOT, Instance
+from citrus_tool.bounds.execution import FoldedExecution
 from citrus_tool.bounds.rounding import enclose
 from citrus_tool.certification import joint_loop as loop
 from citrus_tool.certification.search import MarginProblem, Search
@@ -651,10 +652,10 @@ def test_nothing_is_closed_by_an_ascent_alone() -> None:
     network = deep_chain(0).frozen(dtype=torch.float64, device="cpu")
     x = torch.full((1, *SHAPE), 0.5)
     with torch.no_grad():
-        boxes, relaxations, errors = relax(network, enclose(x, 0.1))
-        instance = Instance.of(network, boxes, relaxations, errors, 0, 0)
-        problem = MarginProblem(instance=instance, classes=torch.tensor([1, 2]))
-        found = instance.root(problem.classes, ROOT)[1]
+        relaxed = relax(network, enclose(x, 0.1))
+        execution = FoldedExecution.of(relaxed, 0, 0)
+        problem = MarginProblem(execution=execution, classes=torch.tensor([1, 2]))
+        found = execution.root(problem.classes, ROOT)[1]
         search = Search(problem=problem, guard=-1e9, goal=1e9, record=True)
         search.plant(found)
         assert search.proven() == []

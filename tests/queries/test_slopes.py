@@ -50,7 +50,7 @@ NETWORKS = {
 
 def ascended(network: Network, box: Box, goal: float = math.inf) -> Tensor:
     with torch.no_grad(), exact_products():
-        boxes, _, _ = relax(network, box)
+        boxes = relax(network, box).boxes
         ascent = SlopeAscent(network, boxes, torch.tensor([1, 2]), goal)
         ascent.grow(FOREVER)
     assert ascent.done
@@ -147,7 +147,7 @@ def test_a_witness_ends_the_splitting() -> None:
 def test_time_is_kept(tmp_path: Path) -> None:
     network = random_network(nn.Sigmoid, 3)
     with torch.no_grad():
-        boxes, _, _ = relax(network, enclose(torch.full((1, 6), 0.5, dtype=torch.float64), 0.2))
+        boxes = relax(network, enclose(torch.full((1, 6), 0.5, dtype=torch.float64), 0.2)).boxes
         ascent = SlopeAscent(network, boxes, torch.tensor([1, 2]), math.inf)
         ascent.grow(time.monotonic() - 1)
         assert not ascent.done

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import citrus_tool.queries.verify as verify_module
-from citrus_tool.bounds.optimised import Instance, Schedule
+from citrus_tool.bounds.execution import FoldedExecution
+from citrus_tool.bounds.workspace import Schedule
 from citrus_tool.errors import UsageError
 from citrus_tool.network import INPUT, chain
 from citrus_tool.onnx_io import export
@@ -215,13 +216,13 @@ def test_problems_of_a_uap_query_are_one_over_u(tmp_path: Path) -> None:
 def test_branches_agree_with_the_plain_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts of the box with hidden bounds of their own close what the whole box needs many splits for, and no more."""
     splits: list[int] = []
-    split = Instance.split
+    split = FoldedExecution.split
 
-    def counted(instance: Instance, neuron: int, schedule: Schedule) -> tuple[Instance, Instance]:
+    def counted(instance: FoldedExecution, neuron: int, schedule: Schedule) -> tuple[FoldedExecution, FoldedExecution]:
         splits.append(neuron)
         return split(instance, neuron, schedule)
 
-    monkeypatch.setattr(Instance, "split", counted)
+    monkeypatch.setattr(FoldedExecution, "split", counted)
     verdicts = []
     for seed in range(3):
         torch.manual_seed(seed)

@@ -11,21 +11,16 @@ import torch
 from scipy.optimize import linprog
 from torch import Tensor, nn
 
-from citrus_tool.bounds.crown import crown, relax
+from citrus_tool.bounds.ascent import ROOT, ascend, mean_points
+from citrus_tool.bounds.claims import tuned_planes
+from citrus_tool.bounds.crown import LinearMargins, crown, relax
+from citrus_tool.bounds.duals import Duals, Targets
+from citrus_tool.bounds.execution import FoldedExecution
 from citrus_tool.bounds.fold import Fold, fold, foldable
-from citrus_tool.bounds.optimised import (
-    ROOT,
-    Duals,
-    Instance,
-    Schedule,
-    Targets,
-    ascend,
-    mean_points,
-    optimise_margins,
-    tuned_planes,
-)
 from citrus_tool.bounds.rounding import enclose
-from citrus_tool.network import INPUT, chain
+from citrus_tool.bounds.workspace import Schedule
+from citrus_tool.network import INPUT, Network, chain
+from citrus_tool.threat import Box
 from tests.bounds.networks import CLASSES, margins_at, random_box, random_network, samples, values_at
 
 LABELS = torch.tensor([0, 1, 3])
@@ -37,11 +32,31 @@ def foldable_seeds() -> list[int]:
     return [seed for seed in range(500) if foldable(random_network(seed))][:COUNT]
 
 
-def instances(seed: int, *, dtype: torch.dtype = torch.float64) -> list[Instance]:
+def executions(seed: int, *, dtype: torch.dtype = torch.float64) -> list[FoldedExecution]:
     network, box = random_network(seed), random_box(seed)
     read = relax(network, box)
-    made = [Instance.of(network, *read, label, number) for number, label in enumerate(LABELS.tolist())]
-    return [replace(one, system=fold(network, one.boxes, one.relaxations, one.label, dtype=dtype)) for one in made]
+    made = [FoldedExecution.of(read, label, number) for number, label in enumerate(LABELS.tolist())]
+    return [replace(one, system=fold(one.relaxed, one.label, dtype=dtype)) for one in made]
+
+
+def optimised(network: Network, box: Box, known: LinearMargins, *, tighten: bool = True) -> LinearMargins:
+    """alpha-CROWN's margins of LABELS where `known` proves nothing, with optimised hidden bounds where asked for."""
+    lower, coefficient, offset = known.lower.clone(), known.coefficient.clone(), known.offset.clone()
+    with torch.no_grad():
+        relaxed = relax(network, box)
+        for number, label in enumerate(LABELS.tolist()):
+            classes = torch.nonzero(~(known.lower[number] > 0)).flatten()
+            if not len(classes):
+                continue
+            execution = FoldedExecution.of(relaxed, label, number)
+            planes, _ = execution.root(classes, ROOT)
+            if tighten and not bool((planes.lower > 0).all()):
+                planes, _ = execution.tightened(ROOT).root(classes, ROOT)
+            better = planes.lower > lower[number, classes]
+            lower[number, classes[better]] = planes.lower[better]
+            coefficient[number, classes[better]] = planes.coefficient[better]
+            offset[number, classes[better]] = planes.offset[better]
+    return LinearMargins(lower=lower, coefficient=coefficient, offset=offset)
 
 
 def random_duals(system: Fold, count: int, seed: int) -> Duals:
@@ -104,20 +119,20 @@ def exact(system: Fold, targets: Targets, column: int, duals: Duals) -> float:
     return float(found.fun) + float(targets.offset[column])
 
 
-def margins_of(instance: Instance, points: Tensor) -> Tensor:
+def margins_of(execution: FoldedExecution, points: Tensor) -> Tensor:
     """(s, c) margins at points (s, *shape)."""
-    logits = instance.network(points)
-    return logits[:, [instance.label]] - logits
+    logits = execution.relaxed.network(points)
+    return logits[:, [execution.label]] - logits
 
 
 @pytest.mark.parametrize("seed", foldable_seeds())
 def test_the_folded_system_is_the_network(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("citrus_tool.bounds.fold.NEARLY", 0.0)
-    for instance in instances(seed):
-        system, box = instance.system, instance.boxes[INPUT]
+    for execution in executions(seed):
+        system, box = execution.system, execution.box
         points = samples(box, seed, count=20)[:, 0]
         v = torch.where(box.radius > 0, (points - box.centre) / box.radius.clamp(min=1e-300), 0.0).flatten(1)
-        values = values_at(instance.network, points[:, None])
+        values = values_at(execution.relaxed.network, points[:, None])
         h = v.new_zeros(len(points), 0)
         for stage in system.stages:
             z = v @ stage.inputs.at_input.T + h @ stage.inputs.at_hidden.T + stage.inputs.offset
@@ -125,7 +140,7 @@ def test_the_folded_system_is_the_network(seed: int, monkeypatch: pytest.MonkeyP
             floor = system.floor[stage.range]
             h = torch.cat([h, torch.maximum(z, floor * z)], dim=1)
         margins = v @ system.margins.at_input.T + h @ system.margins.at_hidden.T + system.margins.offset
-        torch.testing.assert_close(margins, margins_of(instance, points), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(margins, margins_of(execution, points), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("seed", foldable_seeds())
@@ -133,9 +148,9 @@ def test_without_steps_the_bounds_are_crowns(seed: int, monkeypatch: pytest.Monk
     monkeypatch.setattr("citrus_tool.bounds.fold.NEARLY", 0.0)
     box = random_box(seed)
     known = crown(random_network(seed), box, LABELS, skip_decided=False)
-    for number, instance in enumerate(instances(seed)):
-        others = torch.tensor([c for c in range(CLASSES) if c != instance.label])
-        planes, found = instance.root(others, Schedule(steps=0))
+    for number, execution in enumerate(executions(seed)):
+        others = torch.tensor([c for c in range(CLASSES) if c != execution.label])
+        planes, found = execution.root(others, Schedule(steps=0))
         torch.testing.assert_close(planes.offset, known.offset[number, others], rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(planes.coefficient, known.coefficient[number, others], rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(found.bound, planes.lower, rtol=1e-7, atol=1e-7)
@@ -146,8 +161,8 @@ def test_without_steps_the_bounds_are_crowns(seed: int, monkeypatch: pytest.Monk
 def test_alpha_crown_gains_and_contains_sampled_margins(seed: int) -> None:
     network, box = random_network(seed), random_box(seed)
     known = crown(network, box, LABELS)
-    quick = optimise_margins(network, box, LABELS, known, tighten=False)
-    best = optimise_margins(network, box, LABELS, known)
+    quick = optimised(network, box, known, tighten=False)
+    best = optimised(network, box, known)
     assert (quick.lower >= known.lower).all()
     assert (best.lower >= known.lower).all()
     points = samples(box, seed)
@@ -164,7 +179,7 @@ def test_alpha_crown_gains_somewhere() -> None:
     for seed in foldable_seeds():
         network, box = random_network(seed), random_box(seed)
         known = crown(network, box, LABELS)
-        found = optimise_margins(network, box, LABELS, known)
+        found = optimised(network, box, known)
         gains.append(float((found.lower - known.lower).nan_to_num().amax()))
     assert sum(gain > 1e-3 for gain in gains) > COUNT / 2
 
@@ -172,37 +187,37 @@ def test_alpha_crown_gains_somewhere() -> None:
 @pytest.mark.parametrize("seed", foldable_seeds())
 def test_any_duals_give_bounds_that_hold_where_the_signs_do(seed: int) -> None:
     checked = 0
-    for instance in instances(seed):
-        system = instance.system
+    for execution in executions(seed):
+        system = execution.system
         if not system.neurons:
             continue
-        others = torch.tensor([c for c in range(CLASSES) if c != instance.label]).repeat(4)
+        others = torch.tensor([c for c in range(CLASSES) if c != execution.label]).repeat(4)
         duals = random_duals(system, len(others), seed)
-        planes = tuned_planes(instance, system, *instance.margins(others), duals)
-        points = samples(instance.boxes[INPUT], seed, count=200)[:, 0]
-        values = values_at(instance.network, points[:, None])
+        planes = tuned_planes(execution.relaxed, system, *execution.margins(others), duals)
+        points = samples(execution.box, seed, count=200)[:, 0]
+        values = values_at(execution.relaxed.network, points[:, None])
         z = torch.cat([values[stage.source].flatten(1)[:, stage.entry] for stage in system.stages], dim=1)
         z = torch.cat([z, z.new_zeros(len(z), 1)], dim=1)
         inside = (z[:, duals.split] * duals.side >= 0).all(1)  # (s, D)
-        true = margins_of(instance, points)[:, others]
-        plane = (points - instance.boxes[INPUT].centre).flatten(1) @ planes.coefficient.flatten(1).T + planes.offset
+        true = margins_of(execution, points)[:, others]
+        plane = (points - execution.box.centre).flatten(1) @ planes.coefficient.flatten(1).T + planes.offset
         assert (true >= plane - 1e-12)[inside].all()
         assert (true >= planes.lower - 1e-12)[inside].all()
         checked += int(inside.sum())
-    assert checked or all(not instance.system.neurons for instance in instances(seed))
+    assert checked or all(not execution.system.neurons for execution in executions(seed))
 
 
 @pytest.mark.parametrize("seed", foldable_seeds())
 def test_a_claim_equals_the_dual_bound_of_the_folded_system(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("citrus_tool.bounds.fold.NEARLY", 0.0)
-    for instance in instances(seed):
-        others = torch.tensor([c for c in range(CLASSES) if c != instance.label])
-        duals = random_duals(instance.system, len(others), seed + 1)
-        floor = instance.system.floor[:, None]
+    for execution in executions(seed):
+        others = torch.tensor([c for c in range(CLASSES) if c != execution.label])
+        duals = random_duals(execution.system, len(others), seed + 1)
+        floor = execution.system.floor[:, None]
         duals = replace(duals, alpha=torch.maximum(duals.alpha, floor))
-        targets = Targets.of(instance.system.margins, others)
-        found = ascend(instance.system, targets, duals, Schedule(steps=0))
-        claimed = tuned_planes(instance, instance.system, *instance.margins(others), duals).lower
+        targets = Targets.of(execution.system.margins, others)
+        found = ascend(execution.system, targets, duals, Schedule(steps=0))
+        claimed = tuned_planes(execution.relaxed, execution.system, *execution.margins(others), duals).lower
         torch.testing.assert_close(found.bound, claimed, rtol=1e-7, atol=1e-7)
 
 
@@ -210,9 +225,9 @@ def test_a_claim_equals_the_dual_bound_of_the_folded_system(seed: int, monkeypat
 def test_the_ascent_reaches_the_linear_programs_optimum(seed: int) -> None:
     patient = Schedule(steps=800, alpha_rate=0.1, beta_rate=0.3, decay=0.99)
     compared = 0
-    for instance in instances(seed):
-        system = instance.system
-        others = torch.tensor([c for c in range(CLASSES) if c != instance.label])
+    for execution in executions(seed):
+        system = execution.system
+        others = torch.tensor([c for c in range(CLASSES) if c != execution.label])
         targets = Targets.of(system.margins, others)
         for number, start in enumerate((Duals.start(system, len(others)), random_duals(system, len(others), seed))):
             start = replace(start, alpha=torch.maximum(start.alpha, system.floor[:, None]))
@@ -228,25 +243,25 @@ def test_the_ascent_reaches_the_linear_programs_optimum(seed: int) -> None:
                 gap, first = best - float(found.bound[column]), best - float(plain[column])
                 assert gap <= 0.05 * first + 1e-4 * (1 + abs(best)), (column, best, found.bound[column], plain[column])
                 compared += 1
-    assert compared or not any(instance.system.neurons for instance in instances(seed))
+    assert compared or not any(execution.system.neurons for execution in executions(seed))
 
 
 def test_mean_points_are_closer_to_the_relaxations_optimum_than_corners() -> None:
     lower = compared = 0
     for seed in foldable_seeds():
-        for instance in instances(seed):
-            if not instance.system.neurons:
+        for execution in executions(seed):
+            if not execution.system.neurons:
                 continue
-            others = torch.tensor([c for c in range(CLASSES) if c != instance.label])
-            targets = Targets.of(instance.system.margins, others)
-            start = Duals.start(instance.system, len(others))
-            corner = ascend(instance.system, targets, start, ROOT).point
-            mean = mean_points(instance.system, targets, start, Schedule(steps=200, alpha_rate=0.02))
+            others = torch.tensor([c for c in range(CLASSES) if c != execution.label])
+            targets = Targets.of(execution.system.margins, others)
+            start = Duals.start(execution.system, len(others))
+            corner = ascend(execution.system, targets, start, ROOT).point
+            mean = mean_points(execution.system, targets, start, Schedule(steps=200, alpha_rate=0.02))
             assert (mean.abs() <= 1 + 1e-9).all()
-            box = instance.boxes[INPUT]
+            box = execution.box
             for number, other in enumerate(others.tolist()):
                 v = torch.stack([corner[:, number], mean[:, number]]).reshape(2, *box.centre.shape[1:])
-                at = margins_of(instance, box.centre + v * box.radius)[:, other]
+                at = margins_of(execution, box.centre + v * box.radius)[:, other]
                 if (at[0] - at[1]).abs() > 1e-3:
                     compared += 1
                     lower += bool(at[1] < at[0])
@@ -256,11 +271,11 @@ def test_mean_points_are_closer_to_the_relaxations_optimum_than_corners() -> Non
 
 @pytest.mark.parametrize("seed", foldable_seeds())
 def test_tightened_boxes_contain_sampled_values_and_shrink(seed: int) -> None:
-    for instance in instances(seed):
-        better = instance.tightened(ROOT)
-        values = values_at(instance.network, samples(instance.boxes[INPUT], seed, count=40)[:, :1])
-        for name, box in better.boxes.items():
-            known = instance.boxes[name]
+    for execution in executions(seed):
+        better = execution.tightened(ROOT)
+        values = values_at(execution.relaxed.network, samples(execution.box, seed, count=40)[:, :1])
+        for name, box in better.relaxed.boxes.items():
+            known = execution.relaxed.boxes[name]
             if name != INPUT:
                 assert (values[name] >= box.lower).all()
                 assert (values[name] <= box.upper).all()
@@ -268,22 +283,15 @@ def test_tightened_boxes_contain_sampled_values_and_shrink(seed: int) -> None:
             assert (box.upper <= known.upper + 1e-12 * (1 + known.upper.abs())).all()
 
 
-def test_other_nonlinear_layers_keep_what_is_known() -> None:
-    seed = next(seed for seed in range(100) if not foldable(random_network(seed)))
-    network, box = random_network(seed), random_box(seed)
-    known = crown(network, box, LABELS)
-    assert optimise_margins(network, box, LABELS, known) is known
-
-
 def test_a_goal_ends_the_ascent_early_and_the_result_is_never_worse_than_the_start() -> None:
     seed = foldable_seeds()[0]
-    for instance in instances(seed, dtype=torch.float32):
-        others = torch.tensor([c for c in range(CLASSES) if c != instance.label])
-        targets = Targets.of(instance.system.margins, others)
-        start = Duals.start(instance.system, len(others))
-        first = ascend(instance.system, targets, start, Schedule(steps=0))
-        early = ascend(instance.system, targets, start, ROOT, goal=-1e9)
-        late = ascend(instance.system, targets, start, ROOT)
+    for execution in executions(seed, dtype=torch.float32):
+        others = torch.tensor([c for c in range(CLASSES) if c != execution.label])
+        targets = Targets.of(execution.system.margins, others)
+        start = Duals.start(execution.system, len(others))
+        first = ascend(execution.system, targets, start, Schedule(steps=0))
+        early = ascend(execution.system, targets, start, ROOT, goal=-1e9)
+        late = ascend(execution.system, targets, start, ROOT)
         assert torch.equal(early.bound, first.bound)
         assert (late.bound >= first.bound).all()
 
@@ -304,9 +312,9 @@ def test_nearly_decided_neurons_are_folded_at_a_price(slope: float) -> None:
     network = chain([first, layer, last], (6,)).frozen(dtype=torch.float64, device="cpu")
     box = enclose(torch.zeros(1, 6), 0.2)
     read = relax(network, box)
-    instance = Instance.of(network, *read, 0, 0)
-    assert instance.system.neurons == 4
-    planes, found = instance.root(torch.tensor([1, 2]), ROOT)
+    execution = FoldedExecution.of(read, 0, 0)
+    assert execution.system.neurons == 4
+    planes, found = execution.root(torch.tensor([1, 2]), ROOT)
     # exactly at the corner where a nearly decided neuron is on its wrong side, and at random points
     corners = torch.cat([first.weight.sign(), -first.weight.sign(), torch.rand(4000, 6, generator=generator) * 2 - 1])
     u = 0.2 * corners.double()
@@ -317,7 +325,7 @@ def test_nearly_decided_neurons_are_folded_at_a_price(slope: float) -> None:
     assert (margins >= planes.lower).all()
     # the price is there, and it is small
     grid = found.duals.on_grid()
-    targets = Targets.of(instance.system.margins, torch.tensor([1, 2]))
-    free = ascend(instance.system, targets, replace(grid, alpha=grid.alpha.float()), Schedule(steps=0)).bound
+    targets = Targets.of(execution.system.margins, torch.tensor([1, 2]))
+    free = ascend(execution.system, targets, replace(grid, alpha=grid.alpha.float()), Schedule(steps=0)).bound
     assert (free - planes.lower > 1e-7).all()
     assert (free - planes.lower < 1e-3).all()
