@@ -230,8 +230,9 @@ def test_public_names_are_declared_alike_for_type_checkers_and_at_run_time() -> 
         _ = citrus_tool.nothing
 
 
-def test_help_does_not_load_torch() -> None:
-    code = "import sys; from citrus_tool.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
+@pytest.mark.parametrize("words", [["--help"], ["data", "list"]])
+def test_what_needs_no_torch_does_not_load_it(words: list[str]) -> None:
+    code = f"import sys; from citrus_tool.cli import main; main({words}); sys.exit('torch' in sys.modules)"
     assert (
         subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL, check=False).returncode == 0
     )
