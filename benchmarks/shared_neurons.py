@@ -3,9 +3,9 @@
     python benchmarks/shared_neurons.py [--rows 1,2,3,8] [--pairs 20] [--nodes 1024] [--threads 1]
 
 For the first group of each published setting (benchmarks/uap_table.py) with at least two open inputs: pairs of atoms
-(input, wrong label) that no attack of the loop makes happen, drawn with --seed, each searched for --nodes parts from
-the product of its atoms' fronts, as `certify-uap --bounds full` does. Printed: refuted pairs, the mean gap of those
-that both leave open (in logits, weighted by the pair's shares), and seconds, each without and with, and their ratio.
+(input, rival) that no attack of the loop makes happen, drawn with --seed, each searched for --nodes parts from the
+product of its atoms' factors, as `certify-uap --bounds full` does. Printed: refuted pairs, the mean gap of those that
+both leave open (in logits, weighted by the pair's shares), and seconds, each without and with, and their ratio.
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ from citrus_tool.certification import joint
 from citrus_tool.certification.chunks import Chunk, Prepared, prepared
 from citrus_tool.certification.conflicts import Combination
 from citrus_tool.certification.group_result import executions_of
-from citrus_tool.certification.joint_loop import Arena, Loop
+from citrus_tool.certification.joint_loop import JointLoop
 from citrus_tool.certification.milp import named
-from citrus_tool.certification.selection import selected
+from citrus_tool.certification.selection import judged_inputs
 from citrus_tool.certification.setup import Setup
+from citrus_tool.certification.witnesses import Witnesses
 from citrus_tool.choices.settings import CertifySettings
 from citrus_tool.progress import Silent
 from citrus_tool.threat import Threat, parse_eps
@@ -72,7 +73,7 @@ def main() -> None:
         )
 
 
-def opened(row: Row, options: argparse.Namespace) -> tuple[Callable[[], Loop], int]:
+def opened(row: Row, options: argparse.Namespace) -> tuple[Callable[[], JointLoop], int]:
     """A maker of fresh loops over the open inputs of the first group that has two, and the group's number."""
     test = data.load(row.data, split="test", root=options.data_root)
     path = options.models_root / f"{row.network}.onnx"
@@ -87,7 +88,7 @@ def opened(row: Row, options: argparse.Namespace) -> tuple[Callable[[], Loop], i
     )
     threat = Threat(eps=parse_eps(row.eps))
     setup = Setup.of(model, test, threat, settings, named(settings.solver), "cpu", None, resume=False)
-    selection = selected(setup, Silent())
+    selection = judged_inputs(setup, Silent())
     for index in range(options.groups):
         indices, clean = selection.of(range(index, index + 1))
         (group,) = prepared(setup, Chunk(first=index, indices=indices, clean=clean, skip=frozenset()))
@@ -96,31 +97,31 @@ def opened(row: Row, options: argparse.Namespace) -> tuple[Callable[[], Loop], i
     raise SystemExit(f"none of the first {options.groups} groups has two open inputs.")
 
 
-def loop_of(setup: Setup, prepared: Prepared) -> Loop:
+def loop_of(setup: Setup, prepared: Prepared) -> JointLoop:
     """A loop over the group's open inputs that knows nothing yet."""
-    group, screened = prepared.group, prepared.screened
+    group, individual = prepared.group, prepared.individual
     open_ = torch.nonzero(group.open).flatten()
     x, reference = group.x[open_], group.reference[open_]
-    rivals = [tuple(screened.planes[place].label.tolist()) for place in open_.tolist()]
-    inputs = executions_of(setup, rivals, x, reference, screened.guard[open_])
-    arena = Arena(network=setup.attacked, x=x, truth=reference, threat=setup.threat, best=group.u)
-    arena.judge(group.u[None])
-    return Loop(inputs, arena, time.monotonic() + 1e9, torch.Generator().manual_seed(0), record=False)
+    rivals = [tuple(individual.planes[place].rivals.tolist()) for place in open_.tolist()]
+    inputs = executions_of(setup, rivals, x, reference, individual.guard[open_])
+    witnesses = Witnesses(network=setup.attacked, x=x, reference=reference, threat=setup.threat, best=group.u)
+    witnesses.judge(group.u[None])
+    return JointLoop(inputs, witnesses, time.monotonic() + 1e9, torch.Generator().manual_seed(0), record=False)
 
 
-def undecided(loop: Loop, options: argparse.Namespace) -> list[Combination]:
+def undecided(loop: JointLoop, options: argparse.Namespace) -> list[Combination]:
     """Pairs of atoms of different inputs that no attack makes happen; none has an atom that is refuted alone."""
-    atoms = [(member, label) for member, labels in enumerate(loop.conflicts.labels) for label in labels]
+    atoms = [(member, label) for member, labels in enumerate(loop.conflicts.rivals) for label in labels]
     loop.attack_each(atoms)
-    left = [atom for atom in atoms if loop.front(atom, wide=False) is not None]
+    left = [atom for atom in atoms if loop.factor_of(atom, wide=False) is not None]
     pairs = [pair for pair in combinations(left, 2) if pair[0][0] != pair[1][0]]
-    pairs = [pair for pair in pairs if not loop.arena.happened(frozenset(pair))]
+    pairs = [pair for pair in pairs if not loop.witnesses.happened(frozenset(pair))]
     order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(options.seed)).tolist()
     return [pairs[place] for place in order[: options.pairs]]
 
 
 def searched(
-    make: Callable[[], Loop], pairs: Sequence[Combination], nodes: int, together: bool
+    make: Callable[[], JointLoop], pairs: Sequence[Combination], nodes: int, together: bool
 ) -> tuple[list[float], float]:
     """The pairs' gaps after so many parts, 0 where refuted, and the seconds that took."""
 
@@ -130,14 +131,14 @@ def searched(
 
     loop, gaps = make(), []
     for atom in {atom for pair in pairs for atom in pair}:
-        loop.front(atom, wide=False)
+        loop.factor_of(atom, wide=False)
     start = time.monotonic()
     with patch.object(joint, "beside", system):
         for pair in pairs:
-            loop.plant(pair)
+            loop.first_bound(pair)
             task = loop.tasks[pair]
             if task.search is not None:
-                loop.grow(pair, task, task.search.nodes + nodes)
+                loop.search_on(pair, task, task.search.nodes + nodes)
             gaps.append(0.0 if task.search is None else task.gap)
     return gaps, time.monotonic() - start
 

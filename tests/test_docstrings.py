@@ -40,8 +40,8 @@ SOURCE = re.compile(r"(19|20)\d\d\b|\bet al\b|[Tt]heorem|[Ee]quation|[Aa]lgorith
 """A year, authors, or a numbered statement of a paper."""
 TRAINING_METHODS = {method.__name__ for method in METHODS.values()}
 """These have one signature, which `training.method.Method` describes: eps and tau are in pixel space."""
-NO_SOURCE = {"attacks/__init__.py", "bounds/__init__.py", "training/standard.py"}
-"""Nothing of a paper: empty, and plain cross entropy."""
+NO_SOURCE = {"attacks/__init__.py", "attacks/effort.py", "bounds/__init__.py", "training/standard.py"}
+"""Nothing of a paper: empty, how much work an attack may do, and plain cross entropy."""
 
 
 @dataclass(frozen=True, kw_only=True)

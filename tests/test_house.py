@@ -79,7 +79,7 @@ def test_harden_and_certify_do_not_know_each_other() -> None:
                 assert not any(i.startswith(f"citrus_tool.{other}") for i in imports(path)), path
 
 
-WORKING_STATE = {"_Ledger", "Conflicts", "Emission", "Growth", "Lowering", "Arena", "_Position", "_Task"}
+WORKING_STATE = {"_Ledger", "Conflicts", "Emission", "Growth", "Lowering", "Witnesses", "_Position", "_Task"}
 """Dataclasses that change while one function call or one group lasts; every other one is a value."""
 
 

@@ -56,9 +56,9 @@ class Budget:
     """How much work one call may do.
 
     Attributes:
-        nodes: parts of a box bounded per input, over all its labels, to prove it; 0: alpha-CROWN alone. Deterministic.
-        witness_nodes: the same once a witness is known, to exclude its other labels.
-        plane_nodes: parts bounded per label that stays open, to raise its plane.
+        nodes: parts of a box bounded per input, over all its rivals, to prove it; 0: alpha-CROWN alone. Deterministic.
+        witness_nodes: the same once a witness is known, to exclude its other rivals.
+        plane_nodes: parts bounded per rival that stays open, to raise its plane.
         seconds: wall time of the call, after which whatever is still open stays open; None: no limit.
         attack_steps, attack_restarts: of the attack on each input alone that comes first; 0 restarts: none.
     """
@@ -71,7 +71,7 @@ class Budget:
     attack_restarts: int = 2
 
 
-class Verdict(Enum):
+class BranchVerdict(Enum):
     """What became of an input."""
 
     PROVEN = "every wrong label is excluded"
@@ -80,10 +80,10 @@ class Verdict(Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelProof:
-    """Why `label` cannot win: the closed parts of the box, which cover it, in terms of an execution's `view`."""
+class RivalProof:
+    """Why `rival` cannot win: the closed parts of the box, which cover it, in terms of an execution's `view`."""
 
-    label: int
+    rival: int
     view: ExecutionView
     leaves: tuple[Leaf, ...]
 
@@ -93,25 +93,25 @@ class Branched:
     """The result for n inputs.
 
     Attributes:
-        margins: the best bounds and planes found, never worse than those known before; in real arithmetic. A label that
+        margins: the best bounds and planes found, never worse than those known before; in real arithmetic. A rival that
             branching proved has coefficient 0 and the proven bound as offset.
         verdict: per input.
         witness: (n, C, H, W) float32 perturbations within eps, zero unless the verdict is WITNESS. They fool the
             network as PyTorch runs it; a replay on the file decides.
         nodes: (n,) parts of a box that were bounded.
-        proofs: per input, of the labels that were not excluded before; empty unless they are recorded.
+        proofs: per input, of the rivals that were not excluded before; empty unless they are recorded.
     """
 
     margins: LinearMargins
-    verdict: tuple[Verdict, ...]
+    verdict: tuple[BranchVerdict, ...]
     witness: Float[Tensor, "n C H W"]
     nodes: Int[Tensor, " n"]
-    proofs: tuple[tuple[LabelProof, ...], ...]
+    proofs: tuple[tuple[RivalProof, ...], ...]
 
     @property
     def proven(self) -> Bool[Tensor, " n"]:
         """Flags of the proven inputs."""
-        return torch.tensor([verdict is Verdict.PROVEN for verdict in self.verdict], dtype=torch.bool)
+        return torch.tensor([verdict is BranchVerdict.PROVEN for verdict in self.verdict], dtype=torch.bool)
 
 
 def branch_and_bound(
@@ -132,10 +132,10 @@ def branch_and_bound(
     Args:
         network: in float64, evaluation mode, on the device of `x`.
         x: float32 pixels.
-        known: bounds found before (CROWN's); a label counts as proven above the input's guard.
+        known: bounds found before (CROWN's); a rival counts as proven above the input's guard.
         guard: (n,) what a margin must exceed; default 0.
         generator: of the attack; on the CPU.
-        record: keeps proofs. Only labels that the search excludes have one, not those that a raised plane excludes.
+        record: keeps proofs. Only rivals that the search excludes have one, not those that a raised plane excludes.
         progress: gets one unit per input.
     """
     report = progress or Silent()
@@ -145,7 +145,7 @@ def branch_and_bound(
         lower=known.lower.clone(),
         coefficient=known.coefficient.clone(),
         offset=known.offset.clone(),
-        verdict=[Verdict.OPEN] * len(x),
+        verdict=[BranchVerdict.OPEN] * len(x),
         witness=torch.zeros_like(x, dtype=torch.float32),
         nodes=torch.zeros(len(x), dtype=torch.int64),
         proofs=[()] * len(x),
@@ -154,7 +154,7 @@ def branch_and_bound(
     with torch.no_grad():
         board.attack(single, x, reference, threat, guard, budget, generator)
     report.start("branch and bound", len(x), "inputs")
-    waiting = [i for i, verdict in enumerate(board.verdict) if verdict is not Verdict.PROVEN]
+    waiting = [i for i, verdict in enumerate(board.verdict) if verdict is not BranchVerdict.PROVEN]
     report.advance(len(x) - len(waiting))
     if not foldable(network):
         report.advance(len(waiting))
@@ -169,14 +169,14 @@ def branch_and_bound(
                     now = time.monotonic()
                     share = now + max(0.0, deadline - now) * len(positions) / (len(waiting) - first - positions[0])
                 cases = [
-                    _Case(
+                    _InputSearch(
                         execution=FoldedExecution.of(relaxed, int(reference[number]), position),
                         network=single,
                         x=x[number].float(),
                         threat=threat,
                         guard=float(guard[number]),
                         classes=torch.nonzero(~(board.lower[number] > guard[number])).flatten(),
-                        witness=board.witness[number] if board.verdict[number] is Verdict.WITNESS else None,
+                        witness=board.witness[number] if board.verdict[number] is BranchVerdict.WITNESS else None,
                         record=record,
                     )
                     for position, number in ((position, some[position]) for position in positions)
@@ -203,10 +203,10 @@ class _Board:
     lower: Tensor
     coefficient: Tensor
     offset: Tensor
-    verdict: list[Verdict]
+    verdict: list[BranchVerdict]
     witness: Tensor
     nodes: Tensor
-    proofs: list[tuple[LabelProof, ...]]
+    proofs: list[tuple[RivalProof, ...]]
 
     def attack(
         self,
@@ -221,7 +221,7 @@ class _Board:
         """Settles what is proven already, and the inputs that an attack on each alone fools."""
         proven = (self.lower.cpu() > guard[:, None]).all(dim=1)
         for number in torch.nonzero(proven).flatten().tolist():
-            self.verdict[number] = Verdict.PROVEN
+            self.verdict[number] = BranchVerdict.PROVEN
         left = torch.nonzero(~proven).flatten()
         if not len(left) or budget.attack_restarts == 0:
             return
@@ -239,10 +239,10 @@ class _Board:
             )
         for position, number in enumerate(left.tolist()):
             if int(fooled[position]):
-                self.verdict[number] = Verdict.WITNESS
+                self.verdict[number] = BranchVerdict.WITNESS
                 self.witness[number] = u[position]
 
-    def note(self, number: int, case: _Case) -> None:
+    def note(self, number: int, case: _InputSearch) -> None:
         """Takes over a case's bounds where they are better, and its verdict."""
         better = case.lower > self.lower[number, case.classes]
         classes = case.classes[better]
@@ -252,13 +252,13 @@ class _Board:
         self.nodes[number] = case.nodes
         self.proofs[number] = tuple(case.proofs)
         if case.proven:
-            self.verdict[number] = Verdict.PROVEN
+            self.verdict[number] = BranchVerdict.PROVEN
         elif case.witness is not None:
-            self.verdict[number], self.witness[number] = Verdict.WITNESS, case.witness
+            self.verdict[number], self.witness[number] = BranchVerdict.WITNESS, case.witness
 
 
-class _Case:
-    """One input on its way: its execution, the search over its labels, and the planes claimed so far.
+class _InputSearch:
+    """One input on its way: its execution, the search over its rivals, and the planes claimed so far.
 
     `lower`, `coefficient`, `offset`: claimed, per class in `classes`.
     """
@@ -279,7 +279,7 @@ class _Case:
         self.classes = classes
         self.witness = witness
         self.record = record
-        self.proofs: list[LabelProof] = []
+        self.proofs: list[RivalProof] = []
         self.lower = torch.full((len(classes),), -math.inf, dtype=torch.float64, device=classes.device)
         self.offset = self.lower.clone()
         self.coefficient = x.new_zeros(len(classes), *x.shape, dtype=torch.float64)
@@ -297,7 +297,7 @@ class _Case:
 
     @property
     def proven(self) -> bool:
-        """Every label is excluded."""
+        """Every rival is excluded."""
         return bool((self.lower > self.guard).all())
 
     def _search(self) -> Search:
@@ -353,7 +353,7 @@ class _Case:
         self.search.drop(self.refuted)
 
     def _note_root(self, planes: LinearBounds, found: Ascent) -> None:
-        """Records the labels that are excluded on the whole box."""
+        """Records the rivals that are excluded on the whole box."""
         alpha = (found.duals.on_grid().alpha * GRID).round().to(torch.uint8)
         for place in torch.nonzero((planes.lower > self.guard) & ~(self.lower > self.guard)).flatten().tolist():
             whole = Leaf(
@@ -368,10 +368,10 @@ class _Case:
             self._note(place, (whole,))
 
     def _note(self, place: int, leaves: tuple[Leaf, ...]) -> None:
-        self.proofs.append(LabelProof(label=int(self.classes[place]), view=self.execution.view, leaves=leaves))
+        self.proofs.append(RivalProof(rival=int(self.classes[place]), view=self.execution.view, leaves=leaves))
 
     def tighten(self) -> None:
-        """Optimises the hidden bounds and starts again from the root with them, for the labels that are open."""
+        """Optimises the hidden bounds and starts again from the root with them, for the rivals that are open."""
         self.settle()
         self.spent += self.search.nodes
         self.tight = True
@@ -393,7 +393,7 @@ class _Case:
         self.search.grow(nodes - self.spent, deadline)
 
     def settle(self) -> None:
-        """Takes over the labels that the search has proven."""
+        """Takes over the rivals that the search has proven."""
         proven = torch.tensor(self.search.proven(), dtype=torch.long, device=self.classes.device)
         lower = self.search.lower()[proven]
         gained = (self.lower[proven] <= self.guard) & (lower > self.guard)
@@ -404,7 +404,7 @@ class _Case:
         self.coefficient[proven] = 0.0
 
     def lift(self, nodes: int, deadline: float) -> None:
-        """Raises the planes of the labels that stay open, slopes kept, by a search of `nodes` parts for each."""
+        """Raises the planes of the rivals that stay open, slopes kept, by a search of `nodes` parts for each."""
         box = self.execution.box
         for place in torch.nonzero(~(self.lower > self.guard)).flatten().tolist():
             if time.monotonic() >= deadline:
@@ -439,7 +439,7 @@ def _batches(network: Network, boxes: Mapping[str, Box]) -> list[list[int]]:
     return batches
 
 
-def _take_turns(cases: Sequence[_Case], budget: Budget, deadline: float) -> None:
+def _take_turns(cases: Sequence[_InputSearch], budget: Budget, deadline: float) -> None:
     """Works on the cases until all are done, each has spent its budget, or the deadline has passed.
 
     A case's result depends on its own budget only, unless the deadline comes first. Within a turn the smallest gaps go

@@ -14,8 +14,8 @@ from citrus_tool.attacks.effort import Effort
 from citrus_tool.attacks.universal import attack_groups
 from citrus_tool.certification.branch import Budget
 from citrus_tool.certification.group import OpenGroup, timed
-from citrus_tool.certification.individual import Clean, Screened, screen
-from citrus_tool.certification.selection import Selection
+from citrus_tool.certification.individual import Clean, IndividualBounds, bound_individually
+from citrus_tool.certification.selection import JudgedInputs
 from citrus_tool.certification.setup import BATCHED_ATTACK, INDIVIDUAL_ATTACK, Setup
 from citrus_tool.errors import UsageError
 
@@ -52,7 +52,7 @@ class Prepared:
     """A group behind the batched stages, and what these found about each of its inputs, by place in the group."""
 
     group: OpenGroup
-    screened: Screened
+    individual: IndividualBounds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,7 @@ class Plan:
         """Numbers of all groups in the chunks."""
         return tuple(group for chunk in self.chunks for group in chunk)
 
-    def todo(self, selection: Selection, done: Collection[int]) -> list[Chunk]:
+    def todo(self, selection: JudgedInputs, done: Collection[int]) -> list[Chunk]:
         """The chunks with a group that is not done."""
         found = []
         for groups in self.chunks:
@@ -103,7 +103,7 @@ def prepared(setup: Setup, chunk: Chunk) -> list[Prepared]:
     settings, indices, clean = setup.settings, chunk.indices, chunk.clean
     x = setup.data.pixels(indices)
     seconds: dict[str, float] = {}
-    screened = screen(
+    individual = bound_individually(
         setup.bounded,
         x,
         clean,
@@ -120,22 +120,22 @@ def prepared(setup: Setup, chunk: Chunk) -> list[Prepared]:
         generator=setup.generator(INDIVIDUAL_ATTACK, chunk.first),
         record=setup.recorder is not None,
     )
-    seconds.update(screened.seconds)
+    seconds.update(individual.seconds)
     members = torch.split(torch.arange(len(indices)), settings.group_size)
     with timed(seconds, "attack"):
-        u = attacked(setup, chunk.first, members, x, clean.rival, clean.held & ~screened.proven)
+        u = attacked(setup, chunk.first, members, x, clean.reference, clean.held & ~individual.proven)
     share = {stage: value / len(members) for stage, value in seconds.items()}
     found = []
     for number, some in enumerate(members):
         if chunk.first + number in chunk.skip:
             continue
-        own = screened.select(some)
+        own = individual.select(some)
         group = OpenGroup(
             index=chunk.first + number,
             indices=tuple(indices[some].tolist()),
             labels=tuple(setup.data.labels[indices[some]].tolist()),
             x=x[some],
-            reference=clean.rival[some],
+            reference=clean.reference[some],
             held=clean.held[some],
             ibp=own.ibp,
             proven=own.proven,
@@ -143,7 +143,7 @@ def prepared(setup: Setup, chunk: Chunk) -> list[Prepared]:
             fallen=torch.zeros(len(some), dtype=torch.bool),
             seconds=dict(share),
         )
-        found.append(Prepared(group=group, screened=own))
+        found.append(Prepared(group=group, individual=own))
     return found
 
 

@@ -1,7 +1,7 @@
 """The counting argument: how many inputs can be fooled at once, given refuted combinations.
 
-A combination is a set of atoms (input, wrong label) that no one perturbation makes happen together. If u fools the
-inputs S, each with a label, the chosen atoms contain no refuted combination; so the largest choice of atoms, at most
+A combination is a set of atoms (input, rival) that no one perturbation makes happen together. If u fools the
+inputs S, each with a rival, the chosen atoms contain no refuted combination; so the largest choice of atoms, at most
 one for each input, without a refuted combination bounds |S| for every u. This is the combinatorial Benders master of
 the group MILP (Codato and Fischetti 2006), small enough for an exact search: no solver has to be trusted.
 """
@@ -14,7 +14,7 @@ from itertools import chain, combinations
 from typing import Final
 
 Atom = tuple[int, int]
-"""(position of an input among the open ones, wrong label): the event that the input is fooled with this label."""
+"""(position of an input among the open ones, rival): the event that the input is fooled with this rival."""
 Combination = tuple[Atom, ...]
 """Atoms of different inputs, in order of the inputs."""
 
@@ -36,10 +36,10 @@ class Largest:
 class Conflicts:
     """Refuted combinations over the atoms of a group's open inputs.
 
-    labels: for each open input the wrong labels that are not excluded by themselves.
+    rivals: for each open input the rivals that are not excluded by themselves.
     """
 
-    labels: Sequence[Sequence[int]]
+    rivals: Sequence[Sequence[int]]
     refuted: set[frozenset[Atom]] = field(default_factory=set)
 
     def add(self, combination: Iterable[Atom]) -> None:
@@ -60,37 +60,37 @@ class Conflicts:
         """What is known about these open inputs alone, which are numbered anew in their order."""
         number = {member: new for new, member in enumerate(members)}
         return Conflicts(
-            labels=[self.labels[member] for member in members],
+            rivals=[self.rivals[member] for member in members],
             refuted={
-                frozenset((number[member], label) for member, label in old)
+                frozenset((number[member], rival) for member, rival in old)
                 for old in self.refuted
                 if all(member in number for member, _ in old)
             },
         )
 
     def excluded(self) -> list[int]:
-        """The inputs of which every label is refuted by itself."""
+        """The inputs of which every rival is refuted by itself."""
         return [
             member
-            for member, labels in enumerate(self.labels)
-            if all(frozenset([(member, label)]) in self.refuted for label in labels)
+            for member, rivals in enumerate(self.rivals)
+            if all(frozenset([(member, rival)]) in self.refuted for rival in rivals)
         ]
 
     def atoms(self, member: int) -> list[Atom]:
         """The input's atoms worth choosing: not refuted by themselves, and none that is never better than another."""
-        free = [(member, label) for label in self.labels[member] if frozenset([(member, label)]) not in self.refuted]
+        free = [(member, rival) for rival in self.rivals[member] if frozenset([(member, rival)]) not in self.refuted]
         of = {atom: {old - {atom} for old in self.refuted if atom in old} for atom in free}
         kept: list[Atom] = []
         for place, atom in enumerate(free):
-            rivals = kept + free[place + 1 :]
-            # a rival is at least as free: each of its combinations is implied by one of the atom's
-            if not any(all(any(mine <= theirs for mine in of[atom]) for theirs in of[rival]) for rival in rivals):
+            others = kept + free[place + 1 :]
+            # another is at least as free: each of its combinations is implied by one of the atom's
+            if not any(all(any(mine <= theirs for mine in of[atom]) for theirs in of[other]) for other in others):
                 kept.append(atom)
         return kept
 
     def largest(self, steps: int = STEPS) -> Largest:
         """The largest choice of atoms without a refuted combination, by depth-first search with the obvious bound."""
-        choices = [atoms for atoms in (self.atoms(member) for member in range(len(self.labels))) if atoms]
+        choices = [atoms for atoms in (self.atoms(member) for member in range(len(self.rivals))) if atoms]
         choices.sort(key=len)
         containing: dict[Atom, list[frozenset[Atom]]] = {}
         for old in self.refuted:

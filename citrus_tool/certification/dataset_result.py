@@ -18,7 +18,7 @@ from citrus_tool.certification.group_result import executions_of
 from citrus_tool.certification.individual import Clean
 from citrus_tool.certification.partition import Block
 from citrus_tool.certification.proof import GroupProof, regrouped
-from citrus_tool.certification.selection import Selection
+from citrus_tool.certification.selection import JudgedInputs
 from citrus_tool.certification.setup import ACROSS_GROUPS, Setup
 from citrus_tool.errors import SoundnessError
 from citrus_tool.progress import Progress
@@ -43,7 +43,7 @@ def whole_data_set(
     groups: Sequence[GroupResult],
     remainders: Mapping[int, Remainder],
     proofs: Mapping[int, GroupProof],
-    selection: Selection,
+    selection: JudgedInputs,
     progress: Progress,
 ) -> Whole:
     """The groups of a partition chosen for one perturbation of the whole data set, and how many that leaves held.
@@ -71,12 +71,12 @@ def whole_data_set(
             u = attacked(
                 setup.attacked,
                 x.to(setup.device),
-                clean.rival.to(setup.device),
+                clean.reference.to(setup.device),
                 rest.tried,
                 setup.threat,
                 setup.generator(ACROSS_GROUPS, 0),
             ).best
-    open_inputs = _as_group(setup, rest, x, clean.rival)
+    open_inputs = _as_group(setup, rest, x, clean.reference)
     with timed(seconds, "replay"):
         open_inputs = setup.replayer.replayed(
             open_inputs, u.cpu(), rest.allows, conflicts=None if found is None else found.conflicts
@@ -97,14 +97,14 @@ def whole_data_set(
 
 def _across(setup: Setup, rest: Rest, x: Tensor, clean: Clean, progress: Progress) -> Across:
     """Joint proofs across the groups."""
-    if not all(rest.labels):
+    if not all(rest.rivals):
         raise SoundnessError(
             "data set: an open input has no label that may win; the certificate is void, please report the"
             " network and the settings."
         )
     return across(
         setup.attacked,
-        executions_of(setup, rest.labels, x, clean.rival, clean.guard),
+        executions_of(setup, rest.rivals, x, clean.reference, clean.guard),
         rest,
         setup.threat,
         seconds=setup.settings.time_limit * len(rest.given),

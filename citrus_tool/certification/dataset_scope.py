@@ -2,8 +2,8 @@
 
 The worst case over all u of how many inputs of a data set are lost is at most the sum, over the blocks of any partition
 of the inputs, of each block's worst case (Theorem 3 of the paper). The groups' own searches leave inputs open; here
-pairs of those, across the groups, are refuted by products of their fronts and by joint searches (front.py, joint.py),
-easiest first, and what is refuted chooses the partition (partition.py).
+pairs of those, across the groups, are refuted by products of their factors (part_products.py) and by joint searches
+(joint.py), easiest first, and what is refuted chooses the partition (partition.py).
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ from citrus_tool.attacks.effort import Effort
 from citrus_tool.attacks.universal import attack_groups
 from citrus_tool.bounds.rounding import exact_products
 from citrus_tool.certification.conflicts import Atom, Combination, Conflicts
-from citrus_tool.certification.joint_loop import PRODUCTS, Arena, Grounds, Loop, OpenInput
+from citrus_tool.certification.execution import OpenExecution
+from citrus_tool.certification.joint_loop import PRODUCTS, Grounds, JointLoop
 from citrus_tool.certification.part_products import multiply
 from citrus_tool.certification.partition import Block, block, partition
+from citrus_tool.certification.witnesses import Witnesses
 from citrus_tool.network import Network
 from citrus_tool.progress import Progress
 from citrus_tool.threat import Threat
@@ -44,7 +46,7 @@ ATTACKED: Final = 64
 JUDGED: Final = 16
 """Perturbations that are tried on all open inputs together."""
 ROUNDS: Final = 4
-"""Turns of a pair's joint search (settle.TURNS)."""
+"""Turns of a pair's joint search (joint_loop.TURNS)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,14 +55,14 @@ class Remainder:
 
     Attributes:
         inputs: the open inputs, as indices into the data split.
-        labels: of each, the wrong labels that may win.
-        gaps: of each, how far below 0 the lowest of its labels' bounds is (in logits): smaller is nearer to a proof.
-        refuted: combinations of (place in `inputs`, label) that no one perturbation makes happen together.
+        rivals: of each, the rivals that may win.
+        gaps: of each, how far below 0 the lowest of its rivals' bounds is (in logits): smaller is nearer to a proof.
+        refuted: combinations of (place in `inputs`, rival) that no one perturbation makes happen together.
         u: (C, H, W) float32, the group's worst perturbation known; None in a resumed run.
     """
 
     inputs: tuple[int, ...]
-    labels: tuple[tuple[int, ...], ...]
+    rivals: tuple[tuple[int, ...], ...]
     gaps: tuple[float, ...]
     refuted: tuple[Combination, ...]
     u: Tensor | None
@@ -69,7 +71,7 @@ class Remainder:
         """Everything but `u`."""
         return {
             "inputs": list(self.inputs),
-            "labels": [list(labels) for labels in self.labels],
+            "labels": [list(rivals) for rivals in self.rivals],
             "gaps": list(self.gaps),
             "refuted": [[list(atom) for atom in some] for some in self.refuted],
         }
@@ -79,9 +81,9 @@ class Remainder:
         """The inverse of `to_json`; raises KeyError, TypeError or ValueError where the content is something else."""
         return Remainder(
             inputs=tuple(content["inputs"]),
-            labels=tuple(tuple(labels) for labels in content["labels"]),
+            rivals=tuple(tuple(rivals) for rivals in content["labels"]),
             gaps=tuple(float(gap) for gap in content["gaps"]),
-            refuted=tuple(tuple((int(place), int(label)) for place, label in some) for some in content["refuted"]),
+            refuted=tuple(tuple((int(place), int(rival)) for place, rival in some) for some in content["refuted"]),
             u=None,
         )
 
@@ -91,14 +93,14 @@ class Rest:
     """The open inputs of all groups, numbered one after the other.
 
     Attributes:
-        inputs, labels, gaps: as in Remainder.
+        inputs, rivals, gaps: as in Remainder.
         given: the groups' open inputs, by number.
-        refuted: combinations of atoms (number, label).
+        refuted: combinations of atoms (number, rival).
         tried: (p, C, H, W) the groups' worst perturbations; none in a resumed run.
     """
 
     inputs: tuple[int, ...]
-    labels: tuple[tuple[int, ...], ...]
+    rivals: tuple[tuple[int, ...], ...]
     gaps: tuple[float, ...]
     given: tuple[tuple[int, ...], ...]
     refuted: frozenset[frozenset[Atom]]
@@ -111,11 +113,11 @@ class Rest:
         starts = list(accumulate((len(one.inputs) for one in some), initial=0))
         return Rest(
             inputs=tuple(index for one in some for index in one.inputs),
-            labels=tuple(labels for one in some for labels in one.labels),
+            rivals=tuple(rivals for one in some for rivals in one.rivals),
             gaps=tuple(gap for one in some for gap in one.gaps),
             given=tuple(tuple(range(first, last)) for first, last in pairwise(starts)),
             refuted=frozenset(
-                frozenset((first + place, label) for place, label in old)
+                frozenset((first + place, rival) for place, rival in old)
                 for first, one in zip(starts, some, strict=False)
                 for old in one.refuted
             ),
@@ -124,7 +126,7 @@ class Rest:
 
     def allows(self, number: int, rivals: NDArray[np.int64], u: NDArray[np.float64]) -> bool:
         """Whether all these rivals of an open input may win, as far as bounds over the whole box say (at any `u`)."""
-        return not self.labels[number] or set(rivals.tolist()) <= set(self.labels[number])
+        return not self.rivals[number] or set(rivals.tolist()) <= set(self.rivals[number])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +150,7 @@ class Across:
 
 def across(
     network: Network,
-    inputs: Sequence[OpenInput],
+    inputs: Sequence[OpenExecution],
     rest: Rest,
     threat: Threat,
     *,
@@ -165,11 +167,11 @@ def across(
         seconds: after which no further pair is begun.
         record: keeps the grounds.
     """
-    conflicts = Conflicts(labels=rest.labels, refuted=set(rest.refuted))
+    conflicts = Conflicts(rivals=rest.rivals, refuted=set(rest.refuted))
     x = torch.stack([one.x for one in inputs])
-    truth = torch.tensor([one.member.execution.label for one in inputs], device=x.device)
-    arena = attacked(network, x, truth, rest.tried, threat, generator)
-    loop = Loop(inputs, arena, time.monotonic() + seconds, generator, record=record)
+    reference = torch.tensor([one.member.execution.label for one in inputs], device=x.device)
+    witnesses = attacked(network, x, reference, rest.tried, threat, generator)
+    loop = JointLoop(inputs, witnesses, time.monotonic() + seconds, generator, record=record)
     loop.conflicts = conflicts
     near = sorted(range(len(inputs)), key=lambda number: rest.gaps[number])[:SEARCHED]
     with torch.no_grad(), exact_products():
@@ -179,7 +181,7 @@ def across(
         blocks=blocks,
         conflicts=conflicts,
         grounds=tuple(loop.grounds[old] for old in conflicts.refuted if old in loop.grounds),
-        u=arena.best,
+        u=witnesses.best,
         nodes=loop.nodes,
         complete=complete,
     )
@@ -188,34 +190,34 @@ def across(
 def attacked(
     network: Network,
     x: Tensor,
-    truth: Tensor,
+    reference: Tensor,
     tried: Sequence[Tensor],
     threat: Threat,
     generator: torch.Generator,
-) -> Arena:
+) -> Witnesses:
     """What the perturbations `tried` (C, H, W), and one for all inputs x (n, C, H, W) at once, fool of them.
 
-    `truth` (n,) are the classes that must stay above.
+    `reference` (n,) are the classes that must stay above.
     """
-    arena = Arena(network=network, x=x, truth=truth, threat=threat, best=torch.zeros_like(x[0]))
-    u, _ = attack_dataset(network, x, truth, threat, EFFORT, generator)
+    witnesses = Witnesses(network=network, x=x, reference=reference, threat=threat, best=torch.zeros_like(x[0]))
+    u, _ = attack_dataset(network, x, reference, threat, EFFORT, generator)
     with torch.no_grad():
         for one in (*tried, u):
-            arena.judge(one[None].to(x))
-    return arena
+            witnesses.judge(one[None].to(x))
+    return witnesses
 
 
-def _refute_pairs(loop: Loop, members: Sequence[int], progress: Progress) -> bool:
+def _refute_pairs(loop: JointLoop, members: Sequence[int], progress: Progress) -> bool:
     """Refutes pairs of atoms of different inputs while there is time; whether it lasted for all of them.
 
-    By products of fronts alone; an attack on what is left; then joint searches in rounds, smallest gap first.
+    By products of factors alone; an attack on what is left; then joint searches in rounds, smallest gap first.
     """
-    labels = loop.conflicts.labels
-    atoms = [(member, label) for member in members for label in labels[member]]
+    rivals = loop.conflicts.rivals
+    atoms = [(member, rival) for member in members for rival in rivals[member]]
     progress.start("fronts", len(atoms), "labels")
     for atom in atoms:
         if not loop.conflicts.covers([atom]):
-            loop.front(atom, wide=False)
+            loop.factor_of(atom, wide=False)
         progress.advance(1)
     pairs: list[Combination] = [pair for pair in combinations(atoms, 2) if pair[0][0] != pair[1][0]]
     progress.start("pairs", len(pairs), "pairs")
@@ -243,24 +245,24 @@ def _refute_pairs(loop: Loop, members: Sequence[int], progress: Progress) -> boo
                 return False
             task = loop.tasks.get(pair)
             if _undecided(loop, pair) and (task is None or task.search is not None):
-                loop.work(pair)
+                loop.next_turn(pair)
             progress.advance(1)
     return True
 
 
-def _united(loop: Loop, blocks: Sequence[Block], progress: Progress) -> tuple[Block, ...]:
+def _united(loop: JointLoop, blocks: Sequence[Block], progress: Progress) -> tuple[Block, ...]:
     """The blocks with inputs that stand alone united to triples that no one perturbation fools, as far as time allows.
 
-    Tried first are triples whose inputs the known perturbations rarely fool together.
+    Witnesses first are triples whose inputs the known perturbations rarely fool together.
     """
     alone = [one.members[0] for one in blocks if len(one.members) == one.bound == 1]
-    seen = torch.zeros(len(loop.arena.seen), len(loop.inputs))
-    for row, happening in enumerate(loop.arena.seen):
+    seen = torch.zeros(len(loop.witnesses.seen), len(loop.inputs))
+    for row, happening in enumerate(loop.witnesses.seen):
         seen[row, [member for member, _ in happening]] = 1
     often = (seen.T @ seen).tolist()
 
     def known(triple: Sequence[int]) -> bool:
-        return any(set(triple) <= {member for member, _ in happening} for happening in loop.arena.seen)
+        return any(set(triple) <= {member for member, _ in happening} for happening in loop.witnesses.seen)
 
     triples = [t for t in combinations(alone, 3) if not bool(seen[:, list(t)].all(1).any())]
     triples.sort(key=lambda t: sum(often[i][j] for i, j in combinations(t, 2)))
@@ -282,54 +284,54 @@ def _united(loop: Loop, blocks: Sequence[Block], progress: Progress) -> tuple[Bl
     )
 
 
-def _excluded(loop: Loop, members: Sequence[int]) -> bool:
-    """Whether no perturbation fools all these inputs, whatever their labels, as far as joint searches show."""
-    for some in product(*([(member, label) for label in loop.conflicts.labels[member]] for member in members)):
+def _excluded(loop: JointLoop, members: Sequence[int]) -> bool:
+    """Whether no perturbation fools all these inputs, whatever their rivals, as far as joint searches show."""
+    for some in product(*([(member, rival) for rival in loop.conflicts.rivals[member]] for member in members)):
         for _ in range(ROUNDS):
             if not _undecided(loop, some) or time.monotonic() >= loop.deadline:
                 break
             task = loop.tasks.get(some)
             if task is not None and task.search is None:
                 break
-            loop.work(some)
+            loop.next_turn(some)
         if not loop.conflicts.covers(some):
             return False
     return True
 
 
-def _undecided(loop: Loop, pair: Combination) -> bool:
-    return not loop.conflicts.covers(pair) and not loop.arena.happened(frozenset(pair))
+def _undecided(loop: JointLoop, pair: Combination) -> bool:
+    return not loop.conflicts.covers(pair) and not loop.witnesses.happened(frozenset(pair))
 
 
-def _multiplied(loop: Loop, pair: Combination) -> list[tuple[float, Combination]]:
-    """Refutes the pair by its fronts' products alone; otherwise it comes back, with the share of open products."""
-    fronts = [front for atom in pair if (front := loop.front(atom, wide=False)) is not None]
-    if len(fronts) < len(pair):  # one of the atoms was refuted on the way
+def _multiplied(loop: JointLoop, pair: Combination) -> list[tuple[float, Combination]]:
+    """Refutes the pair by its factors' products alone; otherwise it comes back, with the share of open products."""
+    factors = [factor for atom in pair if (factor := loop.factor_of(atom, wide=False)) is not None]
+    if len(factors) < len(pair):  # one of the atoms was refuted on the way
         return []
-    products = multiply(fronts, loop.inputs[pair[0][0]].member.execution.box, limit=PRODUCTS)
+    products = multiply(factors, loop.inputs[pair[0][0]].member.execution.box, limit=PRODUCTS)
     if products is None:
         return [(1.0, pair)]
     if len(products.open):
-        return [(len(products.open) / (len(fronts[0]) * len(fronts[1])), pair)]
-    loop.plant(pair)
+        return [(len(products.open) / (len(factors[0]) * len(factors[1])), pair)]
+    loop.first_bound(pair)
     return []
 
 
-def _attack(loop: Loop, sets: Sequence[Sequence[int]]) -> None:
+def _attack(loop: JointLoop, sets: Sequence[Sequence[int]]) -> None:
     """Tries to fool the inputs of each set together; all sets are of one size."""
     if not sets:
         return
-    arena = loop.arena
-    owners = torch.tensor(sets, device=arena.x.device)
+    witnesses = loop.witnesses
+    owners = torch.tensor(sets, device=witnesses.x.device)
     with torch.enable_grad():
         u, _ = attack_groups(
-            arena.network,
-            arena.x[owners],
-            arena.truth[owners],
+            witnesses.network,
+            witnesses.x[owners],
+            witnesses.reference[owners],
             torch.ones_like(owners, dtype=torch.bool),
-            arena.threat,
+            witnesses.threat,
             PAIR_EFFORT,
             loop.generator,
         )
     for part in torch.split(u, JUDGED):
-        arena.judge(part)
+        witnesses.judge(part)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from citrus_tool.certification.conflicts import Atom
 from citrus_tool.certification.dataset_scope import Remainder
-from citrus_tool.certification.individual import Screened
+from citrus_tool.certification.individual import IndividualBounds
 from citrus_tool.certification.joint_loop import Grounds
 from citrus_tool.certification.proof import Refutation
 from citrus_tool.results.certificate import GroupResult, Status
@@ -120,11 +120,11 @@ class OpenGroup:
 
 
 def remainder_of(
-    group: OpenGroup, screened: Screened, u: Tensor, refuted: Collection[frozenset[Atom]], threat: Threat
+    group: OpenGroup, individual: IndividualBounds, u: Tensor, refuted: Collection[frozenset[Atom]], threat: Threat
 ) -> Remainder:
     """What the group's stages left open; `u` (C, H, W) is the worst perturbation found."""
     places = [p for p, is_open in enumerate(group.open.tolist()) if is_open]
-    entries = [screened.planes.get(place) for place in places]
+    entries = [individual.planes.get(place) for place in places]
     gaps = [
         math.inf
         if entry is None
@@ -133,7 +133,7 @@ def remainder_of(
     ]
     return Remainder(
         inputs=tuple(group.indices[place] for place in places),
-        labels=tuple(() if entry is None else tuple(entry.label.tolist()) for entry in entries),
+        rivals=tuple(() if entry is None else tuple(entry.rivals.tolist()) for entry in entries),
         gaps=tuple(gap if math.isfinite(gap) else 0.0 for gap in gaps),
         refuted=tuple(tuple(sorted(some)) for some in sorted(refuted, key=sorted)),
         u=u,
@@ -143,9 +143,9 @@ def remainder_of(
 def refutation_of(grounds: Grounds, places: Sequence[int]) -> Refutation:
     """The proof of a combination of inputs that are at `places` in the group."""
     return Refutation(
-        atoms=tuple((places[member], label) for member, label in grounds.combination),
+        atoms=tuple((places[member], rival) for member, rival in grounds.combination),
         views=grounds.views,
         leaves=grounds.leaves,
-        fronts=grounds.fronts,
+        factors=grounds.factors,
         closed=grounds.closed,
     )

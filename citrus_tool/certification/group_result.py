@@ -23,11 +23,11 @@ from citrus_tool.attacks.universal import attack_groups
 from citrus_tool.certification.chunks import Prepared
 from citrus_tool.certification.conflicts import Atom
 from citrus_tool.certification.dataset_scope import Remainder
+from citrus_tool.certification.execution import OpenExecution, executions
 from citrus_tool.certification.group import OpenGroup, refutation_of, remainder_of, timed
-from citrus_tool.certification.individual import Screened
-from citrus_tool.certification.joint_loop import OpenInput as Execution
-from citrus_tool.certification.joint_loop import executions, settle
-from citrus_tool.certification.milp import Ending, MasterBound, Planes, bound_fooled
+from citrus_tool.certification.individual import IndividualBounds
+from citrus_tool.certification.joint_loop import bracket_group
+from citrus_tool.certification.milp import Ending, GroupPlanes, MilpBound, bound_fooled
 from citrus_tool.certification.proof import GroupProof, Refutation
 from citrus_tool.certification.setup import GROUP_COUNT, Setup
 from citrus_tool.results.certificate import GroupResult, Status
@@ -57,24 +57,24 @@ class _Counted:
 
 def finished(setup: Setup, prepared: Prepared) -> Finished:
     """The group's result; its proof is recorded, or kept in scope dataset."""
-    group, screened = prepared.group, prepared.screened
+    group, individual = prepared.group, prepared.individual
     with timed(group.seconds, "replay"):
-        group = setup.replayer.replayed(group, group.u, screened.allows)
+        group = setup.replayer.replayed(group, group.u, individual.allows)
     joint = setup.joint and group.fooled < int(group.open.sum())
-    counted = (_by_joint_proofs if joint else _by_milp)(setup, group, screened)
-    proof = None if setup.recorder is None else _proof(setup, group, screened, counted)
+    counted = (_by_joint_proofs if joint else _by_milp)(setup, group, individual)
+    proof = None if setup.recorder is None else _proof(setup, group, individual, counted)
     if proof is not None and setup.settings.scope == "groups":
         setup.record(proof)
         proof = None
-    remainder = remainder_of(group, screened, counted.group.u, counted.refuted, setup.threat)
+    remainder = remainder_of(group, individual, counted.group.u, counted.refuted, setup.threat)
     return Finished(result=counted.result, remainder=remainder, proof=proof)
 
 
 def executions_of(
     setup: Setup, rivals: Sequence[tuple[int, ...]], x: Tensor, reference: Tensor, guard: Tensor
-) -> list[Execution]:
+) -> list[OpenExecution]:
     """The executions of open inputs x (n, C, H, W), some at a time."""
-    found: list[Execution] = []
+    found: list[OpenExecution] = []
     for part in torch.split(torch.arange(len(x)), RELAXED):
         found += executions(
             setup.bounded,
@@ -87,13 +87,13 @@ def executions_of(
     return found
 
 
-def _by_joint_proofs(setup: Setup, group: OpenGroup, screened: Screened) -> _Counted:
+def _by_joint_proofs(setup: Setup, group: OpenGroup, individual: IndividualBounds) -> _Counted:
     places = torch.nonzero(group.open).flatten()
     with timed(group.seconds, "joint"):
-        rivals = [tuple(screened.planes[place].label.tolist()) for place in places.tolist()]
-        found = settle(
+        rivals = [tuple(individual.planes[place].rivals.tolist()) for place in places.tolist()]
+        found = bracket_group(
             setup.attacked,
-            executions_of(setup, rivals, group.x[places], group.reference[places], screened.guard[places]),
+            executions_of(setup, rivals, group.x[places], group.reference[places], individual.guard[places]),
             group.u.to(setup.device),
             setup.threat,
             seconds=setup.settings.time_limit,
@@ -101,7 +101,7 @@ def _by_joint_proofs(setup: Setup, group: OpenGroup, screened: Screened) -> _Cou
             record=setup.recorder is not None,
         )
     with timed(group.seconds, "replay"):
-        replayed = setup.replayer.replayed(group, found.u.cpu(), screened.allows, conflicts=found.conflicts)
+        replayed = setup.replayer.replayed(group, found.u.cpu(), individual.allows, conflicts=found.conflicts)
     proven = group.proven.clone()
     proven[places[found.conflicts.excluded()]] = True
     result = replace(replayed, proven=proven).result(
@@ -117,7 +117,7 @@ def _by_joint_proofs(setup: Setup, group: OpenGroup, screened: Screened) -> _Cou
     )
 
 
-def _by_milp(setup: Setup, group: OpenGroup, screened: Screened) -> _Counted:
+def _by_milp(setup: Setup, group: OpenGroup, individual: IndividualBounds) -> _Counted:
     """By the MILP where it can help, and its proposal attacked and replayed."""
     count = int(group.open.sum())
     known = None
@@ -132,21 +132,21 @@ def _by_milp(setup: Setup, group: OpenGroup, screened: Screened) -> _Counted:
     if known is not None:
         return _Counted(result=group.result(*known), group=group)
     with timed(group.seconds, "milp"):
-        bound = _milp_bound(setup, group, screened)
+        bound = _milp_bound(setup, group, individual)
     if group.fooled < bound.fooled_upper and bound.proposal is not None:
         with timed(group.seconds, "attack"):
             u = _attacked_from(setup, group, bound.proposal)
         with timed(group.seconds, "replay"):
-            group = setup.replayer.replayed(group, u, screened.allows)
+            group = setup.replayer.replayed(group, u, individual.allows)
     status = {Ending.OPTIMAL: Status.BOUNDED, Ending.TIME_LIMIT: Status.TIMEOUT, Ending.NO_BOUND: Status.ERROR}
     return _Counted(result=group.result(bound.fooled_upper, status[bound.ending], bound.words), group=group)
 
 
-def _milp_bound(setup: Setup, group: OpenGroup, screened: Screened) -> MasterBound:
-    inputs = [screened.planes[place] for place in torch.nonzero(group.open).flatten().tolist()]
-    planes = Planes(
-        owner=np.concatenate([np.full(len(entry.label), owner) for owner, entry in enumerate(inputs)]),
-        label=np.concatenate([entry.label for entry in inputs]),
+def _milp_bound(setup: Setup, group: OpenGroup, individual: IndividualBounds) -> MilpBound:
+    inputs = [individual.planes[place] for place in torch.nonzero(group.open).flatten().tolist()]
+    planes = GroupPlanes(
+        owner=np.concatenate([np.full(len(entry.rivals), owner) for owner, entry in enumerate(inputs)]),
+        rival=np.concatenate([entry.rivals for entry in inputs]),
         coefficient=np.concatenate([entry.coefficient for entry in inputs]),
         offset=np.concatenate([entry.offset for entry in inputs]),
     )
@@ -176,7 +176,7 @@ def _attacked_from(setup: Setup, group: OpenGroup, proposal: NDArray[np.float64]
     return u[0].cpu()
 
 
-def _proof(setup: Setup, group: OpenGroup, screened: Screened, counted: _Counted) -> GroupProof:
+def _proof(setup: Setup, group: OpenGroup, individual: IndividualBounds, counted: _Counted) -> GroupProof:
     """What is recorded of a group: proofs of single rivals of an input, and of rivals of several inputs together."""
     kinds, excluded, alone = [], [], []
     target = setup.threat.target
@@ -184,17 +184,17 @@ def _proof(setup: Setup, group: OpenGroup, screened: Screened, counted: _Counted
         wanted = (set(range(setup.bounded.num_classes)) if target is None else {target}) - {reference}
         held, ibp = bool(group.held[place]), bool(group.ibp[place])
         kinds.append("lost" if not held else "interval" if ibp else "bounds")
-        excluded.append(tuple(sorted(wanted if ibp else wanted.intersection(screened.excluded.get(place, ())))))
+        excluded.append(tuple(sorted(wanted if ibp else wanted.intersection(individual.excluded.get(place, ())))))
         alone += [
-            Refutation(atoms=((place, one.label),), views=(one.view,), leaves=one.leaves)
-            for one in screened.proofs.get(place, ())
+            Refutation(atoms=((place, one.rival),), views=(one.view,), leaves=one.leaves)
+            for one in individual.proofs.get(place, ())
         ]
     return GroupProof(
         index=group.index,
         indices=group.indices,
         images=group.x,
         labels=group.labels,
-        rivals=tuple(group.reference.tolist()),
+        references=tuple(group.reference.tolist()),
         kinds=tuple(kinds),
         excluded=tuple(excluded),
         refutations=(*alone, *counted.proofs),

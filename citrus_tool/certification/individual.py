@@ -19,7 +19,7 @@ from torch import Tensor
 
 from citrus_tool.bounds.crown import crown, only
 from citrus_tool.bounds.rounding import OUTWARD_INTERVAL, exact_products, outward_margins
-from citrus_tool.certification.branch import Budget, LabelProof, branch_and_bound
+from citrus_tool.certification.branch import Budget, RivalProof, branch_and_bound
 from citrus_tool.choices import BoundsName, Intermediate
 from citrus_tool.data import Dataset
 from citrus_tool.devices import device_of
@@ -46,18 +46,20 @@ class Clean:
     Attributes:
         correct: classified correctly.
         held: not lost: the same, but for a target class: the target does not win.
-        rival: the class that must stay above what may win: the label, or for a target class the strongest other class.
+        reference: the class that must stay above its rivals: the label; with a target, the strongest class beside it.
         guard: each input's guard (in logits).
     """
 
     correct: Bool[Tensor, " n"]
     held: Bool[Tensor, " n"]
-    rival: Int[Tensor, " n"]
+    reference: Int[Tensor, " n"]
     guard: Float[Tensor, " n"]
 
     def select(self, part: Tensor) -> Clean:
         """The same for some of the inputs; `part` is an index (m,) or a mask (n,)."""
-        return Clean(correct=self.correct[part], held=self.held[part], rival=self.rival[part], guard=self.guard[part])
+        return Clean(
+            correct=self.correct[part], held=self.held[part], reference=self.reference[part], guard=self.guard[part]
+        )
 
     @staticmethod
     def joined(parts: Sequence[Clean]) -> Clean:
@@ -65,37 +67,37 @@ class Clean:
         return Clean(
             correct=torch.cat([part.correct for part in parts]),
             held=torch.cat([part.held for part in parts]),
-            rival=torch.cat([part.rival for part in parts]),
+            reference=torch.cat([part.reference for part in parts]),
             guard=torch.cat([part.guard for part in parts]),
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class OpenInput:
-    """Planes of an unproven input for the labels that may win: margin(u) - guard >= coefficient . u + offset.
+class RivalPlanes:
+    """Planes of an unproven input for the rivals that may win: margin(u) - guard >= coefficient . u + offset.
 
-    `label` (labels,), `coefficient` (labels, d), `offset` (labels,).
+    `rivals` (r,), `coefficient` (r, d), `offset` (r,).
     """
 
-    label: NDArray[np.int64]
-    coefficient: NDArray[np.float64]  # (labels, d)
+    rivals: NDArray[np.int64]
+    coefficient: NDArray[np.float64]
     offset: NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Screened:
+class IndividualBounds:
     """What IBP proves, what any stage proves, and the planes of the inputs that stay open (by position in the batch).
 
     `planes` is empty when only IBP ran. `guard` (n,): what a margin must exceed. `seconds`: by stage. For inputs that
-    IBP leaves open: `excluded`, the labels that bounds over the whole box exclude, and `proofs` of others, if recorded.
+    IBP leaves open: `excluded`, the rivals that bounds over the whole box exclude, and `proofs` of others, if recorded.
     """
 
     ibp: Bool[Tensor, " n"]
     proven: Bool[Tensor, " n"]
     guard: Float[Tensor, " n"]
-    planes: dict[int, OpenInput]
+    planes: dict[int, RivalPlanes]
     excluded: dict[int, tuple[int, ...]]
-    proofs: dict[int, tuple[LabelProof, ...]]
+    proofs: dict[int, tuple[RivalProof, ...]]
     seconds: dict[str, float]
 
     def allows(self, position: int, rivals: NDArray[np.int64], u: NDArray[np.float64]) -> bool:
@@ -103,12 +105,12 @@ class Screened:
         entry = self.planes.get(position)
         if entry is None:  # IBP only: nothing is known about an unproven input
             return True
-        return bool(np.isin(rivals, entry.label[entry.coefficient @ u + entry.offset <= 0]).all())
+        return bool(np.isin(rivals, entry.rivals[entry.coefficient @ u + entry.offset <= 0]).all())
 
-    def select(self, part: Int[Tensor, " m"]) -> Screened:
+    def select(self, part: Int[Tensor, " m"]) -> IndividualBounds:
         """The same for the inputs at these positions, which are counted from 0 then; without `seconds`."""
         places = {position: place for place, position in enumerate(part.tolist())}
-        return Screened(
+        return IndividualBounds(
             ibp=self.ibp[part],
             proven=self.proven[part],
             guard=self.guard[part],
@@ -173,16 +175,16 @@ def clean_stage(
         allowance = GUARD * np.abs(logits).max(axis=1)
         single = runner.logits(x[part])
         correct = held(single, truth) & (smallest_margin(logits, truth) > allowance)
-        safe, rival = correct, truth
+        safe, reference = correct, truth
         if target is not None:
             safe = held(single, truth, target) & (smallest_margin(logits, truth, target) > allowance)
-            rival = np.where(np.arange(logits.shape[1]) == target, -np.inf, logits).argmax(axis=1)
-        flags = (torch.from_numpy(flag) for flag in (correct, safe, rival, allowance))
-        parts.append(Clean(**dict(zip(("correct", "held", "rival", "guard"), flags, strict=True))))
+            reference = np.where(np.arange(logits.shape[1]) == target, -np.inf, logits).argmax(axis=1)
+        flags = (torch.from_numpy(flag) for flag in (correct, safe, reference, allowance))
+        parts.append(Clean(**dict(zip(("correct", "held", "reference", "guard"), flags, strict=True))))
     return Clean.joined(parts)
 
 
-def screen(
+def bound_individually(
     network: Network,
     x: Float[Tensor, "n C H W"],
     clean: Clean,
@@ -193,11 +195,11 @@ def screen(
     budget: Budget | None = None,
     generator: torch.Generator | None = None,
     record: bool = False,
-) -> Screened:
+) -> IndividualBounds:
     """IBP on the inputs of a batch that are held, CROWN on those that IBP leaves open, and so on up to `bounds`.
 
-    What is bounded are the margins of `clean.rival` over every other class, or over the target alone: where the target
-    wins, its logit is at or above the rival's.
+    What is bounded are the margins of `clean.reference` over every other class, or over the target alone: where the
+    target wins, its logit is at or above the reference's.
 
     Args:
         budget: of branch and bound; `seconds` are those of one input that CROWN leaves open, on average.
@@ -211,19 +213,19 @@ def screen(
     ibp = torch.zeros(len(x), dtype=torch.bool)
     start = time.monotonic()
     for batch in torch.split(torch.nonzero(clean.held).flatten(), FORWARD_BATCH):
-        least = interval_margins(network, x[batch].to(device), clean.rival[batch].to(device), threat)
+        least = interval_margins(network, x[batch].to(device), clean.reference[batch].to(device), threat)
         ibp[batch] = least > clean.guard[batch]
     seconds["ibp"] = time.monotonic() - start
     proven, planes = ibp.clone(), {}
     excluded: dict[int, tuple[int, ...]] = {}
-    proofs: dict[int, tuple[LabelProof, ...]] = {}
+    proofs: dict[int, tuple[RivalProof, ...]] = {}
     row_bytes = 8 * network.num_classes * math.prod(network.input_shape)
     size = max(1, min(FORWARD_BATCH, BATCH_BYTES // row_bytes))
     budget = budget or Budget()
     if bounds == "alpha":
         budget = replace(budget, nodes=0, plane_nodes=0)
     for batch in torch.split(torch.nonzero(clean.held & ~ibp).flatten(), size) if bounds != "ibp" else ():
-        images, truth, guard = x[batch].to(device), clean.rival[batch].to(device), clean.guard[batch]
+        images, truth, guard = x[batch].to(device), clean.reference[batch].to(device), clean.guard[batch]
         start = time.monotonic()
         found = crown(network, threat.enclosure(images), truth, intermediate=intermediate, target=threat.target)
         seconds["crown"] += time.monotonic() - start
@@ -251,15 +253,15 @@ def screen(
             seconds["branch"] += time.monotonic() - start
         lower, offset = found.lower.cpu() - guard[left, None], found.offset.cpu() - guard[left, None]
         for row, position in enumerate(batch[left].tolist()):
-            label = torch.nonzero(~(lower[row] > 0)).flatten()
-            proven[position] = not len(label)
-            if len(label):
-                planes[position] = OpenInput(
-                    label=label.numpy(),
-                    coefficient=found.coefficient[row].cpu()[label].flatten(1).numpy(),
-                    offset=offset[row, label].numpy(),
+            rivals = torch.nonzero(~(lower[row] > 0)).flatten()
+            proven[position] = not len(rivals)
+            if len(rivals):
+                planes[position] = RivalPlanes(
+                    rivals=rivals.numpy(),
+                    coefficient=found.coefficient[row].cpu()[rivals].flatten(1).numpy(),
+                    offset=offset[row, rivals].numpy(),
                 )
-    return Screened(
+    return IndividualBounds(
         ibp=ibp, proven=proven, guard=clean.guard, planes=planes, excluded=excluded, proofs=proofs, seconds=seconds
     )
 

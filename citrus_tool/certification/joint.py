@@ -1,13 +1,13 @@
 """Cross-execution proofs: that no one perturbation fools all inputs of a set.
 
-For inputs 1..m with wrong labels c_1..c_m, a perturbation u that fools them all has margin_i(u) <= 0 for all i, so
+For inputs 1..m with rivals c_1..c_m, a perturbation u that fools them all has margin_i(u) <= 0 for all i, so
 
     max over shares s >= 0, sum s = 1    min over |u| <= eps    sum_i s_i margin_i(x_i + u)  >  0
 
 excludes it (RACoon, Banerjee et al. 2024, theorem 4.1). The inner minimum is bounded like a single margin: the
 executions side by side are one system of open neurons over one shared u (`fold.beside`), and slopes, multipliers and
 shares are ascended together; the search splits neurons of any execution (RABBit, Suresh et al. 2024, section 4.3).
-Differs from the papers in: (1) sets of any size; (2) every combination of wrong labels has shares, slopes and a tree of
+Differs from the papers in: (1) sets of any size; (2) every combination of rivals has shares, slopes and a tree of
 its own; (3) shares are part of every node's ascent; (4) claims are in float64 with outward errors, one backward pass
 per execution; (5) neurons of the first layer are relaxed once for all executions (`fold.Twins`), by the exact minimum
 of what they contribute, where DiffPoly (RaVeN, Banerjee et al. 2024) bounds differences of values.
@@ -32,7 +32,7 @@ from citrus_tool.bounds.fold import Fold, beside, foldable_nodes
 from citrus_tool.bounds.linear import LinearBounds
 from citrus_tool.bounds.rounding import OWN, SAFETY, gamma, widen
 from citrus_tool.bounds.workspace import Schedule
-from citrus_tool.certification.search import CLOSED_ELSEWHERE, Problem
+from citrus_tool.certification.search import CLOSED_ELSEWHERE, SearchProblem
 
 JOINT_ROOT: Final = Schedule(steps=40)
 """Adam's steps on the whole box."""
@@ -41,15 +41,15 @@ SLACK: Final = 2.0**-15
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """One input of a set: its execution over the box, the wrong labels that may win, and its guard."""
+    """One input of a set: its execution over the box, the rivals that may win, and its guard."""
 
     execution: FoldedExecution
-    labels: tuple[int, ...]
+    rivals: tuple[int, ...]
     guard: float
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Twins:
+class _TwinRanges:
     """The twins' inputs in float64 with outward errors: in real arithmetic z_m = t + b_m for one t in [low, high].
 
     Attributes:
@@ -69,7 +69,7 @@ class _Twins:
     high: Tensor
 
     @staticmethod
-    def of(system: Fold, members: Sequence[Member]) -> _Twins:
+    def of(system: Fold, members: Sequence[Member]) -> _TwinRanges:
         """Of a system that has twins: those of `members`' first stages."""
         assert system.twins is not None
         row, place = system.twins.row, system.twins.place
@@ -90,7 +90,9 @@ class _Twins:
             low[here] = torch.maximum(low[here], box.lower.flatten()[entry] - upper)
             high[here] = torch.minimum(high[here], box.upper.flatten()[entry] - lower)
         error = 2.0**-50 * (low.abs() + high.abs() + b.abs().amax(0))
-        return _Twins(row=row, place=place, floor=floor, has=has, b=b, slack=slack, low=low - error, high=high + error)
+        return _TwinRanges(
+            row=row, place=place, floor=floor, has=has, b=b, slack=slack, low=low - error, high=high + error
+        )
 
     def least(self, left: Sequence[Apart], duals: Duals) -> tuple[Tensor, Tensor]:
         """(R,) lower bounds of what `left` by the members' planes, on the parts of R columns; and which are empty."""
@@ -141,10 +143,10 @@ def _constant(values: Tensor, like: LinearBounds) -> LinearBounds:
 
 
 @dataclass(frozen=True, kw_only=True)
-class JointProblem(Problem):
-    """One target per combination of wrong labels: sum of share_i (margin_i - guard_i).
+class JointProblem(SearchProblem):
+    """One target per combination of rivals: sum of share_i (margin_i - guard_i).
 
-    members: M executions over the same box radius.  combinations: T tuples of M labels.
+    members: M executions over the same box radius.  combinations: T tuples of M rivals.
     """
 
     members: tuple[Member, ...]
@@ -156,7 +158,7 @@ class JointProblem(Problem):
         return beside([member.execution.system for member in self.members], node)
 
     @cached_property
-    def _labels(self) -> Tensor:
+    def _rivals(self) -> Tensor:
         return torch.tensor(self.combinations, device=self.members[0].execution.system.radius.device)
 
     @cached_property
@@ -180,7 +182,7 @@ class JointProblem(Problem):
     def targets(self, index: Tensor) -> JointTargets:
         hidden, inputs, offsets = [], [], []
         for number, member in enumerate(self.members):
-            margins, classes = member.execution.system.margins, self._labels[index, number]
+            margins, classes = member.execution.system.margins, self._rivals[index, number]
             hidden.append(margins.at_hidden.T[:, classes])
             inputs.append(margins.at_input.T[:, classes])
             offsets.append(margins.offset[classes] - member.guard)
@@ -205,7 +207,7 @@ class JointProblem(Problem):
                 beta=torch.where(own, duals.beta, 0.0),
             )
             share = duals.share[number].double()
-            start, rows = member.execution.margins(self._labels[index, number])
+            start, rows = member.execution.margins(self._rivals[index, number])
             scaled = replace(rows, coefficient=rows.coefficient * share[:, None], norm=rows.norm * share * (1 + 2**-40))
             has = None if twins is None else twins.row[number][twins.row[number] < self.system.neurons] - first
             planes, apart = planes_apart(member.execution.relaxed, member.execution.system, start, scaled, part, has)
@@ -221,10 +223,10 @@ class JointProblem(Problem):
         return torch.where(empty, CLOSED_ELSEWHERE, found)
 
     @cached_property
-    def _twins(self) -> _Twins:
+    def _twins(self) -> _TwinRanges:
         """What claims need of the twins."""
         assert self.system.twins is not None
-        return _Twins.of(self.system, self.members)
+        return _TwinRanges.of(self.system, self.members)
 
     def alone(self, number: int) -> JointProblem:
         """The problem of one combination."""

@@ -1,13 +1,13 @@
 """The counterexample-guided loop of one group: how many of its open inputs one perturbation can fool.
 
-First every atom, an input with one wrong label, is attacked; those that no attack makes happen are searched alone, for
-one that is refuted says more than any set. Then the master (conflicts.py) proposes the largest set of atoms of
+First every atom, an input with one rival, is attacked; those that no attack makes happen are searched alone, for one
+that is refuted says more than any set. Then the counting argument (conflicts.py) proposes the largest set of atoms of
 different inputs that nothing speaks against. An attack tries to fool it; otherwise its pairs are bounded jointly
 (joint.py), then combinations inside it with node budgets that grow from turn to turn, until one is refuted and joins
-the master's conflicts. What a search leaves open is attacked from near-optimal points of its worst parts' relaxations:
-these lead to perturbations that signed steps from corner to corner miss. The loop is complete when the master's bound
-meets the best perturbation found. It also ends when the time is up, or when nothing is left to do: what is left then
-are parts that no claim closes and no attack fools, or that were given up for want of memory.
+the conflicts. What a search leaves open is attacked from near-optimal points of its worst parts' relaxations: these
+lead to perturbations that signed steps from corner to corner miss. The loop is complete when the counting bound meets
+the best perturbation found. It also ends when the time is up, or when nothing is left to do: what is left then are
+parts that no claim closes and no attack fools, or that were given up for want of memory.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Final
 
@@ -23,16 +23,17 @@ import torch
 from torch import Tensor
 
 from citrus_tool.attacks.sets import Descent, around, attack_near, attack_set, attack_sets
-from citrus_tool.bounds.ascent import ROOT, ascend
+from citrus_tool.bounds.ascent import ascend
 from citrus_tool.bounds.claims import tuned_planes
-from citrus_tool.bounds.crown import relax
-from citrus_tool.bounds.execution import ExecutionView, FoldedExecution
+from citrus_tool.bounds.execution import ExecutionView
 from citrus_tool.bounds.input_planes import with_input_planes
 from citrus_tool.bounds.rounding import exact_products
 from citrus_tool.certification.conflicts import Atom, Combination, Conflicts
+from citrus_tool.certification.execution import OpenExecution
 from citrus_tool.certification.joint import JOINT_ROOT, JointProblem, Member
-from citrus_tool.certification.part_products import Front, Products, joined, multiply, trimmed
+from citrus_tool.certification.part_products import Factor, Products, joined, multiply, trimmed
 from citrus_tool.certification.search import Leaf, Search
+from citrus_tool.certification.witnesses import Witnesses
 from citrus_tool.network import Network
 from citrus_tool.threat import Threat
 
@@ -51,7 +52,7 @@ POINTS: Final = 4
 """Minimising points of a batch of parts that are tried as perturbations."""
 PROBED: Final = 2
 """Worst parts whose near-optimal points are tried, and attacked from."""
-FRONT_NODES: Final = (16, 64)
+FACTOR_NODES: Final = (16, 64)
 """Parts of the box that an atom's search has bounded when its open parts become a factor of wide products, of pairs."""
 PRODUCTS: Final = 2048
 """Open products that a joint search may start from."""
@@ -60,30 +61,22 @@ PARTS: Final = 60_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class OpenInput:
-    """An input that the individual stages leave open: pixels (C, H, W) float32 and its execution."""
-
-    x: Tensor
-    member: Member
-
-
-@dataclass(frozen=True, kw_only=True)
 class Grounds:
     """Why a combination is refuted: the closed parts of the box, which cover it, in terms of its atoms' views.
 
-    fronts: where the search started from products, of each atom: then the parts cover what is closed neither in a front
-        nor as a product.  closed: those products, as in `front.Multiplied`.
+    factors: where the search started from products, of each atom: then the parts cover what is closed neither in a
+        factor nor as a product.  closed: those products, as in `part_products.Multiplied`.
     """
 
     combination: Combination
     views: tuple[ExecutionView, ...]
     leaves: tuple[Leaf, ...]
-    fronts: tuple[Front, ...] = ()
+    factors: tuple[Factor, ...] = ()
     closed: tuple[Products, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settlement:
+class GroupBracket:
     """The loop's result for one group of n open inputs.
 
     Attributes:
@@ -112,7 +105,7 @@ class _Task:
     search: Search | None
     gap: float
     turn: int = 0
-    fronts: tuple[Front, ...] = ()
+    factors: tuple[Factor, ...] = ()
     closed: tuple[Products, ...] = ()
 
     @property
@@ -121,171 +114,140 @@ class _Task:
         return float(self.gap * 2.0**self.turn)
 
 
-@dataclass(kw_only=True)
-class Arena:
-    """What perturbations do to the group's open inputs, by float32 arithmetic: a guide, not a proof.
-
-    `x` (n, C, H, W), `truth` (n,), `best` (C, H, W) fools `count` inputs.
-    """
-
-    network: Network
-    x: Tensor  # (n, C, H, W)
-    truth: Tensor
-    threat: Threat
-    best: Tensor
-    count: int = 0
-    seen: set[frozenset[Atom]] = field(default_factory=set)
-
-    def judge(self, u: Tensor) -> None:
-        """Notes what each of the perturbations u (p, C, H, W) fools."""
-        rows = (self.x[:, None] + u[None]).flatten(0, 1)
-        logits = self.network(rows).reshape(len(self.x), len(u), -1)
-        true = self.truth[:, None, None].expand(-1, len(u), 1)
-        lost = (logits >= logits.gather(2, true)).scatter_(2, true, value=False)
-        if self.threat.target is not None:
-            wins = logits[..., self.threat.target] >= logits.amax(2)
-            lost = torch.zeros_like(lost).index_copy_(2, self.truth.new_tensor([self.threat.target]), wins[..., None])
-        counts = lost.any(2).sum(0)
-        for place in torch.nonzero(counts > 0).flatten().tolist():
-            happening = frozenset((int(i), int(label)) for i, label in torch.nonzero(lost[:, place]).tolist())
-            if not self.happened(happening):
-                self.seen = {old for old in self.seen if not old <= happening} | {happening}
-            if int(counts[place]) > self.count:
-                self.count, self.best = int(counts[place]), u[place].clone()
-
-    def happened(self, combination: frozenset[Atom]) -> bool:
-        """Whether some perturbation made all these atoms happen."""
-        return any(combination <= happening for happening in self.seen)
-
-
-class Loop:
+class JointLoop:
     """The loop's state; the combinations' searches stay alive between their turns."""
 
     def __init__(
         self,
-        inputs: Sequence[OpenInput],
-        arena: Arena,
+        inputs: Sequence[OpenExecution],
+        witnesses: Witnesses,
         deadline: float,
         generator: torch.Generator,
         *,
         record: bool,
     ) -> None:
-        self.inputs, self.arena, self.deadline, self.generator, self.record = inputs, arena, deadline, generator, record
-        self.conflicts = Conflicts(labels=[one.member.labels for one in inputs])
+        self.inputs, self.witnesses, self.deadline, self.generator, self.record = (
+            inputs,
+            witnesses,
+            deadline,
+            generator,
+            record,
+        )
+        self.conflicts = Conflicts(rivals=[one.member.rivals for one in inputs])
         self.tasks: dict[Combination, _Task] = {}
         self.grounds: dict[frozenset[Atom], Grounds] = {}
         self.nodes = 0
-        self.fronts: dict[Atom, tuple[Front, ...]] = {}
-        self.sharpened: set[Atom] = set()
+        self.factors: dict[Atom, tuple[Factor, ...]] = {}
+        self.with_input_planes: set[Atom] = set()
         self.point: Tensor | None = None  # what the relaxation of the part that was worst last thinks is best
 
     def run(self) -> tuple[int, bool]:
         """The bound, and whether the loop ended because its time was up.
 
-        The loop is complete where the bound is at most the arena's count.
+        The loop is complete where the bound is at most the witnesses' count.
         """
         attacked: set[frozenset[int]] = set()
-        self.alone()
+        self.search_atoms()
         while True:
             largest = self.conflicts.largest()
-            if largest.bound <= self.arena.count:
+            if largest.bound <= self.witnesses.count:
                 return largest.bound, False
             if time.monotonic() >= self.deadline:
                 return largest.bound, True
             owners = frozenset(member for member, _ in largest.choice)
             if owners not in attacked:
                 attacked.add(owners)
-                self.attack(largest.choice, self.arena.best, labelled=False)
+                self.attack(largest.choice, self.witnesses.best, with_rivals=False)
                 continue
             if self.pairs(largest.choice):
                 continue
-            todo = self.pick(largest.choice)
+            todo = self.choose(largest.choice)
             if todo is None:  # not complete: what is left cannot be settled
                 return largest.bound, False
-            self.work(todo)
+            self.next_turn(todo)
             task = self.tasks[todo]
             if task.search is not None and task.turn > 1 and self.point is not None:
-                self.attack(largest.choice, self.point, labelled=False)
-                self.attack(todo, self.point, labelled=True)
+                self.attack(largest.choice, self.point, with_rivals=False)
+                self.attack(todo, self.point, with_rivals=True)
 
-    def attack(self, combination: Combination, start: Tensor, *, labelled: bool) -> None:
-        """Tries to fool these inputs together, with these labels or with any, from `start` (C, H, W)."""
+    def attack(self, combination: Combination, start: Tensor, *, with_rivals: bool) -> None:
+        """Tries to fool these inputs together, with these rivals or with any, from `start` (C, H, W)."""
         owners = [member for member, _ in combination]
         with torch.enable_grad():
             u, _ = attack_set(
-                self.arena.network,
-                self.arena.x[owners],
-                self.arena.truth[owners],
-                self.arena.threat,
+                self.witnesses.network,
+                self.witnesses.x[owners],
+                self.witnesses.reference[owners],
+                self.witnesses.threat,
                 start=start,
-                wrong=self.arena.truth.new_tensor([label for _, label in combination]) if labelled else None,
+                wrong=self.witnesses.reference.new_tensor([rival for _, rival in combination]) if with_rivals else None,
                 generator=self.generator,
             )
-        self.arena.judge(u[None])
+        self.witnesses.judge(u[None])
 
     def attack_each(self, atoms: Sequence[Atom]) -> None:
         """Tries to make each atom happen, from `best` and then, those that did not, from a random corner."""
         for attempt in range(2):
-            left = [atom for atom in atoms if not self.arena.happened(frozenset([atom]))]
+            left = [atom for atom in atoms if not self.witnesses.happened(frozenset([atom]))]
             if not left:
                 return
-            owners, start = [member for member, _ in left], self.arena.best
+            owners, start = [member for member, _ in left], self.witnesses.best
             if attempt:
-                start = around(start, 1, self.arena.threat, self.generator)[0]
+                start = around(start, 1, self.witnesses.threat, self.generator)[0]
             with torch.enable_grad():
                 u, _ = attack_sets(
-                    self.arena.network,
-                    self.arena.x[owners],
-                    self.arena.truth[owners],
+                    self.witnesses.network,
+                    self.witnesses.x[owners],
+                    self.witnesses.reference[owners],
                     torch.arange(len(left), device=start.device),
                     start.expand(len(left), *start.shape),
-                    self.arena.threat,
+                    self.witnesses.threat,
                     Descent(steps=STEPS),
-                    wrong=self.arena.truth.new_tensor([label for _, label in left]),
+                    wrong=self.witnesses.reference.new_tensor([rival for _, rival in left]),
                 )
-            self.arena.judge(u)
+            self.witnesses.judge(u)
 
-    def alone(self) -> None:
+    def search_atoms(self) -> None:
         """Attacks every atom, then searches those that no attack makes happen, a round of nodes after the other."""
-        atoms = [(member, label) for member, labels in enumerate(self.conflicts.labels) for label in labels]
-        if not self.finished():
+        atoms = [(member, rival) for member, rivals in enumerate(self.conflicts.rivals) for rival in rivals]
+        if not self.over():
             for first in range(0, len(atoms), ATTACKED):
                 self.attack_each(atoms[first : first + ATTACKED])
         for nodes in ALONE:
             for atom in atoms:
-                if self.arena.happened(frozenset([atom])) or self.conflicts.covers([atom]) or self.finished():
+                if self.witnesses.happened(frozenset([atom])) or self.conflicts.covers([atom]) or self.over():
                     continue
-                if self.front(atom, wide=True) is None or self.arena.happened(frozenset([atom])):
+                if self.factor_of(atom, wide=True) is None or self.witnesses.happened(frozenset([atom])):
                     continue
-                if atom not in self.sharpened:
-                    self.sharpened.add(atom)
-                    self.sharpen(atom)
+                if atom not in self.with_input_planes:
+                    self.with_input_planes.add(atom)
+                    self.add_input_planes(atom)
                 task = self.tasks[(atom,)]
                 if task.search is not None:
-                    self.grow((atom,), task, nodes)
+                    self.search_on((atom,), task, nodes)
 
-    def finished(self) -> bool:
+    def over(self) -> bool:
         """Whether the time is up, or the attack has met the bound."""
-        return time.monotonic() >= self.deadline or self.conflicts.largest().bound <= self.arena.count
+        return time.monotonic() >= self.deadline or self.conflicts.largest().bound <= self.witnesses.count
 
     def pairs(self, choice: Combination) -> bool:
         """Gives every pair inside the choice its first bound, the promising ones first; whether one was refuted."""
         before = len(self.conflicts.refuted)
         new = [pair for pair in combinations(choice, 2) if pair not in self.tasks]
-        for pair in sorted(new, key=self.guess):
+        for pair in sorted(new, key=self.expected_cost):
             if time.monotonic() >= self.deadline:
                 break
-            if not self.arena.happened(frozenset(pair)) and not self.conflicts.covers(pair):
-                self.plant(pair)
+            if not self.witnesses.happened(frozenset(pair)) and not self.conflicts.covers(pair):
+                self.first_bound(pair)
         return len(self.conflicts.refuted) != before
 
-    def pick(self, choice: Combination) -> Combination | None:
+    def choose(self, choice: Combination) -> Combination | None:
         """The combination inside the choice that is to be worked on next.
 
         A refuted pair excludes most. Sets of one more than the attack has would be enough, and the whole choice is the
         easiest to refute, but they are worth it only where there are few; others come when no pair is left.
         """
-        enough = min(self.arena.count + 1, len(choice))
+        enough = min(self.witnesses.count + 1, len(choice))
         small = {1, min(2, len(choice))}
         broad = {enough, len(choice)} if math.comb(len(choice), enough) <= FEW else set()
         return self.best_of(choice, small | broad) or self.best_of(
@@ -297,30 +259,30 @@ class Loop:
         best: tuple[tuple[float, float], Combination] | None = None
         for width in sorted(widths):
             for some in combinations(choice, width):
-                if self.arena.happened(frozenset(some)):
+                if self.witnesses.happened(frozenset(some)):
                     continue
                 task = self.tasks.get(some)
                 if task is not None and (task.search is None or task.search.done or task.turn > len(TURNS)):
                     continue
-                key = (int(task is not None or width > 2), self.guess(some) if task is None else task.cost)
+                key = (int(task is not None or width > 2), self.expected_cost(some) if task is None else task.cost)
                 if best is None or key < best[0]:
                     best = key, some
         return None if best is None else best[1]
 
-    def guess(self, combination: Combination) -> float:
+    def expected_cost(self, combination: Combination) -> float:
         """What a combination without a bound may cost: twice the least of what its parts do."""
         inside = set(combination)
         parts = [task.cost for some, task in self.tasks.items() if len(some) < len(inside) and inside.issuperset(some)]
         return 2.0 * min(parts, default=math.inf)
 
-    def work(self, combination: Combination) -> None:
+    def next_turn(self, combination: Combination) -> None:
         """One turn of a combination: its first bound, or further parts of the box."""
         task = self.tasks.get(combination)
         if task is None:
-            self.plant(combination)
+            self.first_bound(combination)
             return
         assert task.search is not None
-        self.grow(combination, task, task.search.nodes + TURNS[task.turn - 1])
+        self.search_on(combination, task, task.search.nodes + TURNS[task.turn - 1])
         task.turn += 1
         kept = sum(len(other.search) for other in self.tasks.values() if other.search is not None)
         if kept > PARTS:
@@ -329,124 +291,126 @@ class Loop:
             )
             worst.search = None
 
-    def plant(self, combination: Combination) -> None:
-        """A combination's first bound: an atom's on the whole box, others' on the product of their atoms' fronts."""
+    def first_bound(self, combination: Combination) -> None:
+        """A combination's first bound: an atom's on the whole box, others' on the product of their atoms' factors."""
         members = tuple(self.inputs[owner].member for owner, _ in combination)
-        task, problem, search = self.begin(combination, members)
-        fronts: list[Front] = []
+        task, problem, search = self.new_task(combination, members)
+        factors: list[Factor] = []
         for atom in combination if len(combination) > 1 else ():
-            front = self.front(atom, wide=len(combination) > 2)
-            if front is None:  # refuted on the way
+            factor = self.factor_of(atom, wide=len(combination) > 2)
+            if factor is None:  # refuted on the way
                 return
-            fronts.append(front)
+            factors.append(factor)
         box = members[0].execution.box
-        product = multiply(fronts, box, limit=PRODUCTS) if fronts else None
+        product = multiply(factors, box, limit=PRODUCTS) if factors else None
         if product is None:
-            self.root(problem, search)
+            self.bound_whole_box(problem, search)
         else:
             if self.record:
-                task.fronts, task.closed = tuple(fronts), product.closed
-            search.resume(trimmed(joined(fronts, product.open)))
+                task.factors, task.closed = tuple(factors), product.closed
+            search.resume(trimmed(joined(factors, product.open)))
             self.nodes += search.nodes
         task.gap = search.gap
-        self.note(combination, task)
-        self.probe(combination, task)
+        self.take_proof(combination, task)
+        self.attack_from_relaxation(combination, task)
 
-    def sharpen(self, atom: Atom) -> None:
-        """Starts the atom's search again, with planes for its label; its fronts stay as they are."""
-        owner, label = atom
+    def add_input_planes(self, atom: Atom) -> None:
+        """Starts the atom's search again, with planes for its rival; its factors stay as they are."""
+        owner, rival = atom
         member = self.inputs[owner].member
-        execution = with_input_planes(member.execution, label, self.fronts[atom][-1].duals)
+        execution = with_input_planes(member.execution, rival, self.factors[atom][-1].duals)
         if execution is not member.execution:
-            task, problem, search = self.begin((atom,), (replace(member, execution=execution),))
-            self.root(problem, search)
+            task, problem, search = self.new_task((atom,), (replace(member, execution=execution),))
+            self.bound_whole_box(problem, search)
             task.gap = search.gap
-            self.note((atom,), task)
+            self.take_proof((atom,), task)
 
-    def begin(self, combination: Combination, members: tuple[Member, ...]) -> tuple[_Task, JointProblem, Search]:
+    def new_task(self, combination: Combination, members: tuple[Member, ...]) -> tuple[_Task, JointProblem, Search]:
         """A task for the combination's search, which has no bound yet."""
-        problem = JointProblem(members=members, combinations=(tuple(label for _, label in combination),))
-        search = Search(problem=problem, guard=0.0, goal=problem.goal, watch=self.look, record=self.record)
+        problem = JointProblem(members=members, combinations=(tuple(rival for _, rival in combination),))
+        search = Search(problem=problem, guard=0.0, goal=problem.goal, watch=self.try_points, record=self.record)
         task = _Task(views=tuple(member.execution.view for member in members), search=search, gap=math.inf, turn=1)
         self.tasks[combination] = task
         return task, problem, search
 
-    def root(self, problem: JointProblem, search: Search) -> None:
+    def bound_whole_box(self, problem: JointProblem, search: Search) -> None:
         """The first bound, on the whole box."""
-        index = torch.zeros(1, dtype=torch.long, device=self.arena.x.device)
+        index = torch.zeros(1, dtype=torch.long, device=self.witnesses.x.device)
         search.plant(ascend(problem.system, problem.targets(index), problem.start(1), JOINT_ROOT, goal=problem.goal))
         self.nodes += 1
 
-    def front(self, atom: Atom, *, wide: bool) -> Front | None:
-        """The atom's front for wide products or for pairs; None once it is refuted."""
-        if atom not in self.fronts:
+    def factor_of(self, atom: Atom, *, wide: bool) -> Factor | None:
+        """The atom's factor for wide products or for pairs; None once it is refuted."""
+        if atom not in self.factors:
             if (atom,) not in self.tasks:
-                self.plant((atom,))
+                self.first_bound((atom,))
             task = self.tasks[(atom,)]
             found = []
-            for nodes in FRONT_NODES:
+            for nodes in FACTOR_NODES:
                 if task.search is not None:
-                    self.grow((atom,), task, nodes)
-                front = None if task.search is None else self.snapshot(atom, task.search)
-                if front is None:
+                    self.search_on((atom,), task, nodes)
+                factor = None if task.search is None else self.open_parts(atom, task.search)
+                if factor is None:
                     return None
-                found.append(front)
-            self.fronts[atom] = tuple(found)
-        return self.fronts[atom][0 if wide else 1]
+                found.append(factor)
+            self.factors[atom] = tuple(found)
+        return self.factors[atom][0 if wide else 1]
 
-    def snapshot(self, atom: Atom, search: Search) -> Front | None:
+    def open_parts(self, atom: Atom, search: Search) -> Factor | None:
         """The open parts of an atom's search, with claimed planes; None where there are none."""
         duals = search.open()
         if duals is None:
             return None
-        owner, label = atom
+        owner, rival = atom
         member = self.inputs[owner].member
         plain = replace(trimmed(duals), share=None)
-        rows = member.execution.margins(torch.full((plain.alpha.shape[1],), label, device=plain.alpha.device))
+        rows = member.execution.margins(torch.full((plain.alpha.shape[1],), rival, device=plain.alpha.device))
         planes = tuned_planes(member.execution.relaxed, member.execution.system, *rows, plain.on_grid())
         planes = replace(planes, offset=planes.offset - member.guard * (1 + 2**-40))
-        return Front(duals=plain, planes=planes, closed=tuple(search.leaves or ()))
+        return Factor(duals=plain, planes=planes, closed=tuple(search.leaves or ()))
 
-    def grow(self, combination: Combination, task: _Task, nodes: int) -> None:
+    def search_on(self, combination: Combination, task: _Task, nodes: int) -> None:
         """Searches until the combination has spent `nodes`, and takes over a proof."""
         assert task.search is not None
         before = task.search.nodes
         task.search.grow(nodes, self.deadline)
         self.nodes += task.search.nodes - before
         task.gap = task.search.gap
-        self.note(combination, task)
-        self.probe(combination, task)
+        self.take_proof(combination, task)
+        self.attack_from_relaxation(combination, task)
 
-    def probe(self, combination: Combination, task: _Task) -> None:
+    def attack_from_relaxation(self, combination: Combination, task: _Task) -> None:
         """Attacks the combination from what the relaxations of its worst parts think is best."""
-        if task.search is None or self.arena.happened(frozenset(combination)):
+        if task.search is None or self.witnesses.happened(frozenset(combination)):
             return
         means, _ = task.search.means(PROBED)
         count, owners = means.shape[1], [member for member, _ in combination]
         if not count:
             return
-        u = means.T.reshape(-1, *self.arena.x.shape[1:]).float() * self.arena.threat.inner
+        u = means.T.reshape(-1, *self.witnesses.x.shape[1:]).float() * self.witnesses.threat.inner
         self.point = u[0]
-        self.arena.judge(u)
-        labels = self.arena.truth.new_tensor([label for _, label in combination])
+        self.witnesses.judge(u)
+        rivals = self.witnesses.reference.new_tensor([rival for _, rival in combination])
         with torch.enable_grad():
             found = attack_near(
-                self.arena.network,
-                self.arena.x[owners],
-                self.arena.truth[owners],
-                self.arena.threat,
+                self.witnesses.network,
+                self.witnesses.x[owners],
+                self.witnesses.reference[owners],
+                self.witnesses.threat,
                 points=u,
-                wrong=labels.expand(count, -1),
+                wrong=rivals.expand(count, -1),
                 steps=STEPS,
             )
-        self.arena.judge(found)
+        self.witnesses.judge(found)
 
-    def look(self, bound: Tensor, point: Tensor) -> None:
+    def try_points(self, bound: Tensor, point: Tensor) -> None:
         """Tries the minimising points (d, D) of the parts with the worst bounds as perturbations."""
         worst = bound.topk(min(POINTS, len(bound)), largest=False).indices
-        self.arena.judge(point[:, worst].T.reshape(-1, *self.arena.x.shape[1:]).float() * self.arena.threat.inner)
+        self.witnesses.judge(
+            point[:, worst].T.reshape(-1, *self.witnesses.x.shape[1:]).float() * self.witnesses.threat.inner
+        )
 
-    def note(self, combination: Combination, task: _Task) -> None:
+    def take_proof(self, combination: Combination, task: _Task) -> None:
         """Takes over a proof."""
         if task.search is None or not task.search.proven():
             return
@@ -456,41 +420,22 @@ class Loop:
                 combination=combination,
                 views=task.views,
                 leaves=tuple(task.search.leaves),
-                fronts=task.fronts,
+                factors=task.factors,
                 closed=task.closed,
             )
         task.search = None
 
 
-def executions(
+def bracket_group(
     network: Network,
-    x: Tensor,
-    truth: Sequence[int],
-    labels: Sequence[tuple[int, ...]],
-    guard: Sequence[float],
-    threat: Threat,
-) -> list[OpenInput]:
-    """Open inputs x (n, C, H, W) float32 with their executions, hidden bounds optimised; `network` in float64."""
-    with torch.no_grad(), exact_products():
-        relaxed = relax(network, threat.enclosure(x))
-        found = []
-        for number, label in enumerate(truth):
-            execution = FoldedExecution.of(relaxed, label, number).tightened(ROOT)
-            member = Member(execution=execution, labels=labels[number], guard=guard[number])
-            found.append(OpenInput(x=x[number].float(), member=member))
-    return found
-
-
-def settle(
-    network: Network,
-    inputs: Sequence[OpenInput],
+    inputs: Sequence[OpenExecution],
     u: Tensor,
     threat: Threat,
     *,
     seconds: float,
     generator: torch.Generator,
     record: bool = False,
-) -> Settlement:
+) -> GroupBracket:
     """Brackets how many of a group's open inputs one perturbation can fool.
 
     Args:
@@ -500,20 +445,20 @@ def settle(
         seconds: after which the bracket is returned as it is.
         record: keeps the grounds.
     """
-    truth = torch.tensor([one.member.execution.label for one in inputs], device=u.device)
+    reference = torch.tensor([one.member.execution.label for one in inputs], device=u.device)
     x = torch.stack([one.x for one in inputs])
-    arena = Arena(network=network, x=x, truth=truth, threat=threat, best=u)
-    loop = Loop(inputs, arena, time.monotonic() + seconds, generator, record=record)
+    witnesses = Witnesses(network=network, x=x, reference=reference, threat=threat, best=u)
+    loop = JointLoop(inputs, witnesses, time.monotonic() + seconds, generator, record=record)
     with torch.no_grad(), exact_products():
-        arena.judge(u[None])
+        witnesses.judge(u[None])
         bound, late = loop.run()
     grounds = tuple(loop.grounds[old] for old in loop.conflicts.refuted if old in loop.grounds)
-    return Settlement(
+    return GroupBracket(
         fooled_upper=bound,
-        u=arena.best,
+        u=witnesses.best,
         conflicts=loop.conflicts,
         grounds=grounds,
         nodes=loop.nodes,
-        complete=bound <= arena.count,
+        complete=bound <= witnesses.count,
         late=late,
     )

@@ -2,11 +2,11 @@
 
 Zeng et al., "Towards robustness certification against universal perturbations" (ICLR 2023), the MILP over input
 planes. Differs from the paper in:
-  1. the maximised quantity is the number of fooled inputs, sum z_ij, with one binary per open (input, wrong label),
+  1. the maximised quantity is the number of fooled inputs, sum z_ij, with one binary per open (input, rival),
      exact M_ij from the box instead of 1e6, and no flags for inputs that are proven already;
   2. only the solver's DUAL bound is used. The paper's code returns the incumbent on a time-out, which is unsound.
 
-With planes margin_ij(x_i + u) >= L_ij . u + b_ij on |u|_inf <= eps, any u that fools input i with label j obeys
+With planes margin_ij(x_i + u) >= L_ij . u + b_ij on |u|_inf <= eps, any u that fools input i with rival j obeys
 L_ij . u + b_ij <= 0, so the number of open inputs that one u can fool is at most
 
     max  sum_ij z_ij    s.t.  L_ij . u + b_ij <= M_ij (1 - z_ij),   sum_j z_ij <= 1,   -eps <= u <= eps,   z binary
@@ -64,30 +64,30 @@ Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Planes:
-    """margin(owner, label)(u) >= coefficient . u + offset for all |u|_inf <= eps, for open (input, wrong label) pairs.
+class GroupPlanes:
+    """margin(owner, rival)(u) >= coefficient . u + offset for all |u|_inf <= eps, for open (input, rival) pairs.
 
-    `owner` (m,) numbers the open inputs of one group from 0; `label` (m,); `coefficient` (m, d); `offset` (m,).
+    `owner` (m,) numbers the open inputs of one group from 0; `rival` (m,); `coefficient` (m, d); `offset` (m,).
     A pair may have several planes; all of them then hold at once.
     """
 
     owner: NDArray[np.int64]
-    label: NDArray[np.int64]
+    rival: NDArray[np.int64]
     coefficient: Array
     offset: Array
 
     def __post_init__(self) -> None:
         m = len(self.owner)
         if (
-            self.label.shape != (m,)
+            self.rival.shape != (m,)
             or self.offset.shape != (m,)
             or self.coefficient.shape[:1] != (m,)
             or self.coefficient.ndim != 2
         ):
-            raise ValueError("planes need owner (m,), label (m,), coefficient (m, d) and offset (m,).")
+            raise ValueError("planes need owner (m,), rival (m,), coefficient (m, d) and offset (m,).")
 
     def fooled(self, u: Array) -> int:
-        """Number of inputs that the planes allow to be fooled at u (d,): some label with all its planes <= 0.
+        """Number of inputs that the planes allow to be fooled at u (d,): some rival with all its planes <= 0.
 
         Evaluated in float64 with the terms' rounding error bounded, so that a pair counts only if its planes are <= 0
         in exact arithmetic: a lower bound of the MILP's optimum for every |u| <= eps.
@@ -97,12 +97,12 @@ class Planes:
             value = self.coefficient @ u + self.offset
             error = terms * 2.0**-52 * (np.abs(self.coefficient) @ np.abs(u) + np.abs(self.offset))
             allowed = value + error <= 0
-        pairs = np.stack([self.owner, self.label], axis=1)
+        pairs = np.stack([self.owner, self.rival], axis=1)
         blocked = {(int(i), int(j)) for i, j in pairs[~allowed]}
         return len({int(i) for i, j in pairs if (int(i), int(j)) not in blocked})
 
 
-def search(planes: Planes, *, inputs: int, eps: float, starts: Sequence[Array]) -> Array | None:
+def search(planes: GroupPlanes, *, inputs: int, eps: float, starts: Sequence[Array]) -> Array | None:
     """Looks for one |u| <= eps (d,) at which the planes allow all `inputs` to be fooled; None when it finds none.
 
     Signed-subgradient descent on sum_i max(0, min_j max_p plane_ijp(u)). Such a u shows that the MILP's optimum is
@@ -111,7 +111,7 @@ def search(planes: Planes, *, inputs: int, eps: float, starts: Sequence[Array]) 
     reach = np.abs(planes.coefficient).sum(axis=1)
     a = planes.coefficient / np.where(reach > 0, reach, 1.0)[:, None]
     b = planes.offset / np.where(reach > 0, reach, 1.0) + SEARCH_MARGIN * eps
-    pairs, pair_of = np.unique(np.stack([planes.owner, planes.label], axis=1), axis=0, return_inverse=True)
+    pairs, pair_of = np.unique(np.stack([planes.owner, planes.rival], axis=1), axis=0, return_inverse=True)
     for start in starts:
         u = np.clip(start, -eps, eps)
         for step in range(SEARCH_STEPS):
@@ -137,7 +137,7 @@ class Ending(Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class SolverAnswer:
     """What a solver says about a maximisation: how it ended, its dual (upper) bound, its incumbent's objective.
 
     `dual_bound` is None when the solver gave none; `words` are the solver's own, for messages.
@@ -164,13 +164,13 @@ class Solver(ABC):
     """One MILP solver behind PuLP."""
 
     @abstractmethod
-    def solve(self, problem: pulp.LpProblem, *, time_limit: float, threads: int) -> Answer:
+    def solve(self, problem: pulp.LpProblem, *, time_limit: float, threads: int) -> SolverAnswer:
         """Maximises `problem`, gap 0, within `time_limit` seconds. May raise pulp.PulpSolverError when it crashes."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class MasterBound:
-    """The master's result for one group.
+class MilpBound:
+    """The MILP's result for one group.
 
     `fooled_upper`: no |u| <= eps fools more of the group's open inputs. `proposal`: a u (d,) within eps worth attacking
     from, or None. `words`: what happened, for the certificate.
@@ -184,7 +184,7 @@ class MasterBound:
 
 
 def bound_fooled(
-    planes: Planes,
+    planes: GroupPlanes,
     *,
     inputs: int,
     eps: float,
@@ -192,7 +192,7 @@ def bound_fooled(
     solver: Solver,
     time_limit: float,
     threads: int = 1,
-) -> MasterBound:
+) -> MilpBound:
     """An upper bound on how many of `inputs` open inputs one |u|_inf <= eps can fool.
 
     What each ending returns, and why that is on the valid side:
@@ -207,7 +207,7 @@ def bound_fooled(
         eps: in pixel space.
         time_limit: seconds that the solver may take.
         known: perturbations (d,) with |u| <= eps that were tried already. Each gives a lower bound of the MILP's
-            optimum (Planes.fooled), so a solver whose dual bound lies below it is wrong and is not believed.
+            optimum (GroupPlanes.fooled), so a solver whose dual bound lies below it is wrong and is not believed.
 
     Raises:
         ValueError: an open input without planes. UsageError: a time limit that is not a positive number.
@@ -219,7 +219,7 @@ def bound_fooled(
     start = time.monotonic()
     found = search(planes, inputs=inputs, eps=eps, starts=[*known, np.zeros(planes.coefficient.shape[1])])
     if found is not None:
-        return MasterBound(
+        return MilpBound(
             fooled_upper=inputs,
             ending=Ending.OPTIMAL,
             words="no MILP: the bounds allow one perturbation to fool every open input",
@@ -241,20 +241,22 @@ def bound_fooled(
         ending, words = answer.ending, answer.words
     else:
         fooled_upper, ending, words = inputs, Ending.NO_BOUND, f"{distrust} ({answer.words})"
-    return MasterBound(
+    return MilpBound(
         fooled_upper=fooled_upper, ending=ending, words=words, proposal=proposal, seconds=time.monotonic() - start
     )
 
 
-def _answer(solver: Solver, problem: pulp.LpProblem, time_limit: float, threads: int) -> Answer:
+def _answer(solver: Solver, problem: pulp.LpProblem, time_limit: float, threads: int) -> SolverAnswer:
     """The solver's answer; a crash is one without a bound."""
     try:
         return solver.solve(problem, time_limit=time_limit, threads=threads)
     except (pulp.PulpError, OSError, ValueError) as error:
-        return Answer(ending=Ending.NO_BOUND, dual_bound=None, objective=None, words=f"the solver failed: {error}")
+        return SolverAnswer(
+            ending=Ending.NO_BOUND, dual_bound=None, objective=None, words=f"the solver failed: {error}"
+        )
 
 
-def _distrust(answer: Answer, floor: int, slack: float) -> str | None:
+def _distrust(answer: SolverAnswer, floor: int, slack: float) -> str | None:
     """Why the answer's dual bound, `slack` included, cannot be used, or None.
 
     `floor`: a count that the MILP certainly reaches.
@@ -271,11 +273,11 @@ def _distrust(answer: Answer, floor: int, slack: float) -> str | None:
     return None
 
 
-def _model(planes: Planes, eps: float) -> tuple[pulp.LpProblem, dict[int, pulp.LpVariable]]:
+def _model(planes: GroupPlanes, eps: float) -> tuple[pulp.LpProblem, dict[int, pulp.LpVariable]]:
     """The scaled MILP and its variables v_d = u_d / eps for the dimensions that occur."""
     coefficient = eps * planes.coefficient
     reach = np.abs(coefficient).sum(axis=1)
-    # A row restricts u only if the plane is positive somewhere: reach + offset > 0. Planes that are not finite, or
+    # A row restricts u only if the plane is positive somewhere: reach + offset > 0. GroupPlanes that are not finite, or
     # that have no slope, never restrict; their z stays free, so that the pair counts as fooled.
     binding = np.isfinite(reach) & np.isfinite(planes.offset) & (reach > 0) & (reach + planes.offset > 0)
     scale = np.where(binding, reach, 1.0)
@@ -288,18 +290,18 @@ def _model(planes: Planes, eps: float) -> tuple[pulp.LpProblem, dict[int, pulp.L
     problem = pulp.LpProblem("group", pulp.LpMaximize)
     v = {int(d): problem.add_variable(f"v{d}", -1, 1) for d in np.flatnonzero(np.any(a != 0, axis=0))}
     z: dict[int, dict[int, pulp.LpVariable]] = {}
-    for owner, label in zip(planes.owner.tolist(), planes.label.tolist(), strict=True):
-        labels = z.setdefault(owner, {})
-        if label not in labels:
-            labels[label] = problem.add_variable(f"z{owner}_{label}", cat=pulp.LpBinary)
-    problem += pulp.lpSum(variable for labels in z.values() for variable in labels.values())
-    for labels in z.values():
-        problem += pulp.lpSum(labels.values()) <= 1
+    for owner, rival in zip(planes.owner.tolist(), planes.rival.tolist(), strict=True):
+        rivals = z.setdefault(owner, {})
+        if rival not in rivals:
+            rivals[rival] = problem.add_variable(f"z{owner}_{rival}", cat=pulp.LpBinary)
+    problem += pulp.lpSum(variable for rivals in z.values() for variable in rivals.values())
+    for rivals in z.values():
+        problem += pulp.lpSum(rivals.values()) <= 1
     for row in np.flatnonzero(binding):
         # exact M of the unrelaxed plane: with z = 0 the relaxed row is slack by at least ROW_SLACK for every v
         big = float(1.0 + planes.offset[row] / scale[row])
         terms = [(v[int(d)], float(a[row, d])) for d in np.flatnonzero(a[row])]
-        terms.append((z[int(planes.owner[row])][int(planes.label[row])], big))
+        terms.append((z[int(planes.owner[row])][int(planes.rival[row])], big))
         problem += pulp.LpAffineExpression(terms) <= big - float(b[row])
     return problem, v
 
@@ -317,7 +319,7 @@ def _proposal(variables: dict[int, pulp.LpVariable], dimension: int, eps: float)
 _LINE = re.compile(r"^(Result - |Objective value:|Upper bound:|Lower bound:)\s*(\S.*?)\s*$", re.MULTILINE)
 
 
-def read_cbc_log(log: str) -> Answer:
+def read_cbc_log(log: str) -> SolverAnswer:
     """CBC's answer to a maximisation, from its log (measured on the CBC 2.10.3 that PuLP 3.3.2 bundles).
 
     Its status cannot be used: on a time limit with an incumbent PuLP reports 1 "Optimal". The log is unambiguous and
@@ -342,10 +344,10 @@ def read_cbc_log(log: str) -> Answer:
         and objective is not None
         and not found.keys() & {"Upper bound", "Lower bound"}
     ):
-        return Answer(ending=Ending.OPTIMAL, dual_bound=objective, objective=objective, words=words)
+        return SolverAnswer(ending=Ending.OPTIMAL, dual_bound=objective, objective=objective, words=words)
     if result == ["Stopped on time limit"] and upper is not None and "Lower bound" not in found:
-        return Answer(ending=Ending.TIME_LIMIT, dual_bound=upper, objective=objective, words=words)
-    return Answer(ending=Ending.NO_BOUND, dual_bound=None, objective=objective, words=words)
+        return SolverAnswer(ending=Ending.TIME_LIMIT, dual_bound=upper, objective=objective, words=words)
+    return SolverAnswer(ending=Ending.NO_BOUND, dual_bound=None, objective=objective, words=words)
 
 
 def _single(values: list[str] | None) -> float | None:
@@ -370,7 +372,7 @@ class Cbc(Solver):
     With one thread CBC runs its serial, deterministic search.
     """
 
-    def solve(self, problem: pulp.LpProblem, *, time_limit: float, threads: int) -> Answer:
+    def solve(self, problem: pulp.LpProblem, *, time_limit: float, threads: int) -> SolverAnswer:
         with tempfile.TemporaryDirectory(prefix="citrus-cbc-") as folder:
             log = Path(folder) / "log.txt"
             command = _cbc(timeLimit=time_limit, threads=threads if threads > 1 else None, logPath=str(log))
@@ -387,7 +389,7 @@ class Highs(Solver):
     absolute gap 0). Any other status (kInfeasible, kUnbounded, kSolveError, ...) -> NO_BOUND.
     """
 
-    def solve(self, problem: pulp.LpProblem, *, time_limit: float, threads: int) -> Answer:
+    def solve(self, problem: pulp.LpProblem, *, time_limit: float, threads: int) -> SolverAnswer:
         problem.solve(pulp.HiGHS(msg=False, timeLimit=time_limit, gapRel=0.0, gapAbs=0.0, threads=threads))
         status, info = problem.solverModel.getModelStatus(), problem.solverModel.getInfo()
         words = f"HiGHS: {problem.solverModel.modelStatusToString(status)}"
@@ -397,7 +399,7 @@ class Highs(Solver):
             highspy.HighsModelStatus.kTimeLimit: Ending.TIME_LIMIT,
         }
         ending = endings.get(status, Ending.NO_BOUND)
-        return Answer(
+        return SolverAnswer(
             ending=ending,
             dual_bound=None if ending is Ending.NO_BOUND else -float(info.mip_dual_bound),
             objective=objective if math.isfinite(objective) else None,
@@ -416,7 +418,7 @@ class Both(Solver):
     first: Solver
     second: Solver
 
-    def solve(self, problem: pulp.LpProblem, *, time_limit: float, threads: int) -> Answer:
+    def solve(self, problem: pulp.LpProblem, *, time_limit: float, threads: int) -> SolverAnswer:
         """The lower of the two dual bounds. Raises SoundnessError, with both answers, where the solvers disagree."""
         one, other = (_answer(some, problem, time_limit, threads) for some in (self.first, self.second))
         for low, high in ((one, other), (other, one)):

@@ -1,14 +1,15 @@
 """Products of searches: parts of the box on which no one perturbation fools all of several inputs.
 
-A search over one input's margin leaves parts of the box open (its front), each with a plane below the margin. A u that
-fools inputs 1..m together lies in a part of each front, and there the planes' sums with shares s >= 0,
+A search over one input's margin leaves parts of the box open, each with a plane below the margin: a factor of the
+products. A u that fools inputs 1..m together lies in a part of each factor, and there the planes' sums with shares
+s >= 0,
 
     min over |u| <= eps  sum_i s_i (L_i u + b_i)  =  sum_i s_i b_i - eps |sum_i s_i L_i|_1,
 
 hold at once (the Farkas step of RACoon, Banerjee et al. 2024, theorem 4.1, on the leaves of branch and bound instead of
 on one plane an input). Where this is above 0 the product of the parts is closed; the others are where a joint search
-starts (`settle.py`). A joint search from the whole box would not get there: while the executions are loose one of them
-gets all of the share, and neurons of the others are never split.
+starts (joint_loop.py). A joint search from the whole box would not get there: while the executions are loose one of
+them gets all of the share, and neurons of the others are never split.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ BYTES: Final = 2**26
 
 
 @dataclass(frozen=True, kw_only=True)
-class Front:
-    """The open parts (n,) of one execution's search for one label.
+class Factor:
+    """The open parts (n,) of one execution's search for one rival.
 
     `duals` as in the search; `planes` below margin - guard, claimed in float64 with the duals `on_grid`: on part r,
     margin - guard >= <coefficient_r, u> + offset_r. `closed`: the search's closed parts, if they are recorded.
@@ -51,7 +52,7 @@ class Front:
 
 @dataclass(frozen=True, kw_only=True)
 class Products:
-    """Products (n,) of parts of m fronts: `part` (n, m) numbers in the fronts, `share` (n, m) summing to 1."""
+    """Products (n,) of parts of m factors: `part` (n, m) numbers in the factors, `share` (n, m) summing to 1."""
 
     part: Tensor
     share: Tensor
@@ -66,66 +67,66 @@ class Products:
 
 @dataclass(frozen=True, kw_only=True)
 class Multiplied:
-    """All products of some fronts: those that are open, and those that are closed, by how many fronts it took.
+    """All products of some factors: those that are open, and those that are closed, by how many factors it took.
 
-    `closed[i]` are products of the first i + 2 fronts.
+    `closed[i]` are products of the first i + 2 factors.
     """
 
     open: Products
     closed: tuple[Products, ...]
 
 
-def multiply(fronts: Sequence[Front], box: Box, *, limit: int) -> Multiplied | None:
-    """Closes products of parts by mixing their planes, one front after the other.
+def multiply(factors: Sequence[Factor], box: Box, *, limit: int) -> Multiplied | None:
+    """Closes products of parts by mixing their planes, one factor after the other.
 
     Args:
-        fronts: at least one.
+        factors: at least one.
         limit: None is returned when more products than this are open at any time.
     """
-    first = fronts[0]
+    first = factors[0]
     count = torch.arange(len(first), device=first.planes.offset.device)
     found = Products(part=count[:, None], share=first.planes.offset.new_ones(len(first), 1))
     slope, offset = first.planes.coefficient.flatten(1), first.planes.offset
     radius = box.radius.flatten()
     closed: list[Products] = []
-    for front in fronts[1:]:
-        if len(found) * len(front) > 64 * limit:
+    for factor in factors[1:]:
+        if len(found) * len(factor) > 64 * limit:
             return None
-        index, mix = _mixed(slope, offset, front, radius)
+        index, mix = _mixed(slope, offset, factor, radius)
         before, last = index[:, 0], index[:, 1]
         wider = Products(
             part=torch.cat([found.part[before], last[:, None]], dim=1),
             share=torch.cat([found.share[before] * (1 - mix[:, None]), mix[:, None]], dim=1),
         )
-        bound = claimed(fronts[: wider.part.shape[1]], wider, box)
+        bound = claimed(factors[: wider.part.shape[1]], wider, box)
         shut = bound > 0
         closed.append(wider.select(shut.nonzero().flatten()))
         left = (~shut).nonzero().flatten()
         if len(left) > limit:
             return None
         found = wider.select(left)
-        other = front.planes
+        other = factor.planes
         weight = mix[left][:, None]
         slope = slope[before[left]] * (1 - weight) + other.coefficient.flatten(1)[last[left]] * weight
         offset = offset[before[left]] * (1 - weight[:, 0]) + other.offset[last[left]] * weight[:, 0]
     return Multiplied(open=found, closed=tuple(closed))
 
 
-def claimed(fronts: Sequence[Front], products: Products, box: Box) -> Tensor:
+def claimed(factors: Sequence[Factor], products: Products, box: Box) -> Tensor:
     """(n,) lower bounds of sum_i share_i (margin_i - guard_i) on products of parts, in real arithmetic."""
     bounds = []
     width = products.part.shape[1]
     size = max(1, BYTES // (8 * box.radius.numel() * (width + 1)))
     for some in torch.split(torch.arange(len(products), device=products.part.device), size):
         parts = []
-        for number, front in enumerate(fronts):
+        for number, factor in enumerate(factors):
             index, share = products.part[some, number], products.share[some, number]
-            shape = (-1, *[1] * (front.planes.coefficient.dim() - 1))
+            shape = (-1, *[1] * (factor.planes.coefficient.dim() - 1))
             # one rounding of each product, which least_sum's margin covers
             parts.append(
                 LinearBounds(
-                    coefficient=front.planes.coefficient[index] * share.reshape(shape),
-                    offset=front.planes.offset[index] * share,
+                    coefficient=factor.planes.coefficient[index] * share.reshape(shape),
+                    offset=factor.planes.offset[index] * share,
                     lower=share,
                 )
             )
@@ -133,9 +134,9 @@ def claimed(fronts: Sequence[Front], products: Products, box: Box) -> Tensor:
     return torch.cat(bounds) if bounds else box.radius.new_zeros(0)
 
 
-def _mixed(slope: Tensor, offset: Tensor, front: Front, radius: Tensor) -> tuple[Tensor, Tensor]:
-    """All pairs (n, 2) of rows of `slope`, `offset` and parts of a front, and the best share (n,) of the latter."""
-    others, shift = front.planes.coefficient.flatten(1), front.planes.offset
+def _mixed(slope: Tensor, offset: Tensor, factor: Factor, radius: Tensor) -> tuple[Tensor, Tensor]:
+    """All pairs (n, 2) of rows of `slope`, `offset` and parts of a factor, and the best share (n,) of the latter."""
+    others, shift = factor.planes.coefficient.flatten(1), factor.planes.offset
     grid = torch.linspace(0, 1, MIXES + 2, dtype=torch.float32, device=slope.device)[1:-1]
     a, c, reach = slope.float(), others.float(), radius.float()
     rows = max(1, BYTES // (4 * len(reach) * max(1, len(c))))
@@ -157,14 +158,14 @@ def _mixed(slope: Tensor, offset: Tensor, front: Front, radius: Tensor) -> tuple
     return index, mix.flatten().double()
 
 
-def joined(fronts: Sequence[Front], products: Products) -> Duals:
+def joined(factors: Sequence[Factor], products: Products) -> Duals:
     """The products' duals over the executions side by side (fold.beside), for a joint ascent."""
     first = 0
     alpha, split, side, beta = [], [], [], []
-    total = sum(len(front.duals.alpha) for front in fronts)
-    for number, front in enumerate(fronts):
-        neurons = len(front.duals.alpha)
-        duals = front.duals.columns(products.part[:, number])
+    total = sum(len(factor.duals.alpha) for factor in factors)
+    for number, factor in enumerate(factors):
+        neurons = len(factor.duals.alpha)
+        duals = factor.duals.columns(products.part[:, number])
         share = products.share[:, number].to(duals.beta.dtype)
         alpha.append(duals.alpha)
         split.append(torch.where(duals.side != 0, duals.split + first, total))

@@ -43,7 +43,7 @@ def partition(conflicts: Conflicts, given: Iterable[Sequence[int]]) -> tuple[Blo
     """
     linked = {pair for old in conflicts.refuted for pair in combinations(sorted({member for member, _ in old}), 2)}
     start = [block(conflicts, members) for members in given]
-    if sorted(member for one in start for member in one.members) != list(range(len(conflicts.labels))):
+    if sorted(member for one in start for member in one.members) != list(range(len(conflicts.rivals))):
         raise ValueError("the given blocks are no partition of the open inputs")
     covers = [[block(conflicts, clique) for clique in cover] for cover in _covers(conflicts)]
     candidates = [merged(conflicts, blocks, linked) for blocks in (start, *covers)]
@@ -91,10 +91,10 @@ def merged(conflicts: Conflicts, blocks: Sequence[Block], linked: Set[tuple[int,
 
 
 def exclusive(conflicts: Conflicts) -> set[tuple[int, int]]:
-    """Pairs (i, j), i < j, of open inputs that are never fooled together, whatever their labels."""
+    """Pairs (i, j), i < j, of open inputs that are never fooled together, whatever their rivals."""
     free = [
-        [(m, label) for label in labels if frozenset([(m, label)]) not in conflicts.refuted]
-        for m, labels in enumerate(conflicts.labels)
+        [(m, rival) for rival in rivals if frozenset([(m, rival)]) not in conflicts.refuted]
+        for m, rivals in enumerate(conflicts.rivals)
     ]
     return {
         (i, j)
@@ -107,8 +107,8 @@ def _covers(conflicts: Conflicts) -> list[list[list[int]]]:
     """Covers of the open inputs by cliques of mutually exclusive ones."""
     pairs = exclusive(conflicts)
     together: networkx.Graph[int] = networkx.Graph()
-    together.add_nodes_from(range(len(conflicts.labels)))
-    together.add_edges_from(p for p in combinations(range(len(conflicts.labels)), 2) if p not in pairs)
+    together.add_nodes_from(range(len(conflicts.rivals)))
+    together.add_edges_from(p for p in combinations(range(len(conflicts.rivals)), 2) if p not in pairs)
     found = []
     for strategy in STRATEGIES:
         colours = networkx.greedy_color(together, strategy=strategy)

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from citrus_tool.bounds.duals import GRID
 from citrus_tool.bounds.execution import ExecutionView
-from citrus_tool.certification.part_products import Front, Products
+from citrus_tool.certification.part_products import Factor, Products
 from citrus_tool.certification.partition import Block
 from citrus_tool.certification.search import Leaf
 from citrus_tool.errors import InputFileError
@@ -36,16 +36,16 @@ FORMAT: Final = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Refutation:
-    """A combination of atoms (position in the group, wrong label), the view of each atom's execution, and the leaves.
+    """A combination of atoms (position in the group, rival), the view of each atom's execution, and the leaves.
 
     Without shares (a combination of one atom) a leaf bounds the margin, with them the sum of share (margin - guard).
-    `fronts`, `closed`: as in settle.Grounds.
+    `factors`, `closed`: as in joint_loop.Grounds.
     """
 
     atoms: tuple[tuple[int, int], ...]
     views: tuple[ExecutionView, ...]
     leaves: tuple[Leaf, ...]
-    fronts: tuple[Front, ...] = ()
+    factors: tuple[Factor, ...] = ()
     closed: tuple[Products, ...] = ()
 
 
@@ -55,15 +55,15 @@ class GroupProof:
 
     Attributes:
         images: (k, C, H, W) float32 pixels.
-        labels, rivals: per input; the rival is the class whose margins are bounded.
-        kinds: per input "lost" (nothing is claimed), "interval" or "bounds": what excludes the labels in `excluded`.
+        labels, references: per input, the true class, and the class whose margins over its rivals are bounded.
+        kinds: per input "lost" (nothing is claimed), "interval" or "bounds": what excludes the rivals in `excluded`.
     """
 
     index: int
     indices: tuple[int, ...]
     images: Float[Tensor, "k C H W"]
     labels: tuple[int, ...]
-    rivals: tuple[int, ...]
+    references: tuple[int, ...]
     kinds: tuple[str, ...]
     excluded: tuple[tuple[int, ...], ...]
     refutations: tuple[Refutation, ...]
@@ -99,7 +99,7 @@ def regrouped(
         if len(places) == 1:
             (place,) = places
             position = blocks[place].members.index
-            atoms = tuple((position(member), label) for member, (_, label) in zip(members, one.atoms, strict=True))
+            atoms = tuple((position(member), rival) for member, (_, rival) in zip(members, one.atoms, strict=True))
             inside[place].append(replace(one, atoms=atoms))
 
     found: list[GroupProof] = []
@@ -109,7 +109,7 @@ def regrouped(
         mine = []
         for one in proof.refutations:
             if all(place in new for place, _ in one.atoms):
-                mine.append(replace(one, atoms=tuple((new[place], label) for place, label in one.atoms)))
+                mine.append(replace(one, atoms=tuple((new[place], rival) for place, rival in one.atoms)))
             else:
                 sort(one, [number_of[proof.indices[place]] for place, _ in one.atoms])
         home |= {number_of[index]: (proof, p) for p, index in enumerate(proof.indices) if index in number_of}
@@ -132,7 +132,7 @@ def _gathered(
         indices=tuple(proof.indices[place] for proof, place in members),
         images=torch.stack([proof.images[place] for proof, place in members]),
         labels=tuple(proof.labels[place] for proof, place in members),
-        rivals=tuple(proof.rivals[place] for proof, place in members),
+        references=tuple(proof.references[place] for proof, place in members),
         kinds=tuple(proof.kinds[place] for proof, place in members),
         excluded=tuple(proof.excluded[place] for proof, place in members),
         refutations=tuple(refutations),
@@ -141,15 +141,15 @@ def _gathered(
 
 
 class _Arrays:
-    """A group's arrays; executions and fronts are stored once and then known by number."""
+    """A group's arrays; executions and factors are stored once and then known by number."""
 
     def __init__(self, group: GroupProof) -> None:
         self.arrays: dict[str, NDArray[Any]] = {"images": _numpy(group.images, np.float32)}
         self.views: list[list[int]] = [[] for _ in group.indices]  # by position
         self.listed: list[dict[str, list[int]]] = []
-        self.fronts: list[dict[str, Any]] = []
+        self.factors: list[dict[str, Any]] = []
         self.numbers: dict[int, int] = {}  # by id of the view
-        self.front_numbers: dict[int, int] = {}  # by id of the front
+        self.factor_numbers: dict[int, int] = {}  # by id of the factor
 
     def view(self, position: int, view: ExecutionView) -> int:
         """The number of an execution of the input at `position`."""
@@ -168,11 +168,11 @@ class _Arrays:
             self.views[position].append(number)
         return number
 
-    def front(self, atom: tuple[int, int], view: ExecutionView, front: Front) -> int:
-        """The number of a front: an atom's closed parts, then its open ones."""
-        number = self.front_numbers.setdefault(id(front), len(self.fronts))
-        if number == len(self.fronts):
-            open_ = front.duals
+    def factor(self, atom: tuple[int, int], view: ExecutionView, factor: Factor) -> int:
+        """The number of a factor: an atom's closed parts, then its open ones."""
+        number = self.factor_numbers.setdefault(id(factor), len(self.factors))
+        if number == len(self.factors):
+            open_ = factor.duals
             given = open_.side != 0
             alpha = (open_.alpha.double() * GRID).round().to(torch.uint8)
             parts = [
@@ -185,14 +185,14 @@ class _Arrays:
                     share=None,
                     bound=0.0,
                 )
-                for column in range(len(front))
+                for column in range(len(factor))
             ]
-            self.fronts.append({"atom": list(atom), "view": self.view(atom[0], view), "closed": len(front.closed)})
-            self.leaves(f"front{number}", 1, view.neurons, [*front.closed, *parts])
+            self.factors.append({"atom": list(atom), "view": self.view(atom[0], view), "closed": len(factor.closed)})
+            self.leaves(f"front{number}", 1, view.neurons, [*factor.closed, *parts])
         return number
 
     def leaves(self, name: str, members: int, neurons: int, leaves: Sequence[Leaf]) -> None:
-        """The leaves of a combination or a front, whose duals have so many slopes."""
+        """The leaves of a combination or a factor, whose duals have so many slopes."""
         one = torch.ones(members)
         alpha = torch.zeros(0, neurons, dtype=torch.uint8)
         shares = torch.zeros(0, members)
@@ -250,8 +250,8 @@ class Recorder:
         proofs = []
         for number, one in enumerate(group.refutations):
             views = [store.view(p, view) for (p, _), view in zip(one.atoms, one.views, strict=True)]
-            fronts = [store.front(*some) for some in zip(one.atoms, one.views, one.fronts, strict=False)]
-            proofs.append({"atoms": [list(atom) for atom in one.atoms], "views": views, "fronts": fronts})
+            factors = [store.factor(*some) for some in zip(one.atoms, one.views, one.factors, strict=False)]
+            proofs.append({"atoms": [list(atom) for atom in one.atoms], "views": views, "fronts": factors})
             store.leaves(f"proof{number}", len(one.atoms), sum(view.neurons for view in one.views), one.leaves)
             for width, products in enumerate(one.closed, start=2):
                 store.arrays[f"proof{number}/part{width}"] = _numpy(products.part, np.int32)
@@ -261,12 +261,12 @@ class Recorder:
             "index": group.index,
             "indices": list(group.indices),
             "labels": list(group.labels),
-            "rivals": list(group.rivals),
+            "rivals": list(group.references),
             "kinds": list(group.kinds),
-            "excluded": [list(labels) for labels in group.excluded],
+            "excluded": [list(rivals) for rivals in group.excluded],
             "views": store.views,
             "listed": store.listed,
-            "fronts": store.fronts,
+            "fronts": store.factors,
             "proofs": proofs,
             "fooled": group.fooled,
             "certified": group.certified,

@@ -50,7 +50,7 @@ BETTER_HALF: Final = 0.3
 """Weight of the better child's bound in a candidate's score; the worse child's has weight 1."""
 
 
-class Problem(ABC):
+class SearchProblem(ABC):
     """T functionals over one system of open neurons, to be bounded from below on parts of the box."""
 
     @property
@@ -77,7 +77,7 @@ class Problem(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MarginProblem(Problem):
+class MarginProblem(SearchProblem):
     """Margins of one input over `classes` (T,), less <shift[t], u> where `shift` (T, *input_shape) is given."""
 
     execution: FoldedExecution
@@ -109,7 +109,7 @@ class MarginProblem(Problem):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class OpenPart:
     """A part of the box that is open for one target.
 
     alpha (U,) uint8 in units of 1 / GRID, split, side, beta (k,), share (M,) as in Duals; `candidates` (c,) the neurons
@@ -163,7 +163,7 @@ class Search:
     def __init__(
         self,
         *,
-        problem: Problem,
+        problem: SearchProblem,
         guard: float,
         goal: float,
         look: Look | None = None,
@@ -173,9 +173,9 @@ class Search:
         self.problem, self.guard, self.goal = problem, guard, goal
         self.leaves: list[Leaf] | None = [] if record else None
         self._look, self._watch = look, watch
-        self._heap: list[tuple[float, int, Part]] = []
+        self._heap: list[tuple[float, int, OpenPart]] = []
         self._pushed = 0
-        self._stuck: list[Part] = []  # nothing left to split, and not settled
+        self._stuck: list[OpenPart] = []  # nothing left to split, and not settled
         self._device = problem.system.radius.device
         self._closed = torch.full((problem.count,), math.inf, dtype=torch.float64, device=self._device)
         self._dropped: set[int] = set()
@@ -269,10 +269,10 @@ class Search:
             self.nodes += len(target)
             self._sort_out(found, target)
 
-    def _targets_of(self, parts: Sequence[Part]) -> Tensor:
+    def _targets_of(self, parts: Sequence[OpenPart]) -> Tensor:
         return torch.tensor([part.target for part in parts], device=self._device)
 
-    def _stacked(self, parts: Sequence[Part]) -> Duals:
+    def _stacked(self, parts: Sequence[OpenPart]) -> Duals:
         depth = max(len(part.split) for part in parts)
         absent = self.problem.system.neurons
         shares = [part.share for part in parts if part.share is not None]
@@ -284,7 +284,7 @@ class Search:
             share=None if not shares else torch.stack(shares, dim=1),
         )
 
-    def _choose(self, parents: Sequence[Part], target: Tensor, duals: Duals) -> tuple[Tensor, Tensor]:
+    def _choose(self, parents: Sequence[OpenPart], target: Tensor, duals: Duals) -> tuple[Tensor, Tensor]:
         """The neuron (P,) that each parent is split on, and the coefficient of its output there.
 
         Every candidate's two children are bounded once with their parent's duals; the best pair wins.
@@ -372,7 +372,7 @@ class Search:
         for column, (number, value) in enumerate(zip(target[left].tolist(), bound[left].tolist(), strict=True)):
             given = duals.side[:, column] != 0
             promising = score[:, column] > 0
-            part = Part(
+            part = OpenPart(
                 target=number,
                 alpha=alpha[:, column].clone(),
                 split=duals.split[given, column],
@@ -398,7 +398,7 @@ class Search:
                 heapq.heappush(self._heap, (value, self._pushed, part))
         return torch.tensor(exhausted, device=target.device) if exhausted else None
 
-    def _last(self, part: Part) -> None:
+    def _last(self, part: OpenPart) -> None:
         """Closes a part with nothing left to split by a linear program, or has the program's best point judged.
 
         The program's multipliers and shares are claimed like those of an ascent. A part that is not closed stays open;

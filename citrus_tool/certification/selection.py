@@ -19,7 +19,7 @@ CLEAN_INPUTS: Final = 500
 
 
 @dataclass(frozen=True, kw_only=True)
-class Selection:
+class JudgedInputs:
     """The inputs that are judged, in consecutive groups.
 
     Attributes:
@@ -58,7 +58,7 @@ class Selection:
         return torch.isin(group, torch.tensor(groups))
 
 
-def selected(setup: Setup, progress: Progress) -> Selection:
+def judged_inputs(setup: Setup, progress: Progress) -> JudgedInputs:
     """Runs the candidates without a perturbation and chooses by protocol.
 
     Raises DataError where there is none to judge.
@@ -81,4 +81,4 @@ def selected(setup: Setup, progress: Progress) -> Selection:
                 f"data {data.name} ({data.split}): none of the first {len(candidates)} inputs is classified"
                 " correctly, so protocol correct has nothing to judge; check --mean/--std or use --protocol all."
             )
-    return Selection(candidates=candidates, clean=clean, chosen=chosen, group_size=settings.group_size)
+    return JudgedInputs(candidates=candidates, clean=clean, chosen=chosen, group_size=settings.group_size)

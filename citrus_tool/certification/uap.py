@@ -25,7 +25,7 @@ from citrus_tool.certification.dataset_scope import Remainder
 from citrus_tool.certification.group_result import Finished, finished
 from citrus_tool.certification.milp import Solver, named
 from citrus_tool.certification.proof import GroupProof
-from citrus_tool.certification.selection import selected
+from citrus_tool.certification.selection import judged_inputs
 from citrus_tool.certification.setup import Setup
 from citrus_tool.choices.settings import CertifySettings
 from citrus_tool.context import ON_CPU, RunContext
@@ -84,7 +84,7 @@ def certify_uap(
     ledger = _Ledger()
     with _interruptible(ledger, journal), ExitStack() as stack:
         start = time.monotonic()
-        selection = selected(setup, context.progress)
+        selection = judged_inputs(setup, context.progress)
         clean_seconds = time.monotonic() - start
         ledger.groups = groups = selection.groups
         if journal is not None:

@@ -22,7 +22,7 @@ from citrus_tool.bounds.execution import FoldedExecution
 from citrus_tool.bounds.rounding import enclose
 from citrus_tool.bounds.workspace import Schedule
 from citrus_tool.certification import branch
-from citrus_tool.certification.branch import Branched, Budget, Verdict, branch_and_bound
+from citrus_tool.certification.branch import Branched, BranchVerdict, Budget, branch_and_bound
 from citrus_tool.certification.uap import certify_uap
 from citrus_tool.choices.settings import CertifySettings
 from citrus_tool.data import load
@@ -70,15 +70,15 @@ def test_verdicts_are_the_exact_ones(make: Callable[[int], Network], seed: int) 
     for number, verdict in enumerate(found.verdict):
         x, label = data.pixels()[number : number + 1], data.labels[number : number + 1]
         foolable = fooled_at_most(network, x, label, eps) == 1
-        if verdict is Verdict.PROVEN:
+        if verdict is BranchVerdict.PROVEN:
             assert not foolable
-        elif verdict is Verdict.WITNESS:
+        elif verdict is BranchVerdict.WITNESS:
             assert foolable
             u = found.witness[number]
             assert float(u.abs().max()) <= eps
             logits = network(x + u)[0]
             assert int(label) != int(logits.argmax()) or float(logits.sort().values.diff()[-1]) == 0.0
-        decided += verdict is not Verdict.OPEN
+        decided += verdict is not BranchVerdict.OPEN
     assert decided >= 7
 
 
@@ -202,16 +202,18 @@ def test_results_do_not_depend_on_how_many_inputs_fit_into_memory(monkeypatch: p
 
 def test_near_optimal_points_lead_to_witnesses_that_a_weak_attack_misses(monkeypatch: pytest.MonkeyPatch) -> None:
     weak = Budget(nodes=100, attack_steps=1, attack_restarts=1)
-    monkeypatch.setattr(branch._Case, "look", lambda case, point: set())  # minimising points find most of them here
+    monkeypatch.setattr(
+        branch._InputSearch, "look", lambda case, point: set()
+    )  # minimising points find most of them here
     found = []
     for seed in range(4):
         network = tiny_chain(seed, hidden=40)
         branched, _ = run(network, 12, 0.25, seed, weak)
-        found.append(sum(verdict is Verdict.WITNESS for verdict in branched.verdict))
+        found.append(sum(verdict is BranchVerdict.WITNESS for verdict in branched.verdict))
         with monkeypatch.context() as patch:
-            patch.setattr(branch._Case, "probe", lambda case: None)
+            patch.setattr(branch._InputSearch, "probe", lambda case: None)
             plain, _ = run(network, 12, 0.25, seed, weak)
-        found[-1] -= sum(verdict is Verdict.WITNESS for verdict in plain.verdict)
+        found[-1] -= sum(verdict is BranchVerdict.WITNESS for verdict in plain.verdict)
     assert min(found) >= 0, found
     assert sum(found) > 0, found
 
@@ -238,7 +240,9 @@ def test_other_activations_stay_open(layer: type[nn.Module]) -> None:
     assert (found.proven == known.verified).all()
     assert not known.verified.all()
     assert all(
-        verdict is Verdict.OPEN for verdict, proven in zip(found.verdict, known.verified, strict=True) if not proven
+        verdict is BranchVerdict.OPEN
+        for verdict, proven in zip(found.verdict, known.verified, strict=True)
+        if not proven
     )
 
 

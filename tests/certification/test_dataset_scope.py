@@ -36,10 +36,10 @@ SETTINGS = CertifySettings(
 def random_conflicts(draw: random.Random) -> Conflicts:
     """Pairs, mostly, over up to eight inputs with one or two labels."""
     count = draw.randint(1, 8)
-    conflicts = Conflicts(labels=[draw.sample(range(4), draw.choice([1, 1, 2])) for _ in range(count)])
+    conflicts = Conflicts(rivals=[draw.sample(range(4), draw.choice([1, 1, 2])) for _ in range(count)])
     for _ in range(draw.randint(0, 40)):
         owners = sorted(draw.sample(range(count), min(draw.choice([1, 2, 2, 2, 2, 3]), count)))
-        conflicts.add([(owner, draw.choice(conflicts.labels[owner])) for owner in owners])
+        conflicts.add([(owner, draw.choice(conflicts.rivals[owner])) for owner in owners])
     return conflicts
 
 
@@ -56,7 +56,7 @@ def test_partitions_cover_and_bound_what_can_happen_and_are_no_worse_than_the_gi
     for seed in range(200):
         draw = random.Random(seed)
         conflicts = random_conflicts(draw)
-        count = len(conflicts.labels)
+        count = len(conflicts.rivals)
         given = random_blocks(draw, count)
         found = partition(conflicts, given)
         assert sorted(member for one in found for member in one.members) == list(range(count))
@@ -70,7 +70,7 @@ def test_partitions_cover_and_bound_what_can_happen_and_are_no_worse_than_the_gi
 
 
 def test_a_clique_counts_for_one() -> None:
-    conflicts = Conflicts(labels=[[1]] * 6)
+    conflicts = Conflicts(rivals=[[1]] * 6)
     for i in range(6):
         for j in range(i):
             if i % 2 == j % 2:
@@ -81,7 +81,7 @@ def test_a_clique_counts_for_one() -> None:
 
 
 def test_inputs_exclude_each_other_if_all_their_labels_do() -> None:
-    conflicts = Conflicts(labels=[[1, 2], [3], [4, 5]])
+    conflicts = Conflicts(rivals=[[1, 2], [3], [4, 5]])
     conflicts.add([(0, 1), (1, 3)])
     assert exclusive(conflicts) == set()
     conflicts.add([(0, 2), (1, 3)])
@@ -93,7 +93,7 @@ def test_inputs_exclude_each_other_if_all_their_labels_do() -> None:
 
 def test_blocks_that_are_no_partition() -> None:
     with pytest.raises(ValueError, match="no partition"):
-        partition(Conflicts(labels=[[1], [1]]), [[0]])
+        partition(Conflicts(rivals=[[1], [1]]), [[0]])
 
 
 def judge(model: OnnxModel, data: Dataset, **more: Any) -> Certificate:

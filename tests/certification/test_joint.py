@@ -41,7 +41,7 @@ def problem_of(network: Network, members: int, seed: int, *, brightest: float = 
     found = []
     for number, label in enumerate(network(x.double()).argmax(1).tolist()):
         execution = FoldedExecution.of(relaxed, label, number)
-        found.append(Member(execution=execution, labels=(), guard=GUARD))
+        found.append(Member(execution=execution, rivals=(), guard=GUARD))
     labels = tuple((one.execution.label + 1) % network.num_classes for one in found)
     return JointProblem(members=tuple(found), combinations=(labels,)), x.double()
 

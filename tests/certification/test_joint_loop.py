@@ -18,8 +18,9 @@ from citrus_tool.bounds.linear import LinearBounds
 from citrus_tool.bounds.rounding import enclose
 from citrus_tool.certification import joint_loop as loop
 from citrus_tool.certification.conflicts import Conflicts
-from citrus_tool.certification.joint_loop import Settlement, executions, settle
-from citrus_tool.certification.part_products import Front, multiply
+from citrus_tool.certification.execution import executions
+from citrus_tool.certification.joint_loop import GroupBracket, bracket_group
+from citrus_tool.certification.part_products import Factor, multiply
 from citrus_tool.certification.uap import certify_uap
 from citrus_tool.choices.settings import CertifySettings
 from citrus_tool.network import Network
@@ -33,7 +34,7 @@ Make = Callable[[int], Network]
 
 def largest_by_enumeration(conflicts: Conflicts) -> int:
     best = 0
-    for choice in product(*[[None, *labels] for labels in conflicts.labels]):
+    for choice in product(*[[None, *labels] for labels in conflicts.rivals]):
         chosen = {(member, label) for member, label in enumerate(choice) if label is not None}
         if not conflicts.covers(chosen):
             best = max(best, len(chosen))
@@ -43,10 +44,10 @@ def largest_by_enumeration(conflicts: Conflicts) -> int:
 def random_conflicts(seed: int) -> Conflicts:
     draw = random.Random(seed)
     count = draw.randint(1, 5)
-    conflicts = Conflicts(labels=[draw.sample(range(9), draw.randint(0, 3)) for _ in range(count)])
+    conflicts = Conflicts(rivals=[draw.sample(range(9), draw.randint(0, 3)) for _ in range(count)])
     for _ in range(draw.randint(0, 12)):
         owners = draw.sample(range(count), min(draw.randint(1, 3), count))
-        atoms = [(owner, draw.choice(conflicts.labels[owner])) for owner in owners if conflicts.labels[owner]]
+        atoms = [(owner, draw.choice(conflicts.rivals[owner])) for owner in owners if conflicts.rivals[owner]]
         if atoms:
             conflicts.add(atoms)
     return conflicts
@@ -73,7 +74,7 @@ def test_a_search_that_is_cut_short_still_gives_an_upper_bound() -> None:
 
 
 def test_conflicts_keep_the_smallest_combinations() -> None:
-    conflicts = Conflicts(labels=[[1, 2], [3], [4]])
+    conflicts = Conflicts(rivals=[[1, 2], [3], [4]])
     conflicts.add([(0, 1), (1, 3), (2, 4)])
     conflicts.add([(0, 1), (1, 3)])
     conflicts.add([(0, 1), (1, 3), (2, 4)])
@@ -83,14 +84,14 @@ def test_conflicts_keep_the_smallest_combinations() -> None:
     assert conflicts.excluded() == [1]
 
 
-def random_front(generator: torch.Generator, parts: int, height: float) -> Front:
+def random_factor(generator: torch.Generator, parts: int, height: float) -> Factor:
     planes = LinearBounds(
         coefficient=torch.randn(parts, *SHAPE, generator=generator, dtype=torch.float64),
         offset=height + 0.3 * torch.randn(parts, generator=generator, dtype=torch.float64),
         lower=torch.zeros(parts),
     )
     blank = torch.zeros(0, parts)
-    return Front(duals=Duals(alpha=blank, split=blank.long(), side=blank, beta=blank), planes=planes)
+    return Factor(duals=Duals(alpha=blank, split=blank.long(), side=blank, beta=blank), planes=planes)
 
 
 def jointly_below_zero(planes: list[tuple[Tensor, Tensor]], radius: Tensor) -> bool:
@@ -112,22 +113,22 @@ def test_closed_products_are_infeasible_and_most_infeasible_ones_are_closed(coun
     radius = box.radius.flatten()
     infeasible = closed = 0
     for _ in range(4):
-        fronts = [random_front(generator, 4, 0.4) for _ in range(count)]
-        found = multiply(fronts, box, limit=1000)
+        factors = [random_factor(generator, 4, 0.4) for _ in range(count)]
+        found = multiply(factors, box, limit=1000)
         assert found is not None
         for width, products in enumerate(found.closed, start=2):
             for part in products.part.tolist():
                 planes = [
-                    (front.planes.coefficient[place].flatten(), front.planes.offset[place])
-                    for front, place in zip(fronts[:width], part, strict=True)
+                    (factor.planes.coefficient[place].flatten(), factor.planes.offset[place])
+                    for factor, place in zip(factors[:width], part, strict=True)
                 ]
                 assert not jointly_below_zero(planes, radius)
         shut = [{tuple(part) for part in products.part.tolist()} for products in found.closed]
         left = {tuple(part) for part in found.open.part.tolist()}
         for part in product(range(4), repeat=count):
             planes = [
-                (front.planes.coefficient[place].flatten(), front.planes.offset[place])
-                for front, place in zip(fronts, part, strict=True)
+                (factor.planes.coefficient[place].flatten(), factor.planes.offset[place])
+                for factor, place in zip(factors, part, strict=True)
             ]
             done = any(part[: width + 2] in known for width, known in enumerate(shut))
             assert done != (part in left)  # every product is either closed or open
@@ -140,21 +141,21 @@ def test_closed_products_are_infeasible_and_most_infeasible_ones_are_closed(coun
 def test_too_many_open_products_are_refused() -> None:
     generator = torch.Generator().manual_seed(0)
     box = enclose(torch.rand(1, *SHAPE, generator=generator), 0.5)
-    fronts = [random_front(generator, 10, -1.0) for _ in range(2)]
-    assert multiply(fronts, box, limit=50) is None
-    assert multiply(fronts, box, limit=100) is not None
+    factors = [random_factor(generator, 10, -1.0) for _ in range(2)]
+    assert multiply(factors, box, limit=50) is None
+    assert multiply(factors, box, limit=100) is not None
 
 
 def group(
     network: Network, k: int, eps: float, seed: int, *, seconds: float = 600.0
-) -> tuple[Settlement, Tensor, Tensor]:
+) -> tuple[GroupBracket, Tensor, Tensor]:
     """The loop on all correctly classified inputs of a group, with every wrong label open."""
     data = data_for(network, k, seed, noise=0.0)
     x, labels = data.pixels(), data.labels
     wrong = [tuple(c for c in range(network.num_classes) if c != label) for label in labels.tolist()]
     bounded = network.frozen(dtype=torch.float64, device="cpu")
     inputs = executions(bounded, x, labels.tolist(), wrong, [0.0] * k, Threat(eps=eps))
-    found = settle(
+    found = bracket_group(
         network.frozen(dtype=torch.float32, device="cpu"),
         inputs,
         torch.zeros(SHAPE),
@@ -213,7 +214,7 @@ def test_inputs_that_no_perturbation_fools_are_proven_alone(make: Make) -> None:
     "make", [lambda seed: tiny_chain(seed, hidden=12), lambda seed: tiny_residual(seed, channels=3)]
 )
 def test_planes_prove_inputs_alone(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "FRONT_NODES", (0, 0))  # so that little is proven before
+    monkeypatch.setattr(loop, "FACTOR_NODES", (0, 0))  # so that little is proven before
     planes = 0
     for seed in range(4):
         found, x, labels = group(make(seed), 4, 0.2, seed)

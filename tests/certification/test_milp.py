@@ -14,13 +14,13 @@ from scipy.optimize import Bounds, LinearConstraint
 from citrus_tool.certification import milp
 from citrus_tool.certification.milp import (
     SOLVERS,
-    Answer,
     Array,
     Both,
     Ending,
-    MasterBound,
-    Planes,
+    GroupPlanes,
+    MilpBound,
     Solver,
+    SolverAnswer,
     bound_fooled,
     read_cbc_log,
     search,
@@ -31,20 +31,22 @@ from citrus_tool.errors import SoundnessError, UsageError
 EPS = 0.1
 
 
-def random_planes(seed: int, *, inputs: int = 4, labels: int = 2, dimension: int = 2, height: float = 0.4) -> Planes:
+def random_planes(
+    seed: int, *, inputs: int = 4, rivals: int = 2, dimension: int = 2, height: float = 0.4
+) -> GroupPlanes:
     """Planes whose value at u = 0 is `height` times their half range, give or take."""
     rng = np.random.default_rng(seed)
-    coefficient = rng.normal(size=(inputs * labels, dimension))
-    share = height * rng.uniform(0.5, 1.5, size=inputs * labels)
-    return Planes(
-        owner=np.repeat(np.arange(inputs), labels),
-        label=np.tile(np.arange(labels), inputs),
+    coefficient = rng.normal(size=(inputs * rivals, dimension))
+    share = height * rng.uniform(0.5, 1.5, size=inputs * rivals)
+    return GroupPlanes(
+        owner=np.repeat(np.arange(inputs), rivals),
+        rival=np.tile(np.arange(rivals), inputs),
         coefficient=coefficient,
         offset=share * EPS * np.abs(coefficient).sum(axis=1),
     )
 
 
-def on_grid(planes: Planes, steps: int = 201) -> int:
+def on_grid(planes: GroupPlanes, steps: int = 201) -> int:
     """The most inputs that any point of a dense grid over the box allows to be fooled (d = 2)."""
     axis = np.linspace(-EPS, EPS, steps)
     points = np.array(list(product(axis, axis)))
@@ -52,14 +54,14 @@ def on_grid(planes: Planes, steps: int = 201) -> int:
     counts = np.zeros(len(points), dtype=int)
     for owner in np.unique(planes.owner):
         pairs = [
-            allowed[:, (planes.owner == owner) & (planes.label == label)].all(axis=1)
-            for label in np.unique(planes.label[planes.owner == owner])
+            allowed[:, (planes.owner == owner) & (planes.rival == label)].all(axis=1)
+            for label in np.unique(planes.rival[planes.owner == owner])
         ]
         counts += np.any(pairs, axis=0)
     return int(counts.max())
 
 
-def exact(planes: Planes, inputs: int, eps: float = EPS) -> int:
+def exact(planes: GroupPlanes, inputs: int, eps: float = EPS) -> int:
     """The same MILP in u itself, with a crude M and no relaxation, by SciPy."""
     m, d = planes.coefficient.shape
     big = np.abs(planes.coefficient).sum(axis=1) * eps + np.abs(planes.offset) + 1
@@ -76,7 +78,7 @@ def exact(planes: Planes, inputs: int, eps: float = EPS) -> int:
     return round(-found.fun)
 
 
-def solve(planes: Planes, inputs: int, solver: Solver, **options: float) -> MasterBound:
+def solve(planes: GroupPlanes, inputs: int, solver: Solver, **options: float) -> MilpBound:
     return bound_fooled(
         planes, inputs=inputs, eps=EPS, known=[], solver=solver, time_limit=options.get("time_limit", 300.0)
     )
@@ -104,7 +106,7 @@ def test_solvers_find_the_maximum(name: SolverName, seed: int) -> None:
 @pytest.mark.usefixtures("no_search")
 def test_solvers_agree_on_larger_problems() -> None:
     for seed in range(3):
-        planes = random_planes(seed, inputs=6, labels=2, dimension=10, height=0.5)
+        planes = random_planes(seed, inputs=6, rivals=2, dimension=10, height=0.5)
         counts = {solve(planes, 6, solver).fooled_upper for solver in SOLVERS.values()}
         assert counts == {exact(planes, 6)}
 
@@ -120,7 +122,7 @@ def test_search_never_claims_more_than_there_is(seed: int) -> None:
 
 def test_search_spares_the_solver() -> None:
     class Untouched(Solver):
-        def solve(self, problem: pulp.LpProblem, *, time_limit: float, threads: int) -> Answer:
+        def solve(self, problem: pulp.LpProblem, *, time_limit: float, threads: int) -> SolverAnswer:
             raise AssertionError("the solver was called")
 
     bound = solve(random_planes(0, height=0.05), 4, Untouched())
@@ -132,9 +134,9 @@ def test_search_spares_the_solver() -> None:
 @pytest.mark.parametrize("name", list(SOLVERS))
 def test_several_planes_of_one_pair_hold_at_once(name: SolverName) -> None:
     # input 0: u0 <= -0.05 and u0 >= 0.05 contradict; input 1 alone can be fooled
-    planes = Planes(
+    planes = GroupPlanes(
         owner=np.array([0, 0, 1]),
-        label=np.array([1, 1, 1]),
+        rival=np.array([1, 1, 1]),
         coefficient=np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]]),
         offset=np.array([0.05, 0.05, 0.05]),
     )
@@ -147,9 +149,9 @@ def test_a_tie_in_one_corner_counts_as_fooled(name: SolverName) -> None:
     rng = np.random.default_rng(0)
     sign = rng.choice([-1.0, 1.0], size=50)
     coefficient = sign * rng.uniform(0.1, 10, size=(3, 50))
-    touching = Planes(
+    touching = GroupPlanes(
         owner=np.arange(3),
-        label=np.ones(3, dtype=np.int64),
+        rival=np.ones(3, dtype=np.int64),
         coefficient=coefficient,
         offset=EPS * np.abs(coefficient).sum(axis=1),  # 0 at u = -eps * sign only
     )
@@ -161,9 +163,9 @@ def test_a_tie_in_one_corner_counts_as_fooled(name: SolverName) -> None:
 @pytest.mark.parametrize("scale", [1e-9, 1e9])
 def test_the_units_of_the_margins_do_not_matter(name: SolverName, scale: float) -> None:
     planes = random_planes(1)
-    scaled = Planes(
+    scaled = GroupPlanes(
         owner=planes.owner,
-        label=planes.label,
+        rival=planes.rival,
         coefficient=planes.coefficient * scale,
         offset=planes.offset * scale,
     )
@@ -174,9 +176,9 @@ def test_the_units_of_the_margins_do_not_matter(name: SolverName, scale: float) 
 @pytest.mark.parametrize("name", list(SOLVERS))
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_planes_that_are_not_finite_count_as_fooled(name: SolverName, bad: float) -> None:
-    planes = Planes(
+    planes = GroupPlanes(
         owner=np.array([0, 1]),
-        label=np.array([1, 1]),
+        rival=np.array([1, 1]),
         coefficient=np.array([[bad, 0.0], [1.0, 0.0]]),
         offset=np.array([5.0, 0.05]),
     )
@@ -186,7 +188,9 @@ def test_planes_that_are_not_finite_count_as_fooled(name: SolverName, bad: float
 @pytest.mark.parametrize("name", list(SOLVERS))
 def test_eps_0_loses_every_open_input(name: SolverName) -> None:
     planes = random_planes(0)
-    closed = Planes(owner=planes.owner, label=planes.label, coefficient=planes.coefficient, offset=0 * planes.offset)
+    closed = GroupPlanes(
+        owner=planes.owner, rival=planes.rival, coefficient=planes.coefficient, offset=0 * planes.offset
+    )
     bound = bound_fooled(closed, inputs=4, eps=0.0, known=[], solver=SOLVERS[name], time_limit=5)
     assert bound.fooled_upper == 4
 
@@ -196,8 +200,8 @@ def test_tiny_coefficients_leave_the_row_on_the_valid_side(no_search: None) -> N
     small = 0.9 * milp.SMALLEST_COEFFICIENT
     coefficient = np.r_[1.0, np.full(2000, small)][None].repeat(2, axis=0)
     reach = EPS * np.abs(coefficient).sum(axis=1)
-    planes = Planes(
-        owner=np.arange(2), label=np.ones(2, dtype=np.int64), coefficient=coefficient, offset=reach * (1 - 1e-9)
+    planes = GroupPlanes(
+        owner=np.arange(2), rival=np.ones(2, dtype=np.int64), coefficient=coefficient, offset=reach * (1 - 1e-9)
     )
     for solver in SOLVERS.values():
         assert solve(planes, 2, solver).fooled_upper == 2
@@ -207,10 +211,10 @@ def test_tiny_coefficients_leave_the_row_on_the_valid_side(no_search: None) -> N
 class Fake(Solver):
     """Says what it is told, and may leave values in the problem's variables."""
 
-    answer: Answer | Exception
+    answer: SolverAnswer | Exception
     value: float | None = None
 
-    def solve(self, problem: pulp.LpProblem, *, time_limit: float, threads: int) -> Answer:
+    def solve(self, problem: pulp.LpProblem, *, time_limit: float, threads: int) -> SolverAnswer:
         for variable in problem.variables():
             variable.varValue = self.value
         if isinstance(self.answer, Exception):
@@ -218,13 +222,13 @@ class Fake(Solver):
         return self.answer
 
 
-def says(ending: Ending, dual: float | None, objective: float | None = None) -> Answer:
-    return Answer(ending=ending, dual_bound=dual, objective=objective, words="fake")
+def says(ending: Ending, dual: float | None, objective: float | None = None) -> SolverAnswer:
+    return SolverAnswer(ending=ending, dual_bound=dual, objective=objective, words="fake")
 
 
-BLOCKED = Planes(  # input 0 and 1 exclude each other, input 2 is free: the maximum is 2 of 3
+BLOCKED = GroupPlanes(  # input 0 and 1 exclude each other, input 2 is free: the maximum is 2 of 3
     owner=np.arange(3),
-    label=np.ones(3, dtype=np.int64),
+    rival=np.ones(3, dtype=np.int64),
     coefficient=np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]]),
     offset=np.array([0.05, 0.05, 0.05]),
 )
@@ -252,7 +256,7 @@ BLOCKED = Planes(  # input 0 and 1 exclude each other, input 2 is free: the maxi
     ],
 )
 def test_nothing_that_a_solver_says_raises_the_count_above_the_truth(
-    answer: Answer | Exception, fooled: int, ending: Ending
+    answer: SolverAnswer | Exception, fooled: int, ending: Ending
 ) -> None:
     assert exact(BLOCKED, 3) == 2
     bound = solve(BLOCKED, 3, Fake(answer))
@@ -289,7 +293,7 @@ def test_a_proposal_is_clamped_into_the_box_and_nan_is_dropped() -> None:
     assert solve(BLOCKED, 3, Fake(says(Ending.TIME_LIMIT, 3.0), value=None)).proposal is None
 
 
-def both(first: Answer | Exception, second: Answer | Exception) -> MasterBound:
+def both(first: SolverAnswer | Exception, second: SolverAnswer | Exception) -> MilpBound:
     return solve(BLOCKED, 3, Both(first=Fake(first), second=Fake(second)))
 
 
@@ -309,7 +313,7 @@ def test_of_two_solvers_the_lower_bound_counts() -> None:
         pulp.PulpSolverError("killed"),
     ],
 )
-def test_a_solver_without_a_bound_has_no_say(silent: Answer | Exception) -> None:
+def test_a_solver_without_a_bound_has_no_say(silent: SolverAnswer | Exception) -> None:
     good = says(Ending.OPTIMAL, 2.0, 2.0)
     assert both(good, silent).fooled_upper == both(silent, good).fooled_upper == 2
     assert both(silent, silent).fooled_upper == 3
@@ -323,7 +327,7 @@ def test_a_solver_without_a_bound_has_no_say(silent: Answer | Exception) -> None
         (says(Ending.OPTIMAL, -math.inf, None), says(Ending.OPTIMAL, 2.0, 2.0)),
     ],
 )
-def test_solvers_that_disagree_stop_the_run_with_both_answers(one: Answer, other: Answer) -> None:
+def test_solvers_that_disagree_stop_the_run_with_both_answers(one: SolverAnswer, other: SolverAnswer) -> None:
     with pytest.raises(SoundnessError, match=r"the MILP solvers disagree: one says that at most .* the other reaches"):
         both(one, other)
 
@@ -331,7 +335,7 @@ def test_solvers_that_disagree_stop_the_run_with_both_answers(one: Answer, other
 @pytest.mark.parametrize("name", list(SOLVERS))
 @pytest.mark.parametrize("limit", [0.001, 0.005, 0.02, 0.1])
 def test_real_time_limits_stay_on_the_valid_side(name: SolverName, limit: float) -> None:
-    planes = random_planes(0, inputs=30, labels=3, dimension=3, height=0.6)
+    planes = random_planes(0, inputs=30, rivals=3, dimension=3, height=0.6)
     truth = 21
     bound = solve(planes, 30, SOLVERS[name], time_limit=limit)
     assert truth <= bound.fooled_upper <= 30
@@ -339,13 +343,13 @@ def test_real_time_limits_stay_on_the_valid_side(name: SolverName, limit: float)
 
 
 def test_the_truth_of_the_time_limit_test() -> None:
-    assert exact(random_planes(0, inputs=30, labels=3, dimension=3, height=0.6), 30) == 21
+    assert exact(random_planes(0, inputs=30, rivals=3, dimension=3, height=0.6), 30) == 21
 
 
 @pytest.mark.parametrize("name", list(SOLVERS))
 def test_after_a_time_limit_the_bound_is_the_dual_one(name: SolverName) -> None:
     """A problem that neither solver closes in minutes: the incumbent is about half of the dual bound."""
-    problem, _ = milp._model(random_planes(0, inputs=60, labels=3, dimension=20, height=0.3), EPS)
+    problem, _ = milp._model(random_planes(0, inputs=60, rivals=3, dimension=20, height=0.3), EPS)
     answer = SOLVERS[name].solve(problem, time_limit=1.5, threads=1)
     assert answer.ending is Ending.TIME_LIMIT
     assert answer.dual_bound is not None
@@ -389,9 +393,9 @@ def test_cbc_logs(log: str, ending: Ending, dual: float | None, objective: float
 
 def test_fooled_is_a_lower_bound_in_exact_arithmetic() -> None:
     # 0.1 + 0.2 - 0.3 is not 0 in float64: a plane this close to 0 is not counted
-    planes = Planes(
+    planes = GroupPlanes(
         owner=np.array([0]),
-        label=np.array([1]),
+        rival=np.array([1]),
         coefficient=np.array([[1.0, 1.0]]),
         offset=np.array([-0.3]),
     )
@@ -399,12 +403,12 @@ def test_fooled_is_a_lower_bound_in_exact_arithmetic() -> None:
     assert planes.fooled(np.array([0.1, 0.1])) == 1
 
 
-def _planes(**change: Array) -> Callable[[], Planes]:
-    parts = {"owner": np.arange(2), "label": np.arange(2), "coefficient": np.ones((2, 3)), "offset": np.ones(2)}
-    return lambda: Planes(**{**parts, **change})  # type: ignore[arg-type]
+def _planes(**change: Array) -> Callable[[], GroupPlanes]:
+    parts = {"owner": np.arange(2), "rival": np.arange(2), "coefficient": np.ones((2, 3)), "offset": np.ones(2)}
+    return lambda: GroupPlanes(**{**parts, **change})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("change", [{"offset": np.ones(3)}, {"label": np.ones(1)}, {"coefficient": np.ones(2)}])
+@pytest.mark.parametrize("change", [{"offset": np.ones(3)}, {"rival": np.ones(1)}, {"coefficient": np.ones(2)}])
 def test_planes_of_unequal_length(change: dict[str, Array]) -> None:
     with pytest.raises(ValueError, match="planes need owner"):
         _planes(**change)()

@@ -19,8 +19,9 @@ from citrus_tool.bounds.duals import Duals
 from citrus_tool.bounds.workspace import Schedule
 from citrus_tool.certification import joint_loop as loop
 from citrus_tool.certification import search as searching
+from citrus_tool.certification.execution import OpenExecution, executions
 from citrus_tool.certification.joint import JointProblem
-from citrus_tool.certification.joint_loop import OpenInput, Settlement, executions, settle
+from citrus_tool.certification.joint_loop import GroupBracket, bracket_group
 from citrus_tool.certification.search import Search
 from citrus_tool.certification.uap import certify_uap
 from citrus_tool.checker.check import check
@@ -63,16 +64,16 @@ class Case:
         with torch.no_grad():
             return x, self.network()(x).argmax(1)
 
-    def executions(self) -> list[OpenInput]:
+    def executions(self) -> list[OpenExecution]:
         """The images' executions with every wrong label open."""
         x, labels = self.inputs()
         wrong = [tuple(c for c in range(3) if c != label) for label in labels.tolist()]
         bounded = self.network().frozen(dtype=torch.float64, device="cpu")
         return executions(bounded, x, labels.tolist(), wrong, [0.0] * len(x), Threat(eps=EPS))
 
-    def settled(self) -> Settlement:
+    def settled(self) -> GroupBracket:
         """The loop's result."""
-        return settle(
+        return bracket_group(
             self.network().frozen(dtype=torch.float32, device="cpu"),
             self.executions(),
             torch.zeros(SHAPE),
@@ -181,7 +182,7 @@ def test_a_part_is_closed_or_its_best_point_is_judged(case: Case) -> None:
             values = {INPUT: x[place] + u, **values_at(network, (x[place] + u)[:, None])}
             z += [values[stage.source].flatten(1)[:, stage.entry] for stage in member.execution.system.stages]
         signs, part = torch.unique(torch.cat(z, dim=1) >= 0, dim=0, return_inverse=True)
-        for wrong in product(*[member.labels for member in members]):
+        for wrong in product(*[member.rivals for member in members]):
             problem = JointProblem(members=members, combinations=(wrong,))
 
             def worst(some: Tensor, pair: Sequence[int] = pair, wrong: Sequence[int] = wrong) -> Tensor:

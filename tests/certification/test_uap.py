@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import citrus_tool
 from citrus_tool.bounds.crown import LinearMargins, crown
 from citrus_tool.certification import chunks, individual, milp, uap
-from citrus_tool.certification.milp import Answer, Ending, Solver
+from citrus_tool.certification.milp import Ending, Solver, SolverAnswer
 from citrus_tool.certification.uap import certify_uap
 from citrus_tool.checker.check import check
 from citrus_tool.choices.settings import CertifySettings
@@ -239,11 +239,11 @@ def test_json_has_the_designs_fields(tmp_path: Path) -> None:
 
 
 class Says(Solver):
-    def __init__(self, answer: Answer | Exception) -> None:
+    def __init__(self, answer: SolverAnswer | Exception) -> None:
         self.answer = answer
         self.calls = 0
 
-    def solve(self, problem: pulp.LpProblem, *, time_limit: float, threads: int) -> Answer:
+    def solve(self, problem: pulp.LpProblem, *, time_limit: float, threads: int) -> SolverAnswer:
         self.calls += 1
         if isinstance(self.answer, Exception):
             raise self.answer
@@ -253,14 +253,14 @@ class Says(Solver):
 @pytest.mark.parametrize(
     ("answer", "status"),
     [
-        (Answer(ending=Ending.TIME_LIMIT, dual_bound=99.0, objective=0.0, words="late"), Status.TIMEOUT),
-        (Answer(ending=Ending.NO_BOUND, dual_bound=None, objective=0.0, words="Infeasible"), Status.ERROR),
-        (Answer(ending=Ending.OPTIMAL, dual_bound=float("nan"), objective=0.0, words="nonsense"), Status.ERROR),
+        (SolverAnswer(ending=Ending.TIME_LIMIT, dual_bound=99.0, objective=0.0, words="late"), Status.TIMEOUT),
+        (SolverAnswer(ending=Ending.NO_BOUND, dual_bound=None, objective=0.0, words="Infeasible"), Status.ERROR),
+        (SolverAnswer(ending=Ending.OPTIMAL, dual_bound=float("nan"), objective=0.0, words="nonsense"), Status.ERROR),
         (pulp.PulpSolverError("killed by the system"), Status.ERROR),
     ],
 )
 def test_failing_solvers_lose_inputs_and_say_so(
-    answer: Answer | Exception, status: Status, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    answer: SolverAnswer | Exception, status: Status, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(milp, "search", lambda *args, **kwargs: None)
     network = tiny_chain(1)

@@ -601,7 +601,7 @@ def test_a_hundred_single_corruptions_are_rejected(proven: Proven, tmp_path: Pat
 
 
 def test_proofs_with_planes_hold_and_need_planes_that_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "FRONT_NODES", (0, 0))  # so that inputs are left for planes
+    monkeypatch.setattr(loop, "FACTOR_NODES", (0, 0))  # so that inputs are left for planes
     settings = replace(SETTINGS, branch_nodes=1)
     proven = prove(tiny_chain(0, hidden=12), tmp_path, 0.1, settings=settings)
     agrees(proven)
