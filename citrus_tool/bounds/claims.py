@@ -32,7 +32,7 @@ def row_slices(count: int, step: int) -> Iterator[slice]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Tuning:
+class _TunedLines:
     """One node's lines per row: decided neurons by `slope` and `spread` (1, *shape), open ones by columns (R, U_l)."""
 
     slope: Tensor
@@ -139,7 +139,7 @@ def _with_input_planes(planes: LinearBounds, input_planes: InputPlanes, weight: 
     return replace(whole, lower=least_above(whole, torch.zeros_like(whole.coefficient), box))
 
 
-def _tunings(relaxed: RelaxedNetwork, system: Fold, duals: Duals, apart: Tensor | None) -> dict[str, _Tuning]:
+def _tunings(relaxed: RelaxedNetwork, system: Fold, duals: Duals, apart: Tensor | None) -> dict[str, _TunedLines]:
     nodes = {node.name: node for node in relaxed.network.nodes}
     split = duals.split.T
     tunings = {}
@@ -166,7 +166,7 @@ def _tunings(relaxed: RelaxedNetwork, system: Fold, duals: Duals, apart: Tensor 
         plane.scatter_(1, index, 0.0)
         force.scatter_add_(1, index, -side.sign() * duals.beta.T.double().clamp(min=0))
         rest = Settled.of(nodes[stage.node], relaxed.boxes[stage.source])
-        tunings[stage.node] = _Tuning(
+        tunings[stage.node] = _TunedLines(
             slope=rest.slope.flatten(1),
             spread=rest.spread.flatten(1).masked_fill(rest.open.flatten(1), 0.0),
             entry=stage.entry,
@@ -186,7 +186,7 @@ def _with_spare(values: Tensor) -> Tensor:
 
 
 def _tuned(
-    tunings: Mapping[str, _Tuning],
+    tunings: Mapping[str, _TunedLines],
     below: list[tuple[InputPlanes, Tensor]],
     apart: list[Apart],
     relaxed: RelaxedNetwork,

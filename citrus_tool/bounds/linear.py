@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from citrus_tool.bounds.interval import batch_norm_affine
-from citrus_tool.bounds.relaxation import Lines, Relaxation, Selection
+from citrus_tool.bounds.relaxation import Lines, MaxPoolRelaxation, Relaxation
 from citrus_tool.bounds.rounding import OWN, PER_NODE, SAFETY, gamma, layer_error, magnitude
 from citrus_tool.bounds.rows import Pair, Rows, Shape, Window, inner, merge
 from citrus_tool.errors import UnsupportedNetworkError
@@ -193,7 +193,7 @@ def _activation(relaxed: RelaxedNetwork, layer: nn.Module, node: Node, rows: Row
 def _max_pool(relaxed: RelaxedNetwork, layer: nn.MaxPool2d, node: Node, rows: Rows) -> tuple[Rows]:
     """Positive coefficients go to the selected entry; so do negative ones where exact, the others meet the ceiling."""
     chosen = relaxed.relaxations[node.name]
-    assert isinstance(chosen, Selection)
+    assert isinstance(chosen, MaxPoolRelaxation)
     rows = rows.dense()
     exact, shape = rows.at(chosen.exact), relaxed.shape(node)
     stays = torch.where((rows.coefficient > 0) | exact, rows.coefficient, 0.0)

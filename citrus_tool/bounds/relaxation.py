@@ -44,7 +44,7 @@ class Lines:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Selection:
+class MaxPoolRelaxation:
     """Relaxation of a max pool: z[index] <= pool(z) <= `ceiling`, and pool(z) = z[index] where `exact`.
 
     All of the output's shape (n, C, h, w); `index` counts within the H*W map of a channel.
@@ -54,12 +54,12 @@ class Selection:
     exact: Tensor
     ceiling: Tensor
 
-    def select(self, part: slice) -> Selection:
+    def select(self, part: slice) -> MaxPoolRelaxation:
         """The same for a range of the batch."""
-        return Selection(index=self.index[part], exact=self.exact[part], ceiling=self.ceiling[part])
+        return MaxPoolRelaxation(index=self.index[part], exact=self.exact[part], ceiling=self.ceiling[part])
 
 
-Relaxation = Lines | Selection
+Relaxation = Lines | MaxPoolRelaxation
 
 
 def leaky_lines(lower: Tensor, upper: Tensor, slope: float) -> Lines:
@@ -149,7 +149,7 @@ def s_shaped_offset(f: SShaped, lower: Tensor, upper: Tensor, slope: Tensor, *, 
     return gaps.amax(0) + guard if above else gaps.amin(0) - guard
 
 
-def _max_pool(layer: nn.MaxPool2d, box: Box) -> Selection:
+def _max_pool(layer: nn.MaxPool2d, box: Box) -> MaxPoolRelaxation:
     kernel, stride, padding, dilation = (
         (v, v) if isinstance(v, int) else v for v in (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
     )
@@ -172,7 +172,7 @@ def _max_pool(layer: nn.MaxPool2d, box: Box) -> Selection:
             columns = slice(dx * dilation[1], dx * dilation[1] + (floor.shape[3] - 1) * stride[1] + 1, stride[1])
             other = where[:, :, rows, columns] != index
             rival = torch.where(other, torch.maximum(rival, upper[:, :, rows, columns]), rival)
-    return Selection(index=index, exact=rival <= floor, ceiling=ceiling)
+    return MaxPoolRelaxation(index=index, exact=rival <= floor, ceiling=ceiling)
 
 
 def _relu(layer: nn.ReLU, box: Box) -> Lines:

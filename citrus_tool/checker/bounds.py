@@ -6,7 +6,7 @@ A functional of (v, h) is bounded from below by replacing each h by a line, from
 coefficient is positive by a line below of any slope in [floor, 1], where it is negative by a line above. Where the sign
 of z is given (a part of the box), h is a multiple of z, and any beta >= 0 times the sign's |z| may be subtracted
 (Zhang et al. 2018, theorem 3.2; Wang et al. 2021, theorem 3.1). What several inputs' neurons of the first ReLU leave
-above their lines is bounded for all of them at once (`Shared`). Nothing is optimised here.
+above their lines is bounded for all of them at once (`SharedNeurons`). Nothing is optimised here.
 
 Rounding: a sum of n products is off by at most gamma(n) = n 2^-52 (twice what Higham 2002, section 3.1, says, which
 pays for the roundings of the error itself) times the sum of their absolute values. docs/certificate.md has the rest.
@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from citrus_tool.checker.graph import Affine, Floats, Graph, Index, Matrix, Relu, compact
+from citrus_tool.checker.graph import AffineMap, Floats, Graph, Index, Matrix, Relu, compact
 
 ROWS: Final = 512
 """Functionals carried through the network together."""
@@ -32,7 +32,7 @@ TINY: Final = np.finfo(np.float64).tiny
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rows:
+class AffineForms:
     """R functionals: at_v (R, d) v + at_h (R, U) h + offset (R,), true up to slack (R,)."""
 
     at_v: Floats
@@ -40,19 +40,20 @@ class Rows:
     offset: Floats
     slack: Floats
 
-    def pick(self, index: Index | NDArray[np.bool_]) -> Rows:
+    def pick(self, index: Index | NDArray[np.bool_]) -> AffineForms:
         """Some of the functionals."""
-        return Rows(at_v=self.at_v[index], at_h=self.at_h[index], offset=self.offset[index], slack=self.slack[index])
+        at_v, at_h = self.at_v[index], self.at_h[index]
+        return AffineForms(at_v=at_v, at_h=at_h, offset=self.offset[index], slack=self.slack[index])
 
-    def times(self, factor: Floats) -> Rows:
+    def times(self, factor: Floats) -> AffineForms:
         """Every functional times a number of its own (roundings are paid by `Execution.plane`)."""
         size = np.abs(factor) * (1 + WIDER)
         at_v, at_h = self.at_v * factor[:, None], self.at_h * factor[:, None]
-        return Rows(at_v=at_v, at_h=at_h, offset=self.offset * factor, slack=self.slack * size)
+        return AffineForms(at_v=at_v, at_h=at_h, offset=self.offset * factor, slack=self.slack * size)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lines:
+class NeuronLines:
     """Bounds of the U neurons' inputs, and their lines: below slope `low`, above `up` z + `top`.
 
     All (U,). `chord`: the line above is the chord, else it is parallel to the one below. `above`: planes that stand in
@@ -88,13 +89,13 @@ class Signs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
+class ReluNeurons:
     """The neurons start to stop, of one ReLU: flat positions, and their inputs as functionals."""
 
     start: int
     stop: int
     entry: Index
-    rows: Rows  # at_h has `start` columns
+    rows: AffineForms  # at_h has `start` columns
 
 
 def gamma(terms: int) -> float:
@@ -126,7 +127,7 @@ class Intervals:
         """The largest |value| of the node's entries in the boxes."""
         return np.maximum(np.abs(self.lower[node]), np.abs(self.upper[node]))
 
-    def _affine(self, layer: Affine) -> None:
+    def _affine(self, layer: AffineMap) -> None:
         value = middle = layer.bias[:, None]
         wide, noise = np.zeros((1, 1)), np.abs(value)
         for matrix, size, source in zip(layer.matrices, layer.sizes, layer.sources, strict=True):
@@ -160,7 +161,7 @@ class Intervals:
         """Lower bounds (classes, n) of logit[rival] - logit[c], by the values before the last affine layers."""
         node, coefficient = len(self.graph.layers), _against(rival, self.graph.sizes[-1])
         least = np.zeros((len(coefficient), 1))
-        while node and isinstance(layer := self.graph.layers[node - 1], Affine) and len(layer.sources) == 1:
+        while node and isinstance(layer := self.graph.layers[node - 1], AffineMap) and len(layer.sources) == 1:
             least = least + (coefficient @ layer.bias)[:, None] - np.abs(coefficient) @ self.noise[node]
             coefficient, node = _dense(coefficient @ layer.matrices[0]), layer.sources[0]
         positive, negative = np.maximum(coefficient, 0), np.minimum(coefficient, 0)
@@ -181,7 +182,7 @@ class Execution(Intervals):
     def __init__(self, graph: Graph, x: Floats, radius: float, forced: Mapping[int, Index]) -> None:
         """`x` (d,) pixels; `forced`: by ReLU, entries that are neurons whatever their bounds say."""
         self.x, self.forced = x, forced
-        self.stages: dict[int, Stage] = {}
+        self.stages: dict[int, ReluNeurons] = {}
         self._number: dict[int, int] = {}  # of a node, the number of its ReLU
         self._slope: dict[int, Floats] = {}
         self.floor = self.known_lower = self.known_upper = self._cost = np.zeros(0)
@@ -213,7 +214,7 @@ class Execution(Intervals):
         if len(kept):
             rows = _stacked(parts).pick(wanted[entry])
             start = len(self.floor)
-            self.stages[number] = Stage(start=start, stop=start + len(kept), entry=kept, rows=rows)
+            self.stages[number] = ReluNeurons(start=start, stop=start + len(kept), entry=kept, rows=rows)
             terms = np.abs(rows.at_v).sum(1) + np.abs(rows.at_h) @ self.largest + np.abs(rows.offset) + rows.slack
             terms += np.maximum(np.abs(lower[kept]), np.abs(upper[kept]))
             cost = rows.slack + 8 * gamma(len(self.x) + start + len(kept) + 64) * terms
@@ -223,7 +224,7 @@ class Execution(Intervals):
             self.floor = np.concatenate([self.floor, np.full(len(kept), layer.floor)])
         return np.where(wanted, 0.0, np.where(lower >= 0, 1.0, layer.floor))
 
-    def _crown(self) -> Lines:
+    def _crown(self) -> NeuronLines:
         return self.lines_of(self.known_lower, self.known_upper, np.ones(len(self.floor), dtype=np.bool_))
 
     @property
@@ -231,8 +232,8 @@ class Execution(Intervals):
         """(U,) the largest |z| of the neurons, and so of their outputs."""
         return np.maximum(np.abs(self.known_lower), np.abs(self.known_upper))
 
-    def lines_of(self, lower: Floats, upper: Floats, chord: NDArray[np.bool_]) -> Lines:
-        """Lines of neurons with these bounds of their inputs.
+    def lines_of(self, lower: Floats, upper: Floats, chord: NDArray[np.bool_]) -> NeuronLines:
+        """NeuronLines of neurons with these bounds of their inputs.
 
         Above: the chord, or where `chord` is False the line parallel to the one below.
         """
@@ -244,7 +245,7 @@ class Execution(Intervals):
         with np.errstate(divide="ignore", invalid="ignore"):
             slope = (upper - floor * lower) / (upper - lower)
         top = np.maximum((floor - slope) * lower, (1 - slope) * upper) + 2.0**-48 * (np.abs(lower) + np.abs(upper))
-        return Lines(
+        return NeuronLines(
             lower=lower,
             upper=upper,
             chord=chord,
@@ -270,7 +271,7 @@ class Execution(Intervals):
         offset[neurons] = np.maximum(on, off) + rows.slack + 4 * gamma(len(self.x) + 64) * size
         return Above(given=given, slope=slope, offset=offset)
 
-    def _fold(self, node: int, coefficient: Matrix) -> Rows:
+    def _fold(self, node: int, coefficient: Matrix) -> AffineForms:
         """Functionals coefficient @ (value of the node) in terms of v and h."""
         pending: dict[int, Matrix] = {node: coefficient}
         count = coefficient.shape[0]
@@ -291,14 +292,14 @@ class Execution(Intervals):
                     _merge(pending, source, compact(a @ matrix))
         a = _dense(pending.get(0, np.zeros((count, len(self.x)))))
         slack += gamma(len(self.x) + 64) * (np.abs(a) @ (np.abs(self.x) + self.radius))
-        return Rows(at_v=a * self.radius, at_h=hidden, offset=offset + a @ self.x, slack=slack)
+        return AffineForms(at_v=a * self.radius, at_h=hidden, offset=offset + a @ self.x, slack=slack)
 
-    def margins(self, rival: int) -> Rows:
+    def margins(self, rival: int) -> AffineForms:
         """logit[rival] - logit[c] for every class c."""
         return self._fold(len(self.graph.layers), _against(rival, self.graph.sizes[-1]))
 
     def plane(
-        self, rows: Rows, lines: Lines, low: Floats | None = None, signs: Signs | None = None
+        self, rows: AffineForms, lines: NeuronLines, low: Floats | None = None, signs: Signs | None = None
     ) -> tuple[Floats, Floats]:
         """(a (R, d), o (R,)) with functional >= a v + o, on the part of the box where the signs hold.
 
@@ -307,7 +308,7 @@ class Execution(Intervals):
         return self.plane_apart(rows, lines, low, signs, np.zeros(0, dtype=np.int64))[:2]
 
     def plane_apart(
-        self, rows: Rows, lines: Lines, low: Floats | None, signs: Signs | None, apart: Index
+        self, rows: AffineForms, lines: NeuronLines, low: Floats | None, signs: Signs | None, apart: Index
     ) -> tuple[Floats, Floats, Floats, Floats]:
         """The same for the functional less w h - nu z of the first ReLU's neurons `apart` (C,); and w, nu (R, C)."""
         left = np.zeros((2, len(rows.offset), len(apart)))
@@ -352,11 +353,11 @@ class Execution(Intervals):
             slack += (np.abs(nu) + np.abs(w)) @ self._cost[part]
         return a, offset - slack, *left
 
-    def least(self, rows: Rows, lines: Lines, low: Floats | None = None) -> Floats:
+    def least(self, rows: AffineForms, lines: NeuronLines, low: Floats | None = None) -> Floats:
         """Lower bounds (R,) of the functionals over the box."""
         return lowest(*self.plane(rows, lines, low))
 
-    def tightened(self, lines: Lines, number: int, neurons: Index, low: Floats) -> tuple[Floats, Floats]:
+    def tightened(self, lines: NeuronLines, number: int, neurons: Index, low: Floats) -> tuple[Floats, Floats]:
         """Bounds of all neurons' inputs, those numbered `neurons`, of the ReLU `number`, better if `low` makes them so.
 
         low: (2 n, U) slopes for their lower bounds, then for their upper ones.
@@ -372,7 +373,7 @@ class Execution(Intervals):
         return lower, upper
 
 
-class Shared:
+class SharedNeurons:
     """Neurons of the first ReLU that at least two of M executions have.
 
     Their inputs are z_m = t + b_m with one t = a v, since the rows a are the same. So the sum over m of w_m h - nu_m z
@@ -382,7 +383,7 @@ class Shared:
         apart: for each execution, those of its neurons.
     """
 
-    def __init__(self, executions: Sequence[Execution], lines: Sequence[Lines]) -> None:
+    def __init__(self, executions: Sequence[Execution], lines: Sequence[NeuronLines]) -> None:
         """None where an execution has no such neuron, or planes above them."""
         stages = [execution.stages.get(0) for execution in executions]
         plain = [one for one, line in zip(stages, lines, strict=True) if one is not None and line.above is None]
@@ -434,7 +435,7 @@ def lowest(a: Floats, offset: Floats) -> Floats:
 
 
 def _against(rival: int, classes: int) -> Floats:
-    """Rows of unit[rival] - unit[c]."""
+    """AffineForms of unit[rival] - unit[c]."""
     coefficient = -np.eye(classes)
     coefficient[:, rival] += 1
     return coefficient
@@ -466,8 +467,8 @@ def _merge(pending: dict[int, Matrix], node: int, part: Matrix) -> None:
     pending[node] = old + part if sparse.issparse(old) and sparse.issparse(part) else _dense(old) + _dense(part)
 
 
-def _stacked(parts: list[Rows]) -> Rows:
-    return Rows(
+def _stacked(parts: list[AffineForms]) -> AffineForms:
+    return AffineForms(
         at_v=np.concatenate([part.at_v for part in parts]),
         at_h=np.concatenate([part.at_h for part in parts]),
         offset=np.concatenate([part.offset for part in parts]),

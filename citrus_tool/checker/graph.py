@@ -33,7 +33,7 @@ MOVES: Final = {"Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slic
 
 
 @dataclass(frozen=True, kw_only=True)
-class Affine:
+class AffineMap:
     """sum of matrix @ (value of the node), plus bias; `sizes` are the matrices' absolute values."""
 
     sources: tuple[int, ...]
@@ -57,7 +57,7 @@ class Graph:
     layers: of the nodes 1, 2, ...; the last is the vector of logits.  sizes: entries of every node, the input first.
     """
 
-    layers: tuple[Affine | Relu, ...]
+    layers: tuple[AffineMap | Relu, ...]
     sizes: tuple[int, ...]
 
 
@@ -76,15 +76,15 @@ def compact(matrix: Matrix) -> Matrix:
     return matrix
 
 
-class _Reader:
+class _GraphReader:
     def __init__(self, size: int, opsets: Sequence[Any]) -> None:
-        self.layers: list[Affine | Relu] = []
+        self.layers: list[AffineMap | Relu] = []
         self.sizes = [size]
         self.values: dict[str, _Value] = {}
         self.constants: dict[str, NDArray[Any]] = {}
         self.opsets = opsets
 
-    def push(self, layer: Affine | Relu, size: int) -> int:
+    def push(self, layer: AffineMap | Relu, size: int) -> int:
         self.layers.append(layer)
         self.sizes.append(size)
         return len(self.layers)
@@ -101,7 +101,7 @@ class _Reader:
             matrices.append(compact(matrix @ place))
         full = np.broadcast_to(np.asarray(bias, dtype=np.float64), shape).ravel()
         sources, sizes = tuple(value.node for value, _ in parts), tuple(abs(matrix) for matrix in matrices)
-        layer = Affine(sources=sources, matrices=tuple(matrices), sizes=sizes, bias=full)
+        layer = AffineMap(sources=sources, matrices=tuple(matrices), sizes=sizes, bias=full)
         return _Value(node=self.push(layer, count), index=np.arange(count).reshape(shape))
 
     def scaled(self, x: _Value, scale: Floats | float, shift: Floats | float) -> _Value:
@@ -299,7 +299,7 @@ def read_graph(
         raise UnsupportedNetworkError(
             f"{path}: weights lie in other files, which no digest covers; save them in the file."
         )
-    reader = _Reader(int(np.prod(shape)), model.opset_import)
+    reader = _GraphReader(int(np.prod(shape)), model.opset_import)
     reader.constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.initializer}
     x = _Value(node=0, index=np.arange(reader.sizes[0]).reshape(1, *shape))
     if clip:

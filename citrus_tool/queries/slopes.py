@@ -26,8 +26,8 @@ from citrus_tool.bounds.relaxation import (
     SIGMOID,
     TANH,
     Lines,
+    MaxPoolRelaxation,
     Relaxation,
-    Selection,
     SShaped,
     s_shaped_offset,
 )
@@ -192,7 +192,7 @@ class _Slopes:
 
     def relaxation(self) -> Relaxation:
         """With the present slopes; differentiable in them."""
-        if isinstance(self.fixed, Selection) or not self.values:
+        if isinstance(self.fixed, MaxPoolRelaxation) or not self.values:
             return self.fixed
         if self.function is None:
             (alpha,) = self.values
@@ -216,10 +216,10 @@ def _slopes(node: Node, state: _State, count: int) -> _Slopes:
     """Starts from CROWN's lines."""
     box = widen(state.boxes[node.inputs[0]])
     found = state.relaxations[node.name]
-    if isinstance(found, Selection):
+    if isinstance(found, MaxPoolRelaxation):
         parts = (_repeated(part, count) for part in (found.index, found.exact, found.ceiling))
         index, exact, ceiling = parts
-        return _Slopes(node=node.name, fixed=Selection(index=index, exact=exact, ceiling=ceiling))
+        return _Slopes(node=node.name, fixed=MaxPoolRelaxation(index=index, exact=exact, ceiling=ceiling))
     lines = Lines(
         lower_slope=_repeated(found.lower_slope, count),
         upper_slope=_repeated(found.upper_slope, count),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from citrus_tool.bounds.relaxation import RELAXATIONS, SIGMOID, TANH, Lines, Selection, SShaped, s_shaped_offset
+from citrus_tool.bounds.relaxation import RELAXATIONS, SIGMOID, TANH, Lines, MaxPoolRelaxation, SShaped, s_shaped_offset
 from citrus_tool.threat import Box
 
 ENDS = [-40.0, -9.0, -2.5, -1.0, -0.3, -1e-3, -1e-9, 0.0, 1e-9, 1e-3, 0.2, 1.0, 3.0, 8.0, 40.0]
@@ -72,7 +72,7 @@ def test_max_pool_selection(options: dict[str, int]) -> None:
     upper = lower + torch.rand(8, 2, 5, 5, dtype=torch.float64).pow(3) * 2
     upper[-1] = lower[-1]
     chosen = RELAXATIONS[nn.MaxPool2d](layer, Box.from_bounds(lower, upper))
-    assert isinstance(chosen, Selection)
+    assert isinstance(chosen, MaxPoolRelaxation)
     assert chosen.exact[-1].all()
     assert not chosen.exact.all()
     share = torch.rand(200, 1, 1, 1, 1, dtype=torch.float64)

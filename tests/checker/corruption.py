@@ -28,7 +28,9 @@ import torch
 from numpy.typing import NDArray
 
 from citrus_tool.certification.proof import front_page, packed
-from citrus_tool.checker.check import Images, check, choosable
+from citrus_tool.checker.check import check
+from citrus_tool.checker.counting import choosable
+from citrus_tool.checker.group import Images
 from citrus_tool.data import Dataset
 from citrus_tool.errors import CheckFailedError
 from citrus_tool.sources import DataChoice

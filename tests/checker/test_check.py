@@ -27,9 +27,11 @@ from citrus_tool.bounds.rounding import enclose
 from citrus_tool.certification import joint_loop as loop
 from citrus_tool.certification.search import MarginProblem, Search
 from citrus_tool.certification.uap import certify_uap
-from citrus_tool.checker.bounds import Execution, Shared, Signs, lowest
-from citrus_tool.checker.check import Checked, check, choosable, covers
-from citrus_tool.checker.graph import Affine, Graph, read_graph
+from citrus_tool.checker.bounds import Execution, SharedNeurons, Signs, lowest
+from citrus_tool.checker.check import Checked, check
+from citrus_tool.checker.counting import choosable
+from citrus_tool.checker.graph import AffineMap, Graph, read_graph
+from citrus_tool.checker.leaves import covers
 from citrus_tool.choices.settings import CertifySettings
 from citrus_tool.context import RunContext
 from citrus_tool.data import Dataset, load
@@ -195,7 +197,7 @@ def test_what_executions_share_holds_at_random_points(members: int, clip: bool, 
     rng = np.random.default_rng(members)
     radius, tight = 0.2, 0
     executions = [Execution(graph, x, radius, {}) for x in rng.random((members, 4)) * (0.3 if clip else 1.0)]
-    shared = Shared(executions, [execution.lines for execution in executions])
+    shared = SharedNeurons(executions, [execution.lines for execution in executions])
     assert min(map(len, shared.apart)) > 0
     for _ in range(100):
         u = rng.uniform(-radius, radius, 4)
@@ -226,7 +228,7 @@ def test_executions_that_share_nothing(tmp_path: Path) -> None:
     rows = np.arange(one.stages[0].stop)
     above = replace(one.lines, above=one.planes_above(rows, np.ones((len(rows), 4))))
     for lines in ([one.lines], [one.lines, above]):
-        shared = Shared([one] * len(lines), lines)
+        shared = SharedNeurons([one] * len(lines), lines)
         assert [len(mine) for mine in shared.apart] == [0] * len(lines)
         none = Signs(row=np.zeros(0, int), neuron=np.zeros(0, int), side=np.zeros(0), beta=np.zeros(0))
         least, empty = shared.least([(np.zeros((2, 0)),) * 2] * len(lines), [none] * len(lines))
@@ -242,7 +244,7 @@ def graph_of(model: OnnxModel, *, clip: bool = False) -> Graph:
 def forward(graph: Graph, x: NDArray[np.float64]) -> list[NDArray[np.float64]]:
     values = [x]
     for layer in graph.layers:
-        if isinstance(layer, Affine):
+        if isinstance(layer, AffineMap):
             parts = [m @ values[s] for m, s in zip(layer.matrices, layer.sources, strict=True)]
             values.append(sum(parts, layer.bias))
         else:
@@ -254,7 +256,7 @@ def forward(graph: Graph, x: NDArray[np.float64]) -> list[NDArray[np.float64]]:
 def neurons(
     execution: Execution, graph: Graph, values: list[NDArray[np.float64]]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    nodes = [number for number, layer in enumerate(graph.layers, 1) if not isinstance(layer, Affine)]
+    nodes = [number for number, layer in enumerate(graph.layers, 1) if not isinstance(layer, AffineMap)]
     z, h = [], []
     for number, stage in execution.stages.items():
         layer = graph.layers[nodes[number] - 1]
