@@ -69,10 +69,6 @@ class LinearMargins:
         """(n,) bool: every margin is proven positive (ties and unknowns are not)."""
         return self.lower.amin(1) > 0
 
-    def select(self, index: Tensor) -> LinearMargins:
-        """The same for some of the batch."""
-        return LinearMargins(lower=self.lower[index], coefficient=self.coefficient[index], offset=self.offset[index])
-
 
 class Exactness(IntEnum):
     """How good the interval bounds of a node are without any relaxation (ordered from best to worst)."""

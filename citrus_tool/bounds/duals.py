@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from citrus_tool.bounds.fold import Fold, Functionals
+from citrus_tool.records import select
 
 GRID = 255
 """Steps from slope 0 to slope 1: a slope that is kept, or claimed with, is a multiple of 1 / GRID and fits one byte."""
@@ -54,13 +55,7 @@ class Duals:
 
     def columns(self, index: Tensor | slice) -> Duals:
         """Some of the columns, or one twice."""
-        return Duals(
-            alpha=self.alpha[:, index],
-            split=self.split[:, index],
-            side=self.side[:, index],
-            beta=self.beta[:, index],
-            share=None if self.share is None else self.share[:, index],
-        )
+        return select(self, index, last=True)
 
 
 def children(system: Fold, duals: Duals, neuron: Tensor, weight: Tensor) -> Duals:
@@ -114,7 +109,7 @@ class Targets:
 
     def columns(self, index: slice) -> Targets:
         """Some of the functionals."""
-        return Targets(at_hidden=self.at_hidden[:, index], at_input=self.at_input[:, index], offset=self.offset[index])
+        return select(self, index, last=True)
 
     def mix(self, share: Tensor | None, at_hidden: Tensor, at_input: Tensor) -> Tensor:
         """Writes the coefficients into the given buffers; returns the offsets (D,), a new tensor."""

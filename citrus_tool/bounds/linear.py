@@ -35,6 +35,7 @@ from citrus_tool.network import (
     size,
     walk_back,
 )
+from citrus_tool.records import select
 from citrus_tool.threat import Box
 
 
@@ -65,8 +66,8 @@ class RelaxedNetwork:
         """The same for a range of the batch."""
         return replace(
             self,
-            boxes={name: Box(centre=box.centre[part], radius=box.radius[part]) for name, box in self.boxes.items()},
-            relaxations={name: relaxation.select(part) for name, relaxation in self.relaxations.items()},
+            boxes={name: select(box, part) for name, box in self.boxes.items()},
+            relaxations={name: select(relaxation, part) for name, relaxation in self.relaxations.items()},
             errors={name: error[part] for name, error in self.errors.items()},
         )
 

@@ -33,15 +33,6 @@ class Lines:
     upper_offset: Tensor
     lower_offset: Tensor | None = None
 
-    def select(self, part: slice) -> Lines:
-        """The same for a range of the batch."""
-        return Lines(
-            lower_slope=self.lower_slope[part],
-            upper_slope=self.upper_slope[part],
-            upper_offset=self.upper_offset[part],
-            lower_offset=None if self.lower_offset is None else self.lower_offset[part],
-        )
-
 
 @dataclass(frozen=True, kw_only=True)
 class MaxPoolRelaxation:
@@ -53,10 +44,6 @@ class MaxPoolRelaxation:
     index: Tensor
     exact: Tensor
     ceiling: Tensor
-
-    def select(self, part: slice) -> MaxPoolRelaxation:
-        """The same for a range of the batch."""
-        return MaxPoolRelaxation(index=self.index[part], exact=self.exact[part], ceiling=self.ceiling[part])
 
 
 Relaxation = Lines | MaxPoolRelaxation

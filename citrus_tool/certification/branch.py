@@ -28,18 +28,19 @@ from citrus_tool.attacks.universal import attack_groups
 from citrus_tool.bounds.ascent import ROOT, Ascent, ascend
 from citrus_tool.bounds.claims import least_above
 from citrus_tool.bounds.crown import LinearMargins, relax
-from citrus_tool.bounds.duals import GRID
 from citrus_tool.bounds.execution import ExecutionView, FoldedExecution
 from citrus_tool.bounds.fold import foldable, foldable_nodes
 from citrus_tool.bounds.linear import LinearBounds
 from citrus_tool.bounds.rounding import exact_products
-from citrus_tool.certification.search import Leaf, MarginProblem, Search
+from citrus_tool.certification.parts import Leaf, PartDuals
+from citrus_tool.certification.search import MarginProblem, Search
 from citrus_tool.network import INPUT, Network
 from citrus_tool.progress import Progress, Silent
 from citrus_tool.threat import Box, Threat
 
 SLACK: Final = 2.0**-15
-"""What the ascent (float32) must exceed the guard by, in units of the largest |margin offset|, before it is claimed."""
+"""What the ascent must exceed the guard by before its bound is claimed, in units of the largest |margin offset|: some
+hundred float32 roundings, so that hardly a claim (float64) fails that an ascent (float32) has promised."""
 TURNS: Final = tuple(32 * 4**turn for turn in range(12))
 """Nodes that an input may have spent at the end of each of its turns."""
 TOGETHER: Final = 32
@@ -49,6 +50,7 @@ MEMORY: Final = 2**30
 PROBED: Final = 8
 """Worst parts of an input from whose near-optimal points it is attacked."""
 STEPS: Final = 30
+"""Steps of such an attack: it starts close to the best point of a part."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +59,7 @@ class Budget:
 
     Attributes:
         nodes: parts of a box bounded per input, over all its rivals, to prove it; 0: alpha-CROWN alone. Deterministic.
-        witness_nodes: the same once a witness is known, to exclude its other rivals.
+        witness_nodes: parts bounded per input once a witness is known, to exclude its other rivals.
         plane_nodes: parts bounded per rival that stays open, to raise its plane.
         seconds: wall time of the call, after which whatever is still open stays open; None: no limit.
         attack_steps, attack_restarts: of the attack on each input alone that comes first; 0 restarts: none.
@@ -183,7 +185,7 @@ def branch_and_bound(
                 ]
                 _take_turns(cases, budget, share)
                 for position, case in zip(positions, cases, strict=True):
-                    board.note(some[position], case)
+                    board.take(some[position], case)
                     report.advance(1)
     report.finish()
     margins = LinearMargins(lower=board.lower, coefficient=board.coefficient, offset=board.offset)
@@ -242,7 +244,7 @@ class _Board:
                 self.verdict[number] = BranchVerdict.WITNESS
                 self.witness[number] = u[position]
 
-    def note(self, number: int, case: _InputSearch) -> None:
+    def take(self, number: int, case: _InputSearch) -> None:
         """Takes over a case's bounds where they are better, and its verdict."""
         better = case.lower > self.lower[number, case.classes]
         classes = case.classes[better]
@@ -304,9 +306,9 @@ class _InputSearch:
         size = float(1 + self.execution.system.margins.offset.abs().amax())
         goal = self.guard + SLACK * size
         problem = MarginProblem(execution=self.execution, classes=self.classes)
-        return Search(problem=problem, guard=self.guard, goal=goal, look=self.look, record=self.record)
+        return Search(problem=problem, guard=self.guard, goal=goal, look=self.refuted_at, record=self.record)
 
-    def look(self, point: Tensor) -> set[int]:
+    def refuted_at(self, point: Tensor) -> set[int]:
         """Runs the network at the minimising points v (d, D); the classes that any point refutes, by position."""
         self._run(point.T.reshape(-1, *self.x.shape).float() * self.threat.inner)
         return self.refuted
@@ -319,9 +321,9 @@ class _InputSearch:
             self.witness = u[fooled[0]]
         self.refuted.update(torch.nonzero(wins.any(0)).flatten().tolist())
 
-    def probe(self) -> None:
+    def attack_from_relaxations(self) -> None:
         """Attacks the input from what the relaxations of its worst parts think is best."""
-        means, place = self.search.means(PROBED)
+        means, place = self.search.near_optimal(PROBED)
         count = len(place)
         if not count:
             return
@@ -340,7 +342,7 @@ class _InputSearch:
         self._run(found)
         self.search.drop(self.refuted)
 
-    def plant(self) -> None:
+    def bound_whole_box(self) -> None:
         """alpha-CROWN on the whole box; what stays open is the root of a tree."""
         planes, found = self.execution.root(self.classes, ROOT)
         if self.record:
@@ -349,35 +351,26 @@ class _InputSearch:
         self.lower = torch.where(better, planes.lower, self.lower)
         self.offset = torch.where(better, planes.offset, self.offset)
         self.coefficient[better] = planes.coefficient[better]
-        self.search.plant(found)
+        self.search.start(found)
         self.search.drop(self.refuted)
 
     def _note_root(self, planes: LinearBounds, found: Ascent) -> None:
         """Records the rivals that are excluded on the whole box."""
-        alpha = (found.duals.on_grid().alpha * GRID).round().to(torch.uint8)
-        for place in torch.nonzero((planes.lower > self.guard) & ~(self.lower > self.guard)).flatten().tolist():
-            whole = Leaf(
-                target=place,
-                alpha=alpha[:, place],
-                split=found.duals.split[:, place],
-                side=found.duals.side[:, place],
-                beta=found.duals.beta[:, place],
-                share=None,
-                bound=float(planes.lower[place]),
-            )
-            self._note(place, (whole,))
+        places = torch.nonzero((planes.lower > self.guard) & ~(self.lower > self.guard)).flatten().tolist()
+        for place, part in zip(places, PartDuals.of(found.duals.on_grid(), places), strict=True):
+            self._note(place, (Leaf(target=place, duals=part, bound=float(planes.lower[place])),))
 
     def _note(self, place: int, leaves: tuple[Leaf, ...]) -> None:
         self.proofs.append(RivalProof(rival=int(self.classes[place]), view=self.execution.view, leaves=leaves))
 
     def tighten(self) -> None:
         """Optimises the hidden bounds and starts again from the root with them, for the rivals that are open."""
-        self.settle()
+        self.take_proven()
         self.spent += self.search.nodes
         self.tight = True
         self.execution = self.execution.tightened(ROOT)
         self.search = self._search()
-        self.plant()
+        self.bound_whole_box()
         self.search.drop(torch.nonzero(self.lower > self.guard).flatten().tolist())
 
     def limit(self, turn: int, budget: Budget) -> int:
@@ -392,7 +385,7 @@ class _InputSearch:
         """Searches until `nodes` parts have been bounded in all."""
         self.search.grow(nodes - self.spent, deadline)
 
-    def settle(self) -> None:
+    def take_proven(self) -> None:
         """Takes over the rivals that the search has proven."""
         proven = torch.tensor(self.search.proven(), dtype=torch.long, device=self.classes.device)
         lower = self.search.lower()[proven]
@@ -403,7 +396,7 @@ class _InputSearch:
         self.lower[proven] = self.offset[proven] = lower[gained]
         self.coefficient[proven] = 0.0
 
-    def lift(self, nodes: int, deadline: float) -> None:
+    def raise_planes(self, nodes: int, deadline: float) -> None:
         """Raises the planes of the rivals that stay open, slopes kept, by a search of `nodes` parts for each."""
         box = self.execution.box
         for place in torch.nonzero(~(self.lower > self.guard)).flatten().tolist():
@@ -413,7 +406,7 @@ class _InputSearch:
             problem = MarginProblem(execution=self.execution, classes=self.classes[one], shift=self.coefficient[one])
             search = Search(problem=problem, guard=math.inf, goal=math.inf)
             targets = problem.targets(torch.zeros_like(self.classes[one]))
-            search.plant(ascend(problem.system, targets, problem.start(1), ROOT))
+            search.start(ascend(problem.system, targets, problem.start(1), ROOT))
             search.grow(nodes, deadline)
             self.spent += search.nodes
             self.offset[one] = torch.maximum(self.offset[one], search.lower())
@@ -447,7 +440,7 @@ def _take_turns(cases: Sequence[_InputSearch], budget: Budget, deadline: float) 
     """
     for case in cases:
         if time.monotonic() < deadline:
-            case.plant()
+            case.bound_whole_box()
     turns = [turn for turn in TURNS if turn < budget.nodes] + [budget.nodes]
     for number, turn in enumerate(turns):
         for case in sorted(cases, key=lambda case: case.search.gap):
@@ -456,12 +449,12 @@ def _take_turns(cases: Sequence[_InputSearch], budget: Budget, deadline: float) 
             if number and not case.tight:
                 case.tighten()
                 if case.witness is None and budget.attack_restarts:
-                    case.probe()
+                    case.attack_from_relaxations()
             case.grow(case.limit(turn, budget), deadline)
     for case in cases:
-        case.settle()
+        case.take_proven()
         if not case.proven and not case.tight and time.monotonic() < deadline:
             case.tighten()
-            case.settle()
+            case.take_proven()
         if not case.proven and budget.plane_nodes:
-            case.lift(budget.plane_nodes, deadline)
+            case.raise_planes(budget.plane_nodes, deadline)

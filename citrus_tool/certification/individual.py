@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -26,6 +25,7 @@ from citrus_tool.devices import device_of
 from citrus_tool.errors import DataError
 from citrus_tool.network import INPUT, Network, walk
 from citrus_tool.onnx_io import OnnxRunner
+from citrus_tool.records import joined, select
 from citrus_tool.threat import Box, Threat
 
 GUARD: Final = 2.0**-17
@@ -35,6 +35,7 @@ The bounds hold in real arithmetic; the file is run in float32. The guard keeps 
 from turning a proven margin around. It is far above float32 noise and far below any margin that matters.
 """
 FORWARD_BATCH: Final = 256
+"""Inputs that are run, or bounded by intervals, together: enough to keep a device busy, in little memory."""
 BATCH_BYTES: Final = 2**27
 """Size of the margin planes of one CROWN batch, in bytes."""
 
@@ -54,22 +55,6 @@ class Clean:
     held: Bool[Tensor, " n"]
     reference: Int[Tensor, " n"]
     guard: Float[Tensor, " n"]
-
-    def select(self, part: Tensor) -> Clean:
-        """The same for some of the inputs; `part` is an index (m,) or a mask (n,)."""
-        return Clean(
-            correct=self.correct[part], held=self.held[part], reference=self.reference[part], guard=self.guard[part]
-        )
-
-    @staticmethod
-    def joined(parts: Sequence[Clean]) -> Clean:
-        """The inputs of several batches."""
-        return Clean(
-            correct=torch.cat([part.correct for part in parts]),
-            held=torch.cat([part.held for part in parts]),
-            reference=torch.cat([part.reference for part in parts]),
-            guard=torch.cat([part.guard for part in parts]),
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +166,7 @@ def clean_stage(
             reference = np.where(np.arange(logits.shape[1]) == target, -np.inf, logits).argmax(axis=1)
         flags = (torch.from_numpy(flag) for flag in (correct, safe, reference, allowance))
         parts.append(Clean(**dict(zip(("correct", "held", "reference", "guard"), flags, strict=True))))
-    return Clean.joined(parts)
+    return joined(parts)
 
 
 def bound_individually(
@@ -234,7 +219,7 @@ def bound_individually(
             excluded[position] = tuple(torch.nonzero(row).flatten().tolist())
         left = torch.nonzero(~above.all(dim=1)).flatten()
         proven[batch] = True
-        found = found.select(left.to(device))
+        found = select(found, left.to(device))
         if bounds != "crown" and len(left):
             start = time.monotonic()
             branched = branch_and_bound(

@@ -37,6 +37,8 @@ from citrus_tool.certification.search import CLOSED_ELSEWHERE, SearchProblem
 JOINT_ROOT: Final = Schedule(steps=40)
 """Adam's steps on the whole box."""
 SLACK: Final = 2.0**-15
+"""What the ascent must exceed 0 by before its bound is claimed, in units of the largest |margin offset|: some hundred
+float32 roundings, so that hardly a claim (float64) fails that an ascent (float32) has promised."""
 
 
 @dataclass(frozen=True, kw_only=True)

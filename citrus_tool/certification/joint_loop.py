@@ -32,7 +32,8 @@ from citrus_tool.certification.conflicts import Atom, Combination, Conflicts
 from citrus_tool.certification.execution import OpenExecution
 from citrus_tool.certification.joint import JOINT_ROOT, JointProblem, Member
 from citrus_tool.certification.part_products import Factor, Products, joined, multiply, trimmed
-from citrus_tool.certification.search import Leaf, Search
+from citrus_tool.certification.parts import Leaf
+from citrus_tool.certification.search import Search
 from citrus_tool.certification.witnesses import Witnesses
 from citrus_tool.network import Network
 from citrus_tool.threat import Threat
@@ -44,6 +45,7 @@ ALONE: Final = (64, 1024, 4096)
 ATTACKED: Final = 64
 """Atoms that are attacked side by side, each by STEPS steps from two starts."""
 STEPS: Final = 40
+"""Steps of an attack on one atom, or from a near-optimal point: few, since the loop makes thousands of them."""
 WIDEST: Final = 4
 """Of larger combinations inside a choice only the whole and those are bounded that are one larger than the attack's."""
 FEW: Final = 16
@@ -308,7 +310,7 @@ class JointLoop:
         else:
             if self.record:
                 task.factors, task.closed = tuple(factors), product.closed
-            search.resume(trimmed(joined(factors, product.open)))
+            search.start_from_parts(trimmed(joined(factors, product.open)))
             self.nodes += search.nodes
         task.gap = search.gap
         self.take_proof(combination, task)
@@ -336,7 +338,7 @@ class JointLoop:
     def bound_whole_box(self, problem: JointProblem, search: Search) -> None:
         """The first bound, on the whole box."""
         index = torch.zeros(1, dtype=torch.long, device=self.witnesses.x.device)
-        search.plant(ascend(problem.system, problem.targets(index), problem.start(1), JOINT_ROOT, goal=problem.goal))
+        search.start(ascend(problem.system, problem.targets(index), problem.start(1), JOINT_ROOT, goal=problem.goal))
         self.nodes += 1
 
     def factor_of(self, atom: Atom, *, wide: bool) -> Factor | None:
@@ -358,7 +360,7 @@ class JointLoop:
 
     def open_parts(self, atom: Atom, search: Search) -> Factor | None:
         """The open parts of an atom's search, with claimed planes; None where there are none."""
-        duals = search.open()
+        duals = search.open_duals()
         if duals is None:
             return None
         owner, rival = atom
@@ -383,7 +385,7 @@ class JointLoop:
         """Attacks the combination from what the relaxations of its worst parts think is best."""
         if task.search is None or self.witnesses.happened(frozenset(combination)):
             return
-        means, _ = task.search.means(PROBED)
+        means, _ = task.search.near_optimal(PROBED)
         count, owners = means.shape[1], [member for member, _ in combination]
         if not count:
             return

@@ -25,7 +25,8 @@ from citrus_tool.bounds.claims import least_sum
 from citrus_tool.bounds.duals import Duals
 from citrus_tool.bounds.linear import LinearBounds
 from citrus_tool.bounds.workspace import LEAST_SHARE
-from citrus_tool.certification.search import Leaf
+from citrus_tool.certification.parts import Leaf
+from citrus_tool.records import select
 from citrus_tool.threat import Box
 
 MIXES: Final = 9
@@ -59,10 +60,6 @@ class Products:
 
     def __len__(self) -> int:
         return len(self.part)
-
-    def select(self, index: Tensor) -> Products:
-        """Some of the products."""
-        return Products(part=self.part[index], share=self.share[index])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,11 +97,11 @@ def multiply(factors: Sequence[Factor], box: Box, *, limit: int) -> Multiplied |
         )
         bound = claimed(factors[: wider.part.shape[1]], wider, box)
         shut = bound > 0
-        closed.append(wider.select(shut.nonzero().flatten()))
+        closed.append(select(wider, shut.nonzero().flatten()))
         left = (~shut).nonzero().flatten()
         if len(left) > limit:
             return None
-        found = wider.select(left)
+        found = select(wider, left)
         other = factor.planes
         weight = mix[left][:, None]
         slope = slope[before[left]] * (1 - weight) + other.coefficient.flatten(1)[last[left]] * weight

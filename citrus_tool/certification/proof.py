@@ -23,15 +23,15 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from citrus_tool.bounds.duals import GRID
 from citrus_tool.bounds.execution import ExecutionView
 from citrus_tool.certification.part_products import Factor, Products
 from citrus_tool.certification.partition import Block
-from citrus_tool.certification.search import Leaf
+from citrus_tool.certification.parts import Leaf, PartDuals
 from citrus_tool.errors import InputFileError
 from citrus_tool.files import require_writable_file, write_bytes
 
 FORMAT: Final = 1
+"""Version of the certificate's format, which the checker reads; raised when old checkers would misread new proofs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,27 +172,13 @@ class _Arrays:
         """The number of a factor: an atom's closed parts, then its open ones."""
         number = self.factor_numbers.setdefault(id(factor), len(self.factors))
         if number == len(self.factors):
-            open_ = factor.duals
-            given = open_.side != 0
-            alpha = (open_.alpha.double() * GRID).round().to(torch.uint8)
-            parts = [
-                Leaf(
-                    target=0,
-                    alpha=alpha[:, column],
-                    split=open_.split[given[:, column], column],
-                    side=open_.side[given[:, column], column],
-                    beta=open_.beta[given[:, column], column],
-                    share=None,
-                    bound=0.0,
-                )
-                for column in range(len(factor))
-            ]
+            parts = PartDuals.of(factor.duals.on_grid(), range(len(factor)))
             self.factors.append({"atom": list(atom), "view": self.view(atom[0], view), "closed": len(factor.closed)})
-            self.leaves(f"front{number}", 1, view.neurons, [*factor.closed, *parts])
+            self.leaves(f"front{number}", 1, view.neurons, [*(leaf.duals for leaf in factor.closed), *parts])
         return number
 
-    def leaves(self, name: str, members: int, neurons: int, leaves: Sequence[Leaf]) -> None:
-        """The leaves of a combination or a factor, whose duals have so many slopes."""
+    def leaves(self, name: str, members: int, neurons: int, leaves: Sequence[PartDuals]) -> None:
+        """The parts of a combination or a factor, whose duals have so many slopes."""
         one = torch.ones(members)
         alpha = torch.zeros(0, neurons, dtype=torch.uint8)
         shares = torch.zeros(0, members)
@@ -252,7 +238,12 @@ class Recorder:
             views = [store.view(p, view) for (p, _), view in zip(one.atoms, one.views, strict=True)]
             factors = [store.factor(*some) for some in zip(one.atoms, one.views, one.factors, strict=False)]
             proofs.append({"atoms": [list(atom) for atom in one.atoms], "views": views, "fronts": factors})
-            store.leaves(f"proof{number}", len(one.atoms), sum(view.neurons for view in one.views), one.leaves)
+            store.leaves(
+                f"proof{number}",
+                len(one.atoms),
+                sum(view.neurons for view in one.views),
+                [leaf.duals for leaf in one.leaves],
+            )
             for width, products in enumerate(one.closed, start=2):
                 store.arrays[f"proof{number}/part{width}"] = _numpy(products.part, np.int32)
                 store.arrays[f"proof{number}/mix{width}"] = _numpy(products.share, np.float64)

@@ -22,24 +22,24 @@ from typing import Final
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from citrus_tool.bounds.ascent import COLUMNS, Ascent, ascend, mean_points
 from citrus_tool.bounds.claims import least_above, tuned_planes
-from citrus_tool.bounds.duals import GRID, Duals, JointTargets, Targets, children
+from citrus_tool.bounds.duals import Duals, JointTargets, Targets, children
 from citrus_tool.bounds.execution import FoldedExecution
 from citrus_tool.bounds.fold import Fold
 from citrus_tool.bounds.program import solve
 from citrus_tool.bounds.workspace import Schedule
+from citrus_tool.certification.parts import Leaf, OpenPart, PartDuals
 
 CHILD: Final = Schedule(steps=10, alpha_rate=0.02, beta_rate=0.05, share_rate=0.02, decay=0.95)
-"""Adam's steps on a part of a box: small ones, since they start from its parent's duals."""
+"""Adam on a part of a box, which starts from its parent's duals: ten small steps, since these are nearly best."""
 MEAN: Final = Schedule(steps=60, alpha_rate=0.02, beta_rate=0.04, share_rate=0.02, decay=0.97)
-"""The same for the points of `Search.means`."""
+"""Adam for the points of `Search.near_optimal`: more steps, since mean points only come close to a minimum slowly."""
 TRIAL: Final = Schedule(steps=0)
-"""The same for a candidate."""
+"""For a candidate to split on: no steps, its children are bounded with their parent's duals."""
 LAST: Final = Schedule(steps=200)
-"""The same for a part on which no neuron that is left to split has a coefficient."""
+"""Adam on a part on which no neuron that is left to split has a coefficient: long, for it is the last try but one."""
 CANDIDATES: Final = 4
 """Neurons per part whose split is tried before one is chosen."""
 MINOR: Final = 1e-3
@@ -108,40 +108,6 @@ class MarginProblem(SearchProblem):
         return planes.lower if self.shift is None else least_above(planes, self.shift[index], self.execution.box)
 
 
-@dataclass(frozen=True, kw_only=True)
-class OpenPart:
-    """A part of the box that is open for one target.
-
-    alpha (U,) uint8 in units of 1 / GRID, split, side, beta (k,), share (M,) as in Duals; `candidates` (c,) the neurons
-    that promise most, none when there is nothing left to split, `weight` (c,) the coefficients of their outputs.
-    """
-
-    target: int
-    alpha: Tensor
-    split: Tensor
-    side: Tensor
-    beta: Tensor
-    share: Tensor | None
-    candidates: Tensor
-    weight: Tensor
-
-
-@dataclass(frozen=True, kw_only=True)
-class Leaf:
-    """A closed part: the duals that prove it (alpha in units of 1 / GRID), the splits in the order they were made.
-
-    `alpha` (U,); `split`, `side`, `beta` (S,) for S splits; `share` (M,) of M members, None for one input.
-    """
-
-    target: int
-    alpha: Tensor
-    split: Tensor
-    side: Tensor
-    beta: Tensor
-    share: Tensor | None
-    bound: float
-
-
 Look = Callable[[Tensor], Collection[int]]
 """Judges minimising points v (d, D); returns targets whose search is pointless, since a point refutes them."""
 
@@ -197,10 +163,10 @@ class Search:
     def splits(self) -> Tensor:
         """(S,) the neurons that the open parts are split on, with repetition."""
         parts = [part for _, _, part in self._heap] + self._stuck
-        return torch.cat([part.split for part in parts] or [torch.empty(0, dtype=torch.long)])
+        return torch.cat([part.duals.split for part in parts] or [torch.empty(0, dtype=torch.long)])
 
     def proven(self) -> list[int]:
-        """The targets of which every part is closed; none before `plant`."""
+        """The targets of which every part is closed; none before `start`."""
         left = {part.target for _, _, part in self._heap} | {part.target for part in self._stuck} | self._dropped
         closed = torch.nonzero(self._closed < math.inf).flatten().tolist()
         return [target for target in closed if target not in left]
@@ -208,7 +174,7 @@ class Search:
     def lower(self) -> Tensor:
         """(T,) claimed bounds of the targets over the whole box: the least of all their parts.
 
-        -inf where dropped, and before `plant`.
+        -inf where dropped, and before `start`.
         """
         least = self._closed.clone()
         parts = [part for _, _, part in self._heap] + self._stuck
@@ -228,16 +194,16 @@ class Search:
         heapq.heapify(self._heap)
         self._stuck = [part for part in self._stuck if part.target not in self._dropped]
 
-    def plant(self, found: Ascent) -> None:
+    def start(self, found: Ascent) -> None:
         """Starts from bounds of all targets on the whole box."""
         self._sort_out(found, torch.arange(self.problem.count, device=self._device))
 
-    def open(self) -> Duals | None:
+    def open_duals(self) -> Duals | None:
         """The duals of the open parts (one target's), None where there are none."""
         parts = [part for _, _, part in self._heap] + self._stuck
         return self._stacked(parts) if parts else None
 
-    def means(self, count: int) -> tuple[Tensor, Tensor]:
+    def near_optimal(self, count: int) -> tuple[Tensor, Tensor]:
         """Near-optimal points v (d, P) of the relaxations of the worst parts, at most `count`, and their targets."""
         parts = [part for _, _, part in heapq.nsmallest(count, self._heap)]
         target = self._targets_of(parts).long()
@@ -245,7 +211,7 @@ class Search:
             return self.problem.system.radius.new_zeros(len(self.problem.system.radius), 0), target
         return mean_points(self.problem.system, self.problem.targets(target), self._stacked(parts), MEAN), target
 
-    def resume(self, duals: Duals) -> None:
+    def start_from_parts(self, duals: Duals) -> None:
         """Starts from parts, all of target 0, that together with what is closed elsewhere cover the box."""
         count = duals.alpha.shape[1]
         self._closed[0] = min(float(self._closed[0]), CLOSED_ELSEWHERE)
@@ -273,16 +239,7 @@ class Search:
         return torch.tensor([part.target for part in parts], device=self._device)
 
     def _stacked(self, parts: Sequence[OpenPart]) -> Duals:
-        depth = max(len(part.split) for part in parts)
-        absent = self.problem.system.neurons
-        shares = [part.share for part in parts if part.share is not None]
-        return Duals(
-            alpha=torch.stack([part.alpha for part in parts], dim=1).to(self.problem.system.radius.dtype) / GRID,
-            split=torch.stack([pad(part.split, (0, depth - len(part.split)), value=absent) for part in parts], dim=1),
-            side=torch.stack([pad(part.side, (0, depth - len(part.side))) for part in parts], dim=1),
-            beta=torch.stack([pad(part.beta, (0, depth - len(part.beta))) for part in parts], dim=1),
-            share=None if not shares else torch.stack(shares, dim=1),
-        )
+        return PartDuals.stacked([part.duals for part in parts], self.problem.system)
 
     def _choose(self, parents: Sequence[OpenPart], target: Tensor, duals: Duals) -> tuple[Tensor, Tensor]:
         """The neuron (P,) that each parent is split on, and the coefficient of its output there.
@@ -331,19 +288,10 @@ class Search:
                 self.drop(self._look(found.point[:, left]))
 
     def _leaves(self, bound: Tensor, duals: Duals, target: Tensor) -> list[Leaf]:
-        alpha = (duals.alpha * GRID).round().to(torch.uint8)
-        given = duals.side != 0
+        columns = torch.nonzero(bound > self.guard).flatten().tolist()
         return [
-            Leaf(
-                target=int(target[column]),
-                alpha=alpha[:, column].clone(),
-                split=duals.split[given[:, column], column],
-                side=duals.side[given[:, column], column],
-                beta=duals.beta[given[:, column], column],
-                share=None if duals.share is None else duals.share[:, column],
-                bound=float(bound[column]),
-            )
-            for column in torch.nonzero(bound > self.guard).flatten().tolist()
+            Leaf(target=int(target[column]), duals=part, bound=float(bound[column]))
+            for column, part in zip(columns, PartDuals.of(duals, columns), strict=True)
         ]
 
     def _finish(self, target: Tensor, duals: Duals) -> None:
@@ -368,17 +316,12 @@ class Search:
         promise = torch.cat([promise, absent]).scatter_(0, duals.split, 0.0)[:-1]
         score, best = promise.topk(min(CANDIDATES, len(promise)), dim=0)
         weight = weight.gather(0, best)
-        alpha = (duals.alpha * GRID).round().to(torch.uint8)
+        kept = PartDuals.of(duals, range(len(left)))
         for column, (number, value) in enumerate(zip(target[left].tolist(), bound[left].tolist(), strict=True)):
-            given = duals.side[:, column] != 0
             promising = score[:, column] > 0
             part = OpenPart(
                 target=number,
-                alpha=alpha[:, column].clone(),
-                split=duals.split[given, column],
-                side=duals.side[given, column],
-                beta=duals.beta[given, column],
-                share=None if duals.share is None else duals.share[:, column],
+                duals=kept[column],
                 candidates=best[promising, column],
                 weight=weight[promising, column],
             )
@@ -388,7 +331,7 @@ class Search:
             if not len(part.candidates):
                 part = replace(
                     part,
-                    candidates=(moving := self._moving(part.split)),
+                    candidates=(moving := self._moving(part.duals.split)),
                     weight=moving.new_zeros(len(moving)).to(part.weight),
                 )
             if not len(part.candidates):

@@ -13,6 +13,7 @@ from citrus_tool.certification.individual import Clean, clean_stage, judged
 from citrus_tool.certification.setup import Setup
 from citrus_tool.errors import DataError
 from citrus_tool.progress import Progress
+from citrus_tool.records import joined, select
 
 CLEAN_INPUTS: Final = 500
 """Inputs that are run without a perturbation between two reports of progress: a fraction of a second's work."""
@@ -41,12 +42,12 @@ class JudgedInputs:
     def of(self, groups: range) -> tuple[Tensor, Clean]:
         """Indices into the data of the inputs of consecutive groups, and what they are without a perturbation."""
         some = self.chosen[groups.start * self.group_size : groups.stop * self.group_size]
-        return self.candidates[some], self.clean.select(some)
+        return self.candidates[some], select(self.clean, some)
 
     def rows(self, inputs: Sequence[int]) -> Clean:
         """What these judged inputs, as indices into the data, are without a perturbation."""
         row = dict(zip(self.candidates[self.chosen].tolist(), self.chosen.tolist(), strict=True))
-        return self.clean.select(torch.tensor([row[index] for index in inputs], dtype=torch.long))
+        return select(self.clean, torch.tensor([row[index] for index in inputs], dtype=torch.long))
 
     def examined(self, groups: Sequence[int]) -> Tensor:
         """(n,) which candidates were looked at for the inputs of these groups.
@@ -72,7 +73,7 @@ def judged_inputs(setup: Setup, progress: Progress) -> JudgedInputs:
     for part in torch.split(candidates, CLEAN_INPUTS):
         parts.append(clean_stage(setup.bounded, setup.runner, data.pixels(part), data.labels[part], target))
         progress.advance(len(part))
-    clean = Clean.joined(parts)
+    clean = joined(parts)
     chosen = torch.arange(len(candidates))
     if settings.protocol == "correct":
         chosen = torch.nonzero(clean.correct).flatten()[: settings.limit]

@@ -235,7 +235,7 @@ class Prover:
         goal = self.guard + SLACK * size
         margins = MarginProblem(execution=execution, classes=classes)
         search = Search(problem=margins, guard=self.guard, goal=goal, look=self._look)
-        search.plant(found)
+        search.start(found)
         weight = (found.weight.abs() * execution.system.upper_offset).sum(1)
         return _Branch(execution=execution, classes=classes, search=search, depth=depth, weight=weight, seconds=seconds)
 

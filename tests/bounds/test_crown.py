@@ -20,6 +20,7 @@ from citrus_tool.bounds.rounding import outward_margins
 from citrus_tool.choices import Intermediate
 from citrus_tool.errors import UnsupportedNetworkError
 from citrus_tool.network import CANONICAL, Network, Reshape, chain, size
+from citrus_tool.records import select
 from citrus_tool.threat import Box
 from tests.bounds import literal_crown as literal
 from tests.bounds.networks import SHAPE, margins_at, random_box, random_network, samples, values_at
@@ -89,7 +90,7 @@ def test_rows_of_every_node_equal_explicit_matrices(number: int) -> None:
         assert (got.norm >= got.coefficient.abs().flatten(1).sum(1) * (1 - 1e-9)).all()
         for i in range(3):
             mine = sample == i
-            own = {name: relaxation.select(slice(i, i + 1)) for name, relaxation in relaxations.items()}
+            own = {name: select(relaxation, slice(i, i + 1)) for name, relaxation in relaxations.items()}
             unit = torch.zeros(entries, entries, dtype=torch.float64)
             unit[torch.arange(entries), entry[mine]] = sign[mine]
             coefficient, offset = literal.carry(network, own, node.name, unit)

@@ -203,7 +203,7 @@ def test_results_do_not_depend_on_how_many_inputs_fit_into_memory(monkeypatch: p
 def test_near_optimal_points_lead_to_witnesses_that_a_weak_attack_misses(monkeypatch: pytest.MonkeyPatch) -> None:
     weak = Budget(nodes=100, attack_steps=1, attack_restarts=1)
     monkeypatch.setattr(
-        branch._InputSearch, "look", lambda case, point: set()
+        branch._InputSearch, "refuted_at", lambda case, point: set()
     )  # minimising points find most of them here
     found = []
     for seed in range(4):

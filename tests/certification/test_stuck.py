@@ -211,7 +211,7 @@ def test_a_part_is_closed_or_its_best_point_is_judged(case: Case) -> None:
                     beta=torch.zeros(problem.system.neurons, 1),
                     share=start.share,
                 )
-                search.resume(given)
+                search.start_from_parts(given)
                 assert search.done
                 if search.proven():
                     assert number not in inside

@@ -659,11 +659,11 @@ def test_nothing_is_closed_by_an_ascent_alone() -> None:
         problem = MarginProblem(execution=execution, classes=torch.tensor([1, 2]))
         found = execution.root(problem.classes, ROOT)[1]
         search = Search(problem=problem, guard=-1e9, goal=1e9, record=True)
-        search.plant(found)
+        search.start(found)
         assert search.proven() == []
         assert search.leaves == []
         search = Search(problem=problem, guard=-1e9, goal=-1e9, record=True)
-        search.plant(found)
+        search.start(found)
         assert search.proven() == [0, 1]
         assert [leaf.target for leaf in search.leaves or ()] == [0, 1]
 
