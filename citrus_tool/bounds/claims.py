@@ -1,7 +1,7 @@
 """Claims: bounds that hold in real arithmetic, whatever slopes and multipliers they are made with.
 
 A claim is one backward pass of bounds/linear.py in float64 with outward errors, in which each row takes the lines and
-multipliers of its own column (docs/soundness.md).
+multipliers of its own column (Zhang et al. 2018, theorem 3.2; Wang et al. 2021, theorem 3.1; docs/soundness.md).
 """
 
 from __future__ import annotations

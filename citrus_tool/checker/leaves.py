@@ -27,12 +27,14 @@ class Leaves:
 
     @staticmethod
     def joined(parts: Sequence[Leaves]) -> Leaves:
+        """The leaves of all parts, part by part."""
         starts = np.cumsum([0, *(len(part.owner) for part in parts)])
         names = ("owner", "label", "alpha", "share", "split", "side", "beta")
         row = np.concatenate([part.row + start for part, start in zip(parts, starts[:-1], strict=True)])
         return Leaves(row=row, **{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
     def pick(self, first: int, last: int) -> Leaves:
+        """The leaves `first` to `last`, with their splits."""
         here = slice(*np.searchsorted(self.row, (first, last)))
         return Leaves(
             owner=self.owner[first:last],
