@@ -27,6 +27,9 @@ from citrus_tool.queries.verify import Verdict
 from citrus_tool.tables import Table
 from tests.cli.toys import classifier
 
+# the toy network is not trained, and says so
+pytestmark = pytest.mark.filterwarnings("ignore::citrus_tool.errors.AccuracyWarning")
+
 QUICK = citrus.CertifySettings(limit=10, attack_steps=2, attack_restarts=1)
 
 

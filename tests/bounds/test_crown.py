@@ -243,6 +243,7 @@ def test_a_layer_without_a_rule_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
         crown(network, random_box(0, radius=1.0), LABELS, skip_decided=False)
 
 
+@pytest.mark.filterwarnings("ignore:Using padding=:UserWarning")
 def test_uneven_same_padding_is_named() -> None:
     network = chain([nn.Conv2d(2, 2, 2, padding="same"), Reshape((84,)), nn.Linear(84, 4)], SHAPE)
     with pytest.raises(UnsupportedNetworkError, match=r"node 'n0_conv2d': uneven 'same' padding"):

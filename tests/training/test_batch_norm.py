@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_citrus_loss import MAKERS, _made
 from torch import nn
 
 from citrus_tool import onnx_io
 from citrus_tool.network import Network, Reshape, chain
 from citrus_tool.training.batch_norm import insert_batch_norm, restore_layers
+from tests.training.test_citrus_loss import MAKERS, _made
 
 X = torch.rand((40, 2, 7, 7), generator=torch.Generator().manual_seed(5), dtype=torch.float64)
 

@@ -6,7 +6,6 @@ import dataclasses
 
 import pytest
 import torch
-from test_citrus_loss import MAKERS, _inputs, _made
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -33,6 +32,7 @@ from citrus_tool.training.mtl_ibp import mtl_loss
 from citrus_tool.training.sabr import sabr_loss
 from citrus_tool.training.uat import DELTA
 from tests.training import literal_methods as literal
+from tests.training.test_citrus_loss import MAKERS, _inputs, _made
 
 EPS, TAU, ALPHA = 0.1, 0.04, 0.3
 RECIPE = Recipe(
