@@ -17,7 +17,6 @@ import torch
 from dense_crown import dense_crown
 
 from citrus_tool import data, onnx_io
-from citrus_tool.bounds.rounding import enclose
 from citrus_tool.certification.individual import bound_individually, clean_stage
 from citrus_tool.certification.uap import certify_uap
 from citrus_tool.choices.settings import CertifySettings
@@ -59,7 +58,7 @@ def main() -> None:
     individual = bound_individually(network, x, clean, Threat(eps=EPS), bounds="crown", intermediate="intersect")
     reached = torch.nonzero(clean.correct & ~individual.ibp).flatten()
     ours = individual.seconds["crown"] / len(reached)
-    box = enclose(x[reached[: options.twin_inputs]], EPS)
+    box = Threat(eps=EPS).enclosure(x[reached[: options.twin_inputs]])
     start = time.perf_counter()
     with torch.no_grad():
         for i, label in enumerate(labels[reached[: options.twin_inputs]].tolist()):

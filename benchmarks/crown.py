@@ -20,8 +20,7 @@ from dense_crown import dense_crown
 
 from citrus_tool import data, onnx_io
 from citrus_tool.bounds.crown import crown
-from citrus_tool.bounds.rounding import enclose
-from citrus_tool.threat import Box
+from citrus_tool.threat import Box, Threat
 
 ROOT = Path(__file__).resolve().parents[1]
 EPS = 0.1
@@ -48,8 +47,10 @@ def main() -> None:
     options = parser.parse_args()
     network = onnx_io.read(options.models_root / "citrus_convsmall_1.onnx").network.frozen(dtype=torch.float64)
     test = data.load("mnist", split="test", root=options.data_root, limit=options.inputs)
-    box, labels = enclose(test.pixels(), EPS), test.labels
-    batches = [(enclose(x, EPS), y) for x, y in zip(test.pixels().split(BATCH), labels.split(BATCH), strict=True)]
+    threat, labels = Threat(eps=EPS), test.labels
+    box = threat.enclosure(test.pixels())
+    parts = zip(test.pixels().split(BATCH), labels.split(BATCH), strict=True)
+    batches = [(threat.enclosure(x), y) for x, y in parts]
 
     def ours(*, skip_decided: bool) -> list[torch.Tensor]:
         return [crown(network, b, y, skip_decided=skip_decided).lower for b, y in batches]

@@ -23,7 +23,7 @@ from citrus_tool.network import Node, Rule
 from citrus_tool.threat import Box
 
 TUNED_ROWS = 64
-"""Rows of one claimed backward pass: what stays in cache."""
+"""Rows (functionals) of one claimed backward pass: few enough that their coefficients stay in cache."""
 
 
 def row_slices(count: int, step: int) -> Iterator[slice]:

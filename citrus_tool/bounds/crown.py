@@ -42,10 +42,11 @@ from citrus_tool.network import (
 from citrus_tool.threat import Box
 
 CPU_ROW_BYTES = 2**20
-"""Size of one coefficient tensor of a chunk of rows on the CPU: what stays in cache is twice as fast."""
+"""Bytes of one coefficient tensor of a chunk of rows on the CPU: chunks that stay in cache are twice as fast."""
 
 ROW_BYTES = 256 * 2**20
-"""The same on an accelerator, where few large launches win; about six such tensors are alive at once."""
+"""Bytes of one coefficient tensor of a chunk of rows on an accelerator, where few large launches win; about six such
+tensors are alive at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +125,7 @@ def crown(
 
     Args:
         network: in float64, evaluation mode (`network.frozen(dtype=torch.float64)`), on the boxes' device.
-        box: centre and radius (n, *input_shape) in float64, e.g. `rounding.enclose(x, eps)`.
+        box: centre and radius (n, *input_shape) in float64: `Threat.enclosure` of inputs, or `rounding.enclose_bounds`.
         labels: (n,) true class of each box.
         intermediate: bounds of hidden neurons, by CROWN intersected with intervals, or by CROWN alone as published
             (layers before the first nonlinearity coincide).

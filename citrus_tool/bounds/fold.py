@@ -34,17 +34,18 @@ FOLDABLE: tuple[type[nn.Module], ...] = (nn.ReLU, nn.LeakyReLU)
 """The nonlinear layers that are a multiple of the identity on either side of 0."""
 
 SPARSE_BELOW = 0.2
-"""Matrices with a smaller share of nonzeros are kept in compressed rows (measured on ConvSmall, one CPU core)."""
+"""The share of nonzeros below which a matrix is kept in compressed rows: its products are faster so (measured on
+ConvSmall, one CPU core)."""
 
 NEGLIGIBLE = 1e-9
-"""Entries below this share of the largest are dropped: they change no bound, and denormal numbers are slow."""
+"""The share of the largest entry below which one is dropped: it changes no bound, and denormal numbers are slow."""
 
 ROW_CHUNK = 256
-"""Functionals carried to the input in one go while folding."""
-
+"""Functionals carried to the input together while folding: bounds the memory of their coefficients."""
 
 NEARLY = 1e-4
-"""A neuron that is cut off by less than this share of its node's largest bound is folded away, at that price."""
+"""The share of its node's largest bound up to which a neuron's wrong side counts as nothing: it is folded away, and the
+bounds pay that much."""
 
 
 def foldable(network: Network) -> bool:

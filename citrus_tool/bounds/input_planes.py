@@ -28,7 +28,7 @@ from citrus_tool.bounds.rounding import OWN, SAFETY, gamma
 from citrus_tool.bounds.workspace import Schedule, Workspace, adam
 
 SHARES = Schedule(steps=40, share_rate=0.2, decay=0.95)
-"""Adam's steps."""
+"""Adam's steps for the slopes of planes: more than ROOT's, since the slopes start from the chords' and are many."""
 
 
 def with_input_planes(

@@ -31,9 +31,10 @@ OPTIMAL: Final = 0
 INFEASIBLE: Final = 2
 """SciPy's codes for how a program ended."""
 PRECISION: Final = 1e-9
-"""HiGHS's tolerances, for rows of a size of at most 1."""
+"""HiGHS's tolerances of feasibility, absolute: rows are scaled to a size of at most 1, so that it is a relative one."""
 BEYOND: Final = 2.0
-"""How often the multipliers of contradicting signs outweigh the functionals."""
+"""How many times the multipliers of contradicting signs outweigh the functionals: above 1, so that rounding does not
+undo the contradiction."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +130,6 @@ def _minimised(matrix: Array, limit: Array) -> Any:
 
 
 def _array(values: Tensor) -> Array:
-    """The same in NumPy's float64."""
+    """The values, of any shape, in NumPy's float64."""
     found: Array = values.detach().double().cpu().numpy()
     return found

@@ -22,11 +22,11 @@ from citrus_tool.network import Add, Affine, Concat, Network, Pad, Reshape, Rule
 from citrus_tool.threat import Box
 
 SAFETY = 1.01
-"""Covers the roundings made while a margin itself is computed, all of relative size below 1e-2."""
+"""Factor on every computed margin: covers the roundings made while the margin itself is computed, all of relative size
+below 1e-2."""
 
 OWN = 16
 """Operations per entry besides the sum of products: forming c - r and c + r, the activation, the centre, the sum."""
-
 
 PER_NODE = 4
 """Additions to a row's offset and merges of its coefficient at one node of a backward pass, at most."""
@@ -41,15 +41,6 @@ def gamma(terms: int, dtype: torch.dtype) -> float:
     """The relative error n u / (1 - n u) of a sum of n products, infinite where n u >= 1 (Higham 2002, lemma 3.1)."""
     product = terms * unit_roundoff(dtype)
     return product / (1.0 - product) if product < 1.0 else math.inf
-
-
-def enclose(x: Tensor, eps: float) -> Box:
-    """The float64 box that contains {x + u : |u|_inf <= eps} for pixels `x` (n, ...), read as exact.
-
-    The radius is the float64 above `eps`, so it also covers a decimal or fraction that was rounded to `eps`.
-    """
-    centre = x.to(torch.float64)
-    return Box(centre=centre, radius=torch.full_like(centre, math.nextafter(eps, math.inf) if eps > 0.0 else 0.0))
 
 
 def enclose_bounds(lower: Tensor, upper: Tensor) -> Box:

@@ -16,7 +16,7 @@ from citrus_tool.bounds.duals import Duals, JointTargets, Targets
 from citrus_tool.bounds.fold import Fold, Twins
 
 LEAST_SHARE = 1e-6
-"""The least share of a member of a joint functional: above 0, so that a member can come back."""
+"""The least share of a member of a joint functional, of 1 in all: above 0, so that a member can come back."""
 
 TIE = 1e-6
 """Values of twins that differ by less count as equal; float32 rounds values of size 1 by about a tenth of that."""
@@ -38,9 +38,17 @@ class Schedule:
 
 @dataclass(frozen=True, kw_only=True)
 class Workspace:
-    """The buffers of one ascent: one row per neuron and one for absent splits; overwritten by every evaluation.
+    """The buffers of one ascent, for D targets on U neurons; one row each, and one more for absent splits.
 
-    Fresh memory costs more than the arithmetic here, so everything is computed in place.
+    Everything is computed in them, since fresh memory costs more than the arithmetic. Their states:
+
+    - fresh (`of`): zeros, and zeros stay where nothing is written: rows of absent splits, of `above` without planes.
+    - evaluated (`evaluate`): weight, below, above, slope, intercept, nu, at_input and point belong to the duals that
+      were evaluated last. `ascent.ascend` reads its result here.
+    - climbed (`climb`, from evaluated): z, h and kink belong to these duals too, and the moments have made the step.
+      From step 1 on `climb` overwrites the slopes that it is given; `merged` copies those that are to be kept.
+
+    `scratch` holds nothing from one method to the next.
 
     Attributes:
         weight: (U + 1, D) coefficients of the neurons' outputs.
@@ -52,7 +60,7 @@ class Workspace:
         scratch: (U, D).
         alpha_moments, beta_moments, share_moments: Adam's, (U, D), (K, D) and (M, D) each.
         at_input, point: (d, D) the coefficients L of v, and the minimising v.
-        settled: (K, D) slope of each split neuron.
+        settled: (K, D) slope of each split neuron; fixed.
         meeting: of the system's twins.
     """
 
@@ -80,26 +88,30 @@ class Workspace:
     def of(system: Fold, targets: Targets | JointTargets, start: Duals) -> Workspace:
         """Buffers for these targets and for duals with `start`'s splits."""
         columns = targets.offset.shape[-1]
-        rows = [targets.offset.new_zeros(system.neurons + 1, columns) for _ in range(12)]
         floor = torch.cat([system.floor, system.floor.new_zeros(1)])
+
+        def zeros() -> Tensor:
+            return targets.offset.new_zeros(system.neurons + 1, columns)
+
+        def moments(values: Tensor) -> tuple[Tensor, Tensor]:
+            return torch.zeros_like(values), torch.zeros_like(values)
+
         return Workspace(
             system=system,
             targets=targets,
-            weight=rows[0],
-            below=rows[1],
-            above=rows[10],
-            slope=rows[2],
-            intercept=rows[3],
-            nu=rows[4],
-            z=rows[5],
-            h=rows[6],
-            kink=rows[11],
-            scratch=rows[7][:-1],
-            alpha_moments=(rows[8][:-1], rows[9][:-1]),
-            beta_moments=(torch.zeros_like(start.beta), torch.zeros_like(start.beta)),
-            share_moments=None
-            if start.share is None
-            else (torch.zeros_like(start.share), torch.zeros_like(start.share)),
+            weight=zeros(),
+            below=zeros(),
+            above=zeros(),
+            slope=zeros(),
+            intercept=zeros(),
+            nu=zeros(),
+            z=zeros(),
+            h=zeros(),
+            kink=zeros(),
+            scratch=zeros()[:-1],
+            alpha_moments=(zeros()[:-1], zeros()[:-1]),
+            beta_moments=moments(start.beta),
+            share_moments=None if start.share is None else moments(start.share),
             at_input=targets.at_input.new_empty(targets.at_input.shape[-2:]),
             point=targets.at_input.new_empty(targets.at_input.shape[-2:]),
             settled=torch.where(start.side > 0, torch.ones_like(start.side), floor[start.split]),

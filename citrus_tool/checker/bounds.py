@@ -25,10 +25,11 @@ from scipy import sparse
 from citrus_tool.checker.graph import AffineMap, Floats, Graph, Index, Matrix, Relu, compact
 
 ROWS: Final = 512
-"""Functionals carried through the network together."""
+"""Functionals carried through the network together: bounds the memory of their coefficients."""
 WIDER: Final = 2.0**-50
-"""Relative growth that covers a few roundings."""
+"""Relative growth that covers a few roundings, each of at most 2^-53."""
 TINY: Final = np.finfo(np.float64).tiny
+"""The least normal number: covers what underflow loses."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -310,7 +311,7 @@ class Execution(Intervals):
     def plane_apart(
         self, rows: AffineForms, lines: NeuronLines, low: Floats | None, signs: Signs | None, apart: Index
     ) -> tuple[Floats, Floats, Floats, Floats]:
-        """The same for the functional less w h - nu z of the first ReLU's neurons `apart` (C,); and w, nu (R, C)."""
+        """As `plane`, for the functional less w h - nu z of the first ReLU's neurons `apart` (C,); and w, nu (R, C)."""
         left = np.zeros((2, len(rows.offset), len(apart)))
         a, offset, weight = rows.at_v.copy(), rows.offset.copy(), rows.at_h.copy()
         width = weight.shape[1]

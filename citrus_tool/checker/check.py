@@ -33,7 +33,7 @@ from citrus_tool.checker.proof_format import FORMAT, digest_of, require
 from citrus_tool.errors import CheckFailedError, InputFileError
 
 INPUTS: Final = 64
-"""Inputs whose intervals are computed together: their boxes in every layer stay in memory of some MB."""
+"""Inputs whose intervals are computed together: bounds the memory of their values in every layer."""
 
 
 @dataclass(frozen=True, kw_only=True)

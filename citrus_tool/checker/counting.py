@@ -10,7 +10,7 @@ from citrus_tool.checker.group import Group
 from citrus_tool.checker.proof_format import Atom, require
 
 STEPS: Final = 10_000_000
-"""Choices that the argument may try: some minutes. A count that needs more is refused."""
+"""Choices that the argument may try, so that a check ends; a count that needs more is refused."""
 
 
 def certified(group: Group) -> tuple[int, int]:

@@ -27,7 +27,7 @@ Matrix = Any
 """A dense array or scipy.sparse.csr_array; neither library gives the pair a common type."""
 
 DENSE: Final = 0.2
-"""Matrices with a larger share of nonzeros are kept dense."""
+"""The share of nonzeros above which a matrix is kept dense: sparse products of such are slower."""
 MOVES: Final = {"Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Gather", "Identity", "Dropout"}
 """Operators that only move entries (the data is their first input)."""
 

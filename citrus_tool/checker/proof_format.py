@@ -11,12 +11,12 @@ from citrus_tool.errors import CheckFailedError
 FORMAT: Final = 1
 """The only version of the format."""
 GUARD: Final = 2.0**-18
-"""Margins count above this fraction of the input's largest clean |logit|: half of what the prover asks for, so that
-the checker's own rounding cannot turn a proof down."""
+"""Margins count above this fraction of the input's largest clean |logit|: half of what the prover asks for. The other
+half pays for what the two compute differently, which is rounding."""
 GRID: Final = 255
 """Steps from slope 0 to slope 1: slopes are stored in one byte, as multiples of 1 / GRID."""
 LEAVES: Final = 256
-"""Leaves that are bounded together: their matrices stay in memory of some MB."""
+"""Leaves that are bounded together: bounds the memory of their coefficients."""
 
 Atom = tuple[int, int]
 """(position of the input in its group, wrong label)."""

@@ -17,10 +17,9 @@ from citrus_tool.bounds.crown import LinearMargins, crown, relax
 from citrus_tool.bounds.duals import Duals, Targets
 from citrus_tool.bounds.execution import FoldedExecution
 from citrus_tool.bounds.fold import Fold, fold, foldable
-from citrus_tool.bounds.rounding import enclose
 from citrus_tool.bounds.workspace import Schedule
 from citrus_tool.network import INPUT, Network, chain
-from citrus_tool.threat import Box
+from citrus_tool.threat import Box, Threat
 from tests.bounds.networks import CLASSES, margins_at, random_box, random_network, samples, values_at
 
 LABELS = torch.tensor([0, 1, 3])
@@ -310,7 +309,7 @@ def test_nearly_decided_neurons_are_folded_at_a_price(slope: float) -> None:
         first.bias[4:8] = -reach[4:8] + 1e-5
         first.bias[8:] = 0.1
     network = chain([first, layer, last], (6,)).frozen(dtype=torch.float64, device="cpu")
-    box = enclose(torch.zeros(1, 6), 0.2)
+    box = Threat(eps=0.2).enclosure(torch.zeros(1, 6))
     read = relax(network, box)
     execution = FoldedExecution.of(read, 0, 0)
     assert execution.system.neurons == 4

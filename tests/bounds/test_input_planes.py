@@ -16,9 +16,9 @@ from citrus_tool.bounds.duals import Duals, Targets
 from citrus_tool.bounds.execution import FoldedExecution
 from citrus_tool.bounds.fold import foldable_nodes
 from citrus_tool.bounds.input_planes import with_input_planes
-from citrus_tool.bounds.rounding import enclose
 from citrus_tool.bounds.workspace import Schedule
 from citrus_tool.network import chain
+from citrus_tool.threat import Threat
 from tests.bounds.networks import CLASSES, samples, values_at
 from tests.bounds.test_execution import executions, foldable_seeds, margins_of, random_duals
 
@@ -103,7 +103,7 @@ def test_one_neuron_is_bounded_exactly(slope: float) -> None:
             last.bias.zero_()
         act = nn.LeakyReLU(slope) if slope else nn.ReLU()
         network = chain([first, act, last], (3,)).frozen(dtype=torch.float64, device="cpu")
-        execution = FoldedExecution.of(relax(network, enclose(torch.zeros(1, 3), 1.0)), 0, 0)
+        execution = FoldedExecution.of(relax(network, Threat(eps=1.0).enclosure(torch.zeros(1, 3))), 0, 0)
         if not execution.system.neurons:
             continue
         shift = torch.randn(1, 3, generator=generator, dtype=torch.float64) * first.weight.detach().abs().mean()

@@ -12,9 +12,9 @@ from torch import Tensor
 from citrus_tool import data, onnx_io
 from citrus_tool.bounds.crown import crown
 from citrus_tool.bounds.interval import propagate
-from citrus_tool.bounds.rounding import enclose
 from citrus_tool.choices import Intermediate
 from citrus_tool.network import Network
+from citrus_tool.threat import Threat
 
 pytestmark = pytest.mark.slow
 
@@ -33,7 +33,9 @@ def _network(folder: Path, name: str) -> Network:
 
 def _verified(network: Network, mnist: Mnist, eps: float, intermediate: Intermediate) -> int:
     parts = zip(*(t.split(50) for t in mnist), strict=True)
-    return sum(int(crown(network, enclose(x, eps), y, intermediate=intermediate).verified.sum()) for x, y in parts)
+    return sum(
+        int(crown(network, Threat(eps=eps).enclosure(x), y, intermediate=intermediate).verified.sum()) for x, y in parts
+    )
 
 
 @pytest.mark.parametrize(("intermediate", "count"), [("crown", 53), ("intersect", 54)])
@@ -52,7 +54,7 @@ def test_racoon_row_individual(shared_models: Path, mnist: Mnist, intermediate: 
 def test_first_thousand_one_by_one(shared_models: Path, mnist: Mnist, name: str, interval: int, published: int) -> None:
     """Published: intervals on the logits, and CROWN without eliding or re-propagating; ours may only prove more."""
     network = _network(shared_models, name)
-    output = propagate(network, enclose(mnist[0], 0.1))
+    output = propagate(network, Threat(eps=0.1).enclosure(mnist[0]))
     rest = output.upper.scatter(1, mnist[1][:, None], -torch.inf).amax(1)
     assert int((output.lower.gather(1, mnist[1][:, None])[:, 0] > rest).sum()) == interval
     assert published <= _verified(network, mnist, 0.1, "intersect") <= published + 5

@@ -15,7 +15,7 @@ from citrus_tool.bounds import linear, rounding
 from citrus_tool.bounds.crown import crown
 from citrus_tool.bounds.interval import INTERVAL
 from citrus_tool.network import CANONICAL
-from citrus_tool.threat import Box
+from citrus_tool.threat import Box, Threat
 from tests.bounds.networks import margins_at, random_box, random_network
 
 LABELS = torch.tensor([0, 1, 3])
@@ -28,7 +28,7 @@ def test_every_canonical_layer_has_a_gain() -> None:
 @pytest.mark.parametrize("eps", [0.0, 0.1, 2 / 255, 8 / 255, 1.0])
 def test_the_input_box_contains_every_perturbation(eps: float) -> None:
     x = torch.tensor([0.0, 1 / 255, 0.1, 254 / 255, 1.0])
-    box = rounding.enclose(x, eps)
+    box = Threat(eps=eps).enclosure(x)
     assert box.centre.dtype == torch.float64
     for pixel, centre, radius in zip(x.tolist(), box.centre.tolist(), box.radius.tolist(), strict=True):
         assert Fraction(centre) == Fraction(pixel)
@@ -39,7 +39,7 @@ def test_the_input_box_contains_every_perturbation(eps: float) -> None:
 @pytest.mark.parametrize("text", ["0.1", "2/255", "8/255", "0.3"])
 def test_the_radius_covers_the_number_that_the_user_typed(text: str) -> None:
     exact = Fraction(text)
-    assert Fraction(rounding.enclose(torch.zeros(1), float(exact)).radius.item()) >= exact
+    assert Fraction(Threat(eps=float(exact)).enclosure(torch.zeros(1)).radius.item()) >= exact
 
 
 @given(st.lists(st.tuples(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6)), min_size=1))

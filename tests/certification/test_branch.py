@@ -19,7 +19,6 @@ from citrus_tool.bounds.claims import tuned_planes
 from citrus_tool.bounds.crown import LinearMargins, crown, relax
 from citrus_tool.bounds.duals import Duals, Targets, children
 from citrus_tool.bounds.execution import FoldedExecution
-from citrus_tool.bounds.rounding import enclose
 from citrus_tool.bounds.workspace import Schedule
 from citrus_tool.certification import branch
 from citrus_tool.certification.branch import Branched, BranchVerdict, Budget, branch_and_bound
@@ -53,7 +52,7 @@ def run(network: Network, count: int, eps: float, seed: int, budget: Budget = QU
     data = data_for(network, count, seed, noise=0.0)
     bounded = network.frozen(dtype=torch.float64)
     x = data.pixels()
-    known = crown(bounded, enclose(x, eps), data.labels)
+    known = crown(bounded, Threat(eps=eps).enclosure(x), data.labels)
     generator = torch.Generator().manual_seed(seed)
     return branch_and_bound(
         bounded, x, data.labels, Threat(eps=eps), known=known, budget=budget, generator=generator
@@ -119,7 +118,7 @@ def test_margins_and_planes_hold_at_sampled_points(make: Callable[[int], Network
 def test_children_reproduce_their_parents_bound_and_cover_its_part(seed: int) -> None:
     network = deep_chain(seed).frozen(dtype=torch.float64)
     data = data_for(deep_chain(seed), 1, seed, noise=0.0)
-    box = enclose(data.pixels(), 0.3)
+    box = Threat(eps=0.3).enclosure(data.pixels())
     execution = FoldedExecution.of(relax(network, box), int(data.labels[0]), 0)
     other = torch.tensor([(int(data.labels[0]) + 1) % 3])
     targets = Targets.of(execution.system.margins, other)
@@ -148,7 +147,7 @@ def test_node_budgets_are_deterministic_and_kept() -> None:
     network = tiny_chain(0, hidden=30).frozen(dtype=torch.float64)
     data = data_for(tiny_chain(0, hidden=30), 10, 0, noise=0.0)
     x, budget, generator = data.pixels(), Budget(nodes=24, plane_nodes=0, attack_restarts=0), torch.Generator()
-    known, guard = crown(network, enclose(x, 0.05), data.labels), torch.full((10,), 0.3)
+    known, guard = crown(network, Threat(eps=0.05).enclosure(x), data.labels), torch.full((10,), 0.3)
     first, again = (
         branch_and_bound(
             network, x, data.labels, Threat(eps=0.05), known=known, guard=guard, budget=budget, generator=generator
@@ -180,7 +179,7 @@ def test_an_inputs_result_does_not_depend_on_the_others() -> None:
     network = tiny_chain(3, hidden=40).frozen(dtype=torch.float64)
     data = data_for(tiny_chain(3, hidden=40), 10, 3, noise=0.0)
     x, budget = data.pixels(), Budget(nodes=300, attack_restarts=0)
-    known = crown(network, enclose(x, 0.2), data.labels)
+    known = crown(network, Threat(eps=0.2).enclosure(x), data.labels)
     generator = torch.Generator().manual_seed(0)
     threat = Threat(eps=0.2)
     whole = branch_and_bound(network, x, data.labels, threat, known=known, budget=budget, generator=generator)
@@ -250,7 +249,7 @@ def test_the_guard_is_what_margins_must_exceed() -> None:
     network = tiny_chain(2, hidden=30).frozen(dtype=torch.float64)
     data = data_for(tiny_chain(2, hidden=30), 10, 2, noise=0.0)
     x = data.pixels()
-    known = crown(network, enclose(x, 0.05), data.labels)
+    known = crown(network, Threat(eps=0.05).enclosure(x), data.labels)
     generator = torch.Generator().manual_seed(0)
 
     def proven(guard: float) -> int:
@@ -286,7 +285,7 @@ def test_progress_counts_every_input() -> None:
     network = tiny_chain(3)
     data = data_for(network, 10, 3, noise=0.0)
     bounded, counter = network.frozen(dtype=torch.float64), Counter()
-    known = crown(bounded, enclose(data.pixels(), 0.3), data.labels)
+    known = crown(bounded, Threat(eps=0.3).enclosure(data.pixels()), data.labels)
     generator = torch.Generator().manual_seed(0)
     branch_and_bound(
         bounded,
@@ -335,7 +334,7 @@ def test_racoons_first_row_input_by_input(shared_models: Path, data_root: Callab
     x, labels = data.pixels(), data.labels
     kept = torch.nonzero(bounded(x.double()).argmax(1) == labels).flatten()[:100]
     x, labels = x[kept], labels[kept]
-    known = crown(bounded, enclose(x, 0.13), labels)
+    known = crown(bounded, Threat(eps=0.13).enclosure(x), labels)
     generator = torch.Generator().manual_seed(0)
     found = branch_and_bound(
         bounded,

@@ -13,11 +13,11 @@ from citrus_tool.bounds.ascent import ascend
 from citrus_tool.bounds.crown import relax
 from citrus_tool.bounds.duals import Duals
 from citrus_tool.bounds.execution import FoldedExecution
-from citrus_tool.bounds.rounding import enclose
 from citrus_tool.bounds.workspace import Schedule
 from citrus_tool.certification.joint import JointProblem, Member
 from citrus_tool.certification.search import CLOSED_ELSEWHERE
 from citrus_tool.network import INPUT, Network
+from citrus_tool.threat import Threat
 from citrus_tool.threat.clip import clipped
 from tests.bounds.networks import values_at
 from tests.certification.toys import SHAPE, tiny_chain, tiny_residual
@@ -37,7 +37,7 @@ def network_of(kind: str, seed: int) -> Network:
 def problem_of(network: Network, members: int, seed: int, *, brightest: float = 1.0) -> tuple[JointProblem, Tensor]:
     """Inputs (M, *SHAPE) with pixels up to `brightest`."""
     x = torch.rand(members, *SHAPE, generator=torch.Generator().manual_seed(seed)) * brightest
-    relaxed = relax(network, enclose(x, EPS))
+    relaxed = relax(network, Threat(eps=EPS).enclosure(x))
     found = []
     for number, label in enumerate(network(x.double()).argmax(1).tolist()):
         execution = FoldedExecution.of(relaxed, label, number)

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from citrus_tool.bounds.duals import Duals
 from citrus_tool.bounds.linear import LinearBounds
-from citrus_tool.bounds.rounding import enclose
 from citrus_tool.certification import joint_loop as loop
 from citrus_tool.certification.conflicts import Conflicts
 from citrus_tool.certification.execution import executions
@@ -109,7 +108,7 @@ def jointly_below_zero(planes: list[tuple[Tensor, Tensor]], radius: Tensor) -> b
 @pytest.mark.parametrize("count", [2, 3, 4])
 def test_closed_products_are_infeasible_and_most_infeasible_ones_are_closed(count: int) -> None:
     generator = torch.Generator().manual_seed(count)
-    box = enclose(torch.rand(1, *SHAPE, generator=generator), 0.5)
+    box = Threat(eps=0.5).enclosure(torch.rand(1, *SHAPE, generator=generator))
     radius = box.radius.flatten()
     infeasible = closed = 0
     for _ in range(4):
@@ -140,7 +139,7 @@ def test_closed_products_are_infeasible_and_most_infeasible_ones_are_closed(coun
 
 def test_too_many_open_products_are_refused() -> None:
     generator = torch.Generator().manual_seed(0)
-    box = enclose(torch.rand(1, *SHAPE, generator=generator), 0.5)
+    box = Threat(eps=0.5).enclosure(torch.rand(1, *SHAPE, generator=generator))
     factors = [random_factor(generator, 10, -1.0) for _ in range(2)]
     assert multiply(factors, box, limit=50) is None
     assert multiply(factors, box, limit=100) is not None

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from citrus_tool.bounds.crown import crown
-from citrus_tool.bounds.rounding import enclose
 from citrus_tool.certification.uap import certify_uap
 from citrus_tool.choices.settings import CertifySettings
 from citrus_tool.data import Dataset
@@ -134,7 +133,7 @@ def test_hidden_bounds_behind_the_clip_are_exact_intervals() -> None:
     """CROWN refines nothing where an interval is exact: its rows could only be looser."""
     network = clipped(chain([Reshape((4,)), nn.Linear(4, 3)], SHAPE)).frozen(dtype=torch.float64)
     x = torch.tensor([0.0, 1.0, 0.5, 0.95]).reshape(1, *SHAPE)
-    found = crown(network, enclose(x, 0.1), torch.tensor([0]))
+    found = crown(network, Threat(eps=0.1).enclosure(x), torch.tensor([0]))
     weight, bias = network.nodes[-1].layer.weight, network.nodes[-1].layer.bias  # type: ignore[union-attr]
     row, constant = weight[0] - weight[1:], bias[0] - bias[1:]
     low, high = (x.double() - 0.1).clamp(0, 1).flatten(), (x.double() + 0.1).clamp(0, 1).flatten()

@@ -23,7 +23,6 @@ from torch import nn
 from citrus_tool.bounds.ascent import ROOT
 from citrus_tool.bounds.crown import relax
 from citrus_tool.bounds.execution import FoldedExecution
-from citrus_tool.bounds.rounding import enclose
 from citrus_tool.certification import joint_loop as loop
 from citrus_tool.certification.search import MarginProblem, Search
 from citrus_tool.certification.uap import certify_uap
@@ -654,7 +653,7 @@ def test_nothing_is_closed_by_an_ascent_alone() -> None:
     network = deep_chain(0).frozen(dtype=torch.float64, device="cpu")
     x = torch.full((1, *SHAPE), 0.5)
     with torch.no_grad():
-        relaxed = relax(network, enclose(x, 0.1))
+        relaxed = relax(network, Threat(eps=0.1).enclosure(x))
         execution = FoldedExecution.of(relaxed, 0, 0)
         problem = MarginProblem(execution=execution, classes=torch.tensor([1, 2]))
         found = execution.root(problem.classes, ROOT)[1]

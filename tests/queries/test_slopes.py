@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from citrus_tool.bounds.crown import crown, relax
 from citrus_tool.bounds.relaxation import SIGMOID, TANH, SShaped
-from citrus_tool.bounds.rounding import enclose, exact_products
+from citrus_tool.bounds.rounding import exact_products
 from citrus_tool.network import Network, Reshape, chain
 from citrus_tool.onnx_io import export
 from citrus_tool.queries import input_splitting, parse
 from citrus_tool.queries.input_splitting import Bisection
 from citrus_tool.queries.slopes import SlopeAscent, _offset
 from citrus_tool.queries.verify import Verdict, read_models, verify
-from citrus_tool.threat import Box
+from citrus_tool.threat import Box, Threat
 
 FOREVER = math.inf
 
@@ -63,7 +63,7 @@ def test_bounds_hold_and_are_no_worse_than_crown(kind: str, seed: int) -> None:
     network = NETWORKS[kind](seed)
     generator = torch.Generator().manual_seed(seed)
     x = torch.rand(1, *network.input_shape, generator=generator, dtype=torch.float64)
-    box = enclose(x, 0.15)
+    box = Threat(eps=0.15).enclosure(x)
     lower = ascended(network, box)
     plain = crown(network, box, torch.zeros(1, dtype=torch.long)).lower[0, 1:]
     assert bool((lower >= plain - 1e-9).all())
@@ -98,7 +98,7 @@ def test_the_offset_of_any_slope_is_sound_and_its_derivative_right(f: SShaped, g
 
 def test_slopes_that_suffice_end_the_ascent() -> None:
     network = random_network(nn.Sigmoid, 0)
-    box = enclose(torch.full((1, 6), 0.5, dtype=torch.float64), 0.01)
+    box = Threat(eps=0.01).enclosure(torch.full((1, 6), 0.5, dtype=torch.float64))
     assert bool((ascended(network, box, goal=-100.0) > -100.0).all())
 
 
@@ -130,7 +130,7 @@ def test_parts_prove_what_the_whole_box_does_not(kind: str, monkeypatch: pytest.
 
 def test_a_witness_ends_the_splitting() -> None:
     network = random_network(nn.Tanh, 2)
-    box = enclose(torch.full((1, 6), 0.5, dtype=torch.float64), 0.3)
+    box = Threat(eps=0.3).enclosure(torch.full((1, 6), 0.5, dtype=torch.float64))
     seen: list[Tensor] = []
 
     def look(points: Tensor) -> bool:
@@ -147,7 +147,7 @@ def test_a_witness_ends_the_splitting() -> None:
 def test_time_is_kept(tmp_path: Path) -> None:
     network = random_network(nn.Sigmoid, 3)
     with torch.no_grad():
-        boxes = relax(network, enclose(torch.full((1, 6), 0.5, dtype=torch.float64), 0.2)).boxes
+        boxes = relax(network, Threat(eps=0.2).enclosure(torch.full((1, 6), 0.5, dtype=torch.float64))).boxes
         ascent = SlopeAscent(network, boxes, torch.tensor([1, 2]), math.inf)
         ascent.grow(time.monotonic() - 1)
         assert not ascent.done
