@@ -91,7 +91,7 @@ class Bench:
         return True
 
     def measure_boxes(self, job: Job, command: str) -> bool:
-        """Measures the job's boxes (boxes.py), training it first if need be, unless the journal has them."""
+        """Measures the job's boxes (box_sizes.py), training it first if need be, unless the journal has them."""
         wanted = (job.contest.name, job.method, job.digest, job.seed)
         if any((e.contest, e.method, e.recipe, e.seed) == wanted for e in measurements.read_boxes(self.journal)):
             return False

@@ -320,7 +320,8 @@ class _Bounded:
 def allowance(question: Question) -> float:
     """What a row must exceed to count as refuted.
 
-    Covers the float32 rounding of the file (certify.screen.GUARD), and the rounding of exact coefficients to float64.
+    Covers the float32 rounding of the file (certification.individual.GUARD), and the rounding of exact coefficients
+    to float64.
     """
     formula = question.formula
     with torch.no_grad(), exact_products():

@@ -74,8 +74,8 @@ def read_models(spec: Spec, paths: Mapping[str, Path]) -> dict[str, OnnxModel]:
     """Reads the file of every declared network that is not `equal-to` another one.
 
     Inputs keep the file's own shape and order; outputs may have any shape. A file that is no network with a batch axis
-    is read as one without (`onnx_io.whole`), where that can be. Raises UsageError where names and files do not match,
-    and what `onnx_io.read` raises.
+    is read as one without (`onnx_io/unbatched.py`), where that can be. Raises UsageError where names and files do not
+    match, and what `onnx_io.read` raises.
     """
     require_names(spec, paths)
     return {name: _read_model(path) for name, path in paths.items()}

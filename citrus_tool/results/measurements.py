@@ -51,7 +51,7 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class BoxLosses:
-    """The paper's Fig. 4 on one trained network: mean box losses over `inputs` training inputs, see boxes.py.
+    """The paper's Fig. 4 on one trained network: mean box losses over `inputs` training inputs, see box_sizes.py.
 
     Attributes:
         own: of the box at an input's own perturbation; total, largest: sum and largest of those at the others'.

@@ -41,7 +41,7 @@ def sweep_file(
     *,
     split: Split = "test",
 ) -> Sweep:
-    """Certifies a file at the eps of each threat, smallest first; the other arguments are `workflow.certify_file`'s.
+    """Certifies a file at the eps of each threat, smallest first; the other arguments are `certify.certify_file`'s.
 
     Each eps has its own folder below the run folder (see `folder`), with the certificate that it gives by itself; the
     narrowed ones go to sweep.json in the run folder.
@@ -49,7 +49,7 @@ def sweep_file(
     Raises:
         UsageError: an eps is given twice, or without `resume` a run folder holds an unfinished run.
         SoundnessError: the certificates contradict each other.
-        CitrusError: as `workflow.certify_file`.
+        CitrusError: as `certify.certify_file`.
     """
     run_dir, effective = context.folder, context.effective
     ordered = sorted(threats, key=lambda threat: threat.eps)
