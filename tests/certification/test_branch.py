@@ -201,16 +201,15 @@ def test_results_do_not_depend_on_how_many_inputs_fit_into_memory(monkeypatch: p
 
 def test_near_optimal_points_lead_to_witnesses_that_a_weak_attack_misses(monkeypatch: pytest.MonkeyPatch) -> None:
     weak = Budget(nodes=100, attack_steps=1, attack_restarts=1)
-    monkeypatch.setattr(
-        branch._InputSearch, "refuted_at", lambda case, point: set()
-    )  # minimising points find most of them here
+    # minimising points find most of them here
+    monkeypatch.setattr(branch._InputSearch, "refuted_at", lambda case, point: set())
     found = []
     for seed in range(4):
         network = tiny_chain(seed, hidden=40)
         branched, _ = run(network, 12, 0.25, seed, weak)
         found.append(sum(verdict is BranchVerdict.WITNESS for verdict in branched.verdict))
         with monkeypatch.context() as patch:
-            patch.setattr(branch._InputSearch, "probe", lambda case: None)
+            patch.setattr(branch._InputSearch, "attack_from_relaxations", lambda case: None)
             plain, _ = run(network, 12, 0.25, seed, weak)
         found[-1] -= sum(verdict is BranchVerdict.WITNESS for verdict in plain.verdict)
     assert min(found) >= 0, found
