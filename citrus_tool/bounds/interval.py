@@ -104,14 +104,6 @@ INTERVAL: Rules = {
 """Box in, box out, for every canonical layer."""
 
 
-def propagate(network: Network, box: Box, *, record: dict[str, Box] | None = None, rules: Rules = INTERVAL) -> Box:
-    """The output box of `network` over `box` (centre and radius of shape (n, *input_shape)).
-
-    `record` is filled with every node's box when given.
-    """
-    return walk(network, rules, box, record=record)
-
-
 def margins(network: Network, box: Box, labels: Tensor, *, true_class: float = math.inf) -> Tensor:
     """Lower bounds (n, c) of f_y - f_c over `box`; the entry of the true class is `true_class`.
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from citrus_tool.bounds.interval import INTERVAL, margins, propagate
+from citrus_tool.bounds.interval import INTERVAL, margins
 from citrus_tool.bounds.rounding import OUTWARD_INTERVAL
 from citrus_tool.errors import UnsupportedNetworkError
 from citrus_tool.network import CANONICAL, CONCRETE, Reshape, Rules, chain, walk
@@ -30,7 +30,7 @@ def test_every_canonical_layer_has_a_rule() -> None:
 def test_boxes_contain_every_value_of_sampled_points(seed: int) -> None:
     network, box = random_network(seed), random_box(seed)
     boxes: dict[str, Box] = {}
-    propagate(network, box, record=boxes)
+    walk(network, INTERVAL, box, record=boxes)
     for name, value in values_at(network, samples(box, seed)).items():
         assert (value >= boxes[name].lower - 1e-9).all(), name
         assert (value <= boxes[name].upper + 1e-9).all(), name
@@ -40,7 +40,7 @@ def test_boxes_contain_every_value_of_sampled_points(seed: int) -> None:
 @given(SEEDS)
 def test_a_point_box_is_the_forward_pass(seed: int) -> None:
     network, box = random_network(seed), random_box(seed, radius=0.0)
-    output = propagate(network, box)
+    output = walk(network, INTERVAL, box)
     torch.testing.assert_close(output.centre, network(box.centre), rtol=1e-9, atol=1e-9)
     assert output.radius.abs().max() < 1e-12
     want = margins_at(network, box.centre[None], LABELS)[0]
@@ -53,7 +53,7 @@ def test_margins_hold_and_eliding_the_last_layer_helps(seed: int) -> None:
     network, box = random_network(seed), random_box(seed)
     lower = margins(network, box, LABELS)
     assert (margins_at(network, samples(box, seed), LABELS) >= lower - 1e-9).all()
-    output = propagate(network, box)
+    output = walk(network, INTERVAL, box)
     plain = (output.lower.gather(1, LABELS[:, None]) - output.upper).scatter(1, LABELS[:, None], math.inf)
     assert (lower >= plain - 1e-9).all()
 
@@ -109,7 +109,7 @@ def test_a_layer_without_a_rule_is_named() -> None:
     rules = {kind: rule for kind, rule in INTERVAL.items() if kind is not nn.Linear}
     linear = next(node.name for node in network.nodes if isinstance(node.layer, nn.Linear))
     with pytest.raises(UnsupportedNetworkError, match=f"node '{linear}': this analysis has no rule for Linear"):
-        propagate(network, random_box(0), rules=rules)
+        walk(network, rules, random_box(0))
 
 
 @pytest.mark.parametrize(
@@ -124,4 +124,4 @@ def test_a_layer_without_a_rule_is_named() -> None:
 def test_layers_that_cannot_be_bounded(layer: nn.Module, message: str) -> None:
     network = chain([layer.eval(), Reshape((84,))], SHAPE).double()
     with pytest.raises(UnsupportedNetworkError, match=message):
-        propagate(network, random_box(0))
+        walk(network, INTERVAL, random_box(0))

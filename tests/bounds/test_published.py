@@ -11,9 +11,9 @@ from torch import Tensor
 
 from citrus_tool import data, onnx_io
 from citrus_tool.bounds.crown import crown
-from citrus_tool.bounds.interval import propagate
+from citrus_tool.bounds.interval import INTERVAL
 from citrus_tool.choices import Intermediate
-from citrus_tool.network import Network
+from citrus_tool.network import Network, walk
 from citrus_tool.threat import Threat
 
 pytestmark = pytest.mark.slow
@@ -54,7 +54,7 @@ def test_racoon_row_individual(shared_models: Path, mnist: Mnist, intermediate: 
 def test_first_thousand_one_by_one(shared_models: Path, mnist: Mnist, name: str, interval: int, published: int) -> None:
     """Published: intervals on the logits, and CROWN without eliding or re-propagating; ours may only prove more."""
     network = _network(shared_models, name)
-    output = propagate(network, Threat(eps=0.1).enclosure(mnist[0]))
+    output = walk(network, INTERVAL, Threat(eps=0.1).enclosure(mnist[0]))
     rest = output.upper.scatter(1, mnist[1][:, None], -torch.inf).amax(1)
     assert int((output.lower.gather(1, mnist[1][:, None])[:, 0] > rest).sum()) == interval
     assert published <= _verified(network, mnist, 0.1, "intersect") <= published + 5
