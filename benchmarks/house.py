@@ -5,6 +5,8 @@
 - readers of JSON lines: functions that call `json.loads` on the lines of a file, that is in a loop, a comprehension or
   with an argument called `line`.
 - function-level imports in cli/, suppressed formatting, modules above 500 lines, and the lines of the package.
+- lines of code: those that are neither blank nor part of a docstring or an import; and statements, docstrings and
+  imports apart, which do not depend on how the code is laid out in lines.
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ class House:
     unformatted: int = 0
     long_files: list[str] = field(default_factory=list)
     lines: int = 0
+    code_lines: int = 0
+    statements: int = 0
 
     def rows(self) -> dict[str, tuple[int, list[str]]]:
         """Heading -> count and places."""
@@ -43,6 +47,8 @@ class House:
             "lines that the formatter must not touch": (self.unformatted, []),
             f"modules above {LONGEST} lines": (len(self.long_files), self.long_files),
             "lines of citrus_tool": (self.lines, []),
+            "lines of code": (self.code_lines, []),
+            "statements": (self.statements, []),
         }
 
 
@@ -68,6 +74,20 @@ def reads_lines(function: Function) -> bool:
     return False
 
 
+def code(text: str, tree: ast.Module) -> tuple[int, int]:
+    """Lines and statements of a module without blank lines, docstrings and imports."""
+    statements = [node for node in ast.walk(tree) if isinstance(node, ast.stmt)]
+    apart = [
+        node
+        for node in statements
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str))
+    ]
+    left_out = {line for node in apart for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)}
+    lines = [number for number, line in enumerate(text.splitlines(), 1) if line.strip() and number not in left_out]
+    return len(lines), len(statements) - len(apart)
+
+
 def count(checkout: Path) -> House:
     """The counts of one checkout."""
     package, house = checkout / "citrus_tool", House()
@@ -76,6 +96,9 @@ def count(checkout: Path) -> House:
         text, name = path.read_text(encoding="utf-8"), path.relative_to(package).as_posix()
         tree, length = ast.parse(text), text.count("\n")
         house.lines += length
+        code_lines, statements = code(text, tree)
+        house.code_lines += code_lines
+        house.statements += statements
         house.unformatted += text.count("# fmt: skip") + text.count("# fmt: off")
         if length > LONGEST:
             house.long_files.append(f"{name} ({length})")
