@@ -1,4 +1,4 @@
-"""The errors that a user can meet, each with its exit code (DESIGN: exit codes).
+"""The errors that a user can meet, each with its exit code.
 
 Inner code raises terse errors; the public boundary adds file, node and remedy once. A message is
 one sentence or two: what is wrong, where, and what to do.

@@ -3,7 +3,7 @@
 A graph has many readings (concrete, interval, linear, optimised). A reading is a rule table
 {layer type: rule}; `walk` applies it from the input on, `walk_back` from a node back to the input.
 A new layer is one class here and one rule per table; a layer without a rule is an error that names
-the node (DESIGN, "One graph has many readings"; after jax_verify's src/ibp.py).
+the node (after jax_verify's src/ibp.py).
 
 All shapes in layers and nodes are per sample: the batch axis is axis 0 of every tensor and is free.
 """

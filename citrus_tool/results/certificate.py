@@ -319,7 +319,7 @@ class Certificate(Tabular):
         return Table(title=about, columns=[f"of {self.inputs} inputs", "count", "%"], rows=rows)
 
     def to_json(self, *, perturbations: bool = False) -> dict[str, Any]:
-        """DESIGN's fields: counts are numbers of inputs, accuracies percent; on demand with perturbations."""
+        """The fields of docs/certificate.md: counts of inputs, accuracies in percent; on demand with perturbations."""
         packed = {"groups": [group.to_json(perturbation=True) for group in self.groups]} if perturbations else {}
         return {**to_json(self), **packed}
 

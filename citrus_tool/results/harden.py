@@ -58,7 +58,7 @@ class HardenReport(Tabular):
     version: str = __version__
 
     def to_json(self) -> dict[str, Any]:
-        """DESIGN's fields and what is needed to repeat the run."""
+        """The fields of docs/cli.md and what is needed to repeat the run."""
         return to_json(self)
 
     def table(self) -> Table:
