@@ -199,7 +199,7 @@ def test_open_inputs_without_labels_stop_the_run(tmp_path: Path) -> None:
 
 def test_remainders_survive_a_round_trip() -> None:
     one = Remainder(
-        inputs=(3, 7), labels=((1,), (0, 2)), gaps=(0.5, 0.25), refuted=(((0, 1), (1, 2)), ((1, 0),)), u=None
+        inputs=(3, 7), rivals=((1,), (0, 2)), gaps=(0.5, 0.25), refuted=(((0, 1), (1, 2)), ((1, 0),)), u=None
     )
     assert Remainder.of(json.loads(json.dumps(one.to_json()))) == one
 
