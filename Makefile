@@ -9,11 +9,11 @@ DEVELOPED := $(VENV)/.developed
 # test processes side by side; tests compute with one thread each
 WORKERS ?= 2
 
-.PHONY: help install develop demo test test-slow gpu-check lint format docs dist clean
+.PHONY: help install develop demo test coverage test-slow gpu-check lint format docs dist clean
 
 help:
 	@echo "make install | demo"
-	@echo "make develop | test | test-slow | gpu-check | lint | format | docs | dist | clean"
+	@echo "make develop | test | coverage | test-slow | gpu-check | lint | format | docs | dist | clean"
 
 install: $(INSTALLED)
 
@@ -38,7 +38,12 @@ demo: install
 	$(BIN)/citrus demo
 
 test: develop
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --cov --cov-report=term
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+# the default tests with line and branch coverage, which slows Python down: a test of speed is left out
+coverage: develop
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --cov --cov-report=term --deselect \
+		tests/queries/test_vnnlib1.py::test_thirty_thousand_assertions_in_two_seconds
 
 test-slow: develop
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow

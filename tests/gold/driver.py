@@ -24,7 +24,7 @@ def preload() -> None:
     for module in pkgutil.walk_packages(citrus_tool.__path__, "citrus_tool."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
-    for name in ("onnxruntime", "sklearn.datasets", "scipy.sparse"):
+    for name in ("onnxruntime", "scipy.sparse"):
         importlib.import_module(name)
     import torch
 
