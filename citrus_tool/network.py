@@ -19,22 +19,42 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, fx, nn
 
+from citrus_tool.choices import Arithmetic
 from citrus_tool.errors import UnsupportedNetworkError
 
 T = TypeVar("T")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Which runs of a network its bounds speak of (docs/soundness.md).
+
+    Attributes:
+        arithmetic: `float32`: every run of the file in float32, in any order of summation; `real`: real arithmetic.
+        rounds_input: with float32, the file gets the box's points rounded to float32 (x + u), not float32 points of it.
+    """
+
+    arithmetic: Arithmetic = "real"
+    rounds_input: bool = False
+
+
+REAL = Evaluation()
+"""Real arithmetic."""
+
+
 class Affine(nn.Module):
     """Elementwise y = scale * x + shift; constants (*shape,) per sample, or broadcastable to it, never trained.
 
-    Normalisation, and Add/Sub/Mul/Div with a constant that is not a weight.
+    Normalisation, and Add/Sub/Mul/Div with a constant that is not a weight. `exact`: stands for something that rounds
+    nothing, whatever arithmetic the file is run in (the clip layers).
     """
 
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, scale: Tensor, shift: Tensor) -> None:
+    def __init__(self, scale: Tensor, shift: Tensor, *, exact: bool = False) -> None:
         super().__init__()
+        self.exact = exact
         self.register_buffer("scale", scale)
         self.register_buffer("shift", shift)
 
@@ -150,12 +170,14 @@ class Network(nn.Module):
         input_shape: per-sample shape of the input, (C, H, W) for images.
         nodes: the layers in topological order, with per-sample output shapes.
         num_classes: size of the output vector.
+        evaluation: which runs of it bounds speak of.
 
     Raises UnsupportedNetworkError where the output is not one vector per input.
     """
 
     def __init__(self, graph_module: fx.GraphModule, input_shape: Sequence[int]) -> None:
         super().__init__()
+        self.evaluation = REAL
         self.graph_module = graph_module
         self.input_shape = tuple(input_shape)
         self._edges = _edges(graph_module)
@@ -198,9 +220,12 @@ class Network(nn.Module):
         out: Tensor = self.graph_module(x)
         return out
 
-    def frozen(self, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> Network:
-        """A copy in evaluation mode without gradients, in `dtype` on `device`."""
+    def frozen(
+        self, *, dtype: torch.dtype, device: torch.device | str = "cpu", evaluation: Evaluation | None = None
+    ) -> Network:
+        """A copy in evaluation mode without gradients, in `dtype` on `device`; `evaluation` None: as it is."""
         twin = copy.deepcopy(self).to(device=device, dtype=dtype).eval()
+        twin.evaluation = evaluation or self.evaluation
         for parameter in twin.parameters():
             parameter.requires_grad_(False)
         return twin

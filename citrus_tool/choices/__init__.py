@@ -32,6 +32,9 @@ QUICK_BOUNDS: tuple[QuickBounds, ...] = get_args(QuickBounds)
 Intermediate = Literal["crown", "intersect"]
 INTERMEDIATES: tuple[Intermediate, ...] = get_args(Intermediate)
 
+Arithmetic = Literal["float32", "real"]
+ARITHMETICS: tuple[Arithmetic, ...] = get_args(Arithmetic)
+
 SolverName = Literal["cbc", "highs", "both"]
 SOLVERS: tuple[SolverName, ...] = get_args(SolverName)
 

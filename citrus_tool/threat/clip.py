@@ -22,7 +22,7 @@ def clipped(network: Network) -> Network:
     builder = GraphBuilder(network.input_shape)
     parameter = next((t for t in network.state_dict().values() if t.is_floating_point()), torch.zeros(()))
     one = torch.ones((1,) * len(network.input_shape), dtype=parameter.dtype, device=parameter.device)
-    flip = Affine(-one, one)
+    flip = Affine(-one, one, exact=True)
     builder.add(nn.ReLU(), name="clip_low")
     builder.add(flip, name="clip_flip")
     builder.add(nn.ReLU(), name="clip_high")
