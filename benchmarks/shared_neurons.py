@@ -103,7 +103,7 @@ def loop_of(setup: Setup, prepared: Prepared) -> JointLoop:
     open_ = torch.nonzero(group.open).flatten()
     x, reference = group.x[open_], group.reference[open_]
     rivals = [tuple(individual.planes[place].rivals.tolist()) for place in open_.tolist()]
-    inputs = executions_of(setup, rivals, x, reference, individual.guard[open_])
+    inputs = executions_of(setup, rivals, x, reference)
     witnesses = Witnesses(network=setup.attacked, x=x, reference=reference, threat=setup.threat, best=group.u)
     witnesses.judge(group.u[None])
     return JointLoop(inputs, witnesses, time.monotonic() + 1e9, torch.Generator().manual_seed(0), record=False)

@@ -310,13 +310,18 @@ class GraphBuilder:
         self._last = node.name
         return node.name
 
-    def build(self, output: str | None = None) -> Network:
-        """Closes the graph at node `output` (default: the last one) and drops nodes that do not reach it."""
+    def build(self, output: str | None = None, *, like: Network | None = None) -> Network:
+        """Closes the graph at node `output` (default: the last one) and drops nodes that do not reach it.
+
+        Bounds of the new network speak of the runs that those of `like` do.
+        """
         self._graph.output(self._values[output or self._last])
         module = fx.GraphModule(self._root, self._graph)
         module.graph.eliminate_dead_code()
         module.recompile()
-        return Network(module, self._input_shape)
+        network = Network(module, self._input_shape)
+        network.evaluation = REAL if like is None else like.evaluation
+        return network
 
 
 def _identifier(name: str, root: nn.Module) -> str:

@@ -17,6 +17,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor, nn
 
+from citrus_tool.bounds.float32 import FileErrors, grown
 from citrus_tool.bounds.linear import BACKWARD, LinearBounds, RelaxedNetwork, backward_error, concretise, seed, to_input
 from citrus_tool.bounds.relaxation import OPEN, RELAXATIONS, Relaxation
 from citrus_tool.bounds.rounding import OUTWARD_INTERVAL, exact_products, outward_margins, widen
@@ -119,7 +120,7 @@ def crown(
     target: int | None = None,
     row_bytes: int | None = None,
 ) -> LinearMargins:
-    """CROWN margins of a batch of boxes, valid in real arithmetic (docs/soundness.md).
+    """CROWN margins of a batch of boxes, valid in all runs that `network.evaluation` speaks of (docs/soundness.md).
 
     Boxes are independent: pass only those that are still open, in batches of some tens to hundreds.
 
@@ -153,10 +154,21 @@ def relax(
     """Forward pass that bounds every node, by CROWN at the inputs of nonlinear ones, and relaxes these."""
     exactness: dict[str, Exactness] = {INPUT: Exactness.POINTWISE}
     walk(network, EXACTNESS, Exactness.POINTWISE, record=exactness)
-    boxes: dict[str, Box] = {INPUT: box}
+    layer_errors = FileErrors.of(network)
+    file_errors: dict[str, Tensor] = {}
+    if (rounded := layer_errors.at_input(box)) is not None:
+        file_errors[INPUT] = rounded
+    boxes: dict[str, Box] = {INPUT: grown(box, rounded)}
     relaxations: dict[str, Relaxation] = {}
     errors: dict[str, Tensor] = {}
-    relaxed = RelaxedNetwork(network=network, boxes=boxes, relaxations=relaxations, errors=errors)  # grows
+    relaxed = RelaxedNetwork(
+        network=network,
+        boxes=boxes,
+        relaxations=relaxations,
+        errors=errors,
+        file_errors=file_errors,
+        region=box,
+    )  # its mappings grow
     layers = {node.name: node.layer for node in network.nodes}
     refined = {INPUT}
     for node in network.nodes:
@@ -169,7 +181,9 @@ def relax(
             refined.add(source)
             relaxations[node.name] = RELAXATIONS[type(node.layer)](node.layer, widen(boxes[source]))
         inputs = [boxes[name] for name in node.inputs]
-        boxes[node.name] = find_rule(OUTWARD_INTERVAL, node)(node.layer, *inputs)
+        if (error := layer_errors.at(node, *inputs)) is not None:
+            file_errors[node.name] = error
+        boxes[node.name] = grown(find_rule(OUTWARD_INTERVAL, node)(node.layer, *inputs), error)
         errors[node.name] = backward_error(network, node, *inputs)
     return relaxed
 

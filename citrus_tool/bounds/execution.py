@@ -15,13 +15,14 @@ from torch import Tensor
 from citrus_tool.bounds.ascent import COLUMNS, Ascent, ascend
 from citrus_tool.bounds.claims import row_slices, tuned_planes
 from citrus_tool.bounds.duals import GRID, Duals, Targets
+from citrus_tool.bounds.float32 import grown
 from citrus_tool.bounds.fold import Fold, fold, foldable_nodes, margin_rows
 from citrus_tool.bounds.linear import LinearBounds, RelaxedNetwork, seed
 from citrus_tool.bounds.relaxation import RELAXATIONS
 from citrus_tool.bounds.rounding import OUTWARD_INTERVAL, widen
 from citrus_tool.bounds.rows import Rows
 from citrus_tool.bounds.workspace import Schedule
-from citrus_tool.network import INPUT, Node, walk
+from citrus_tool.network import INPUT, Node, find_rule
 from citrus_tool.threat import Box
 
 
@@ -100,13 +101,20 @@ class FoldedExecution:
 
     @cached_property
     def origin(self) -> Box:
-        """The exact input (1, ...) of the first nonlinear node without a perturbation, enclosed."""
-        first = foldable_nodes(self.relaxed.network)[0]
-        centre = self.box.centre
-        values: dict[str, Box] = {}
-        point = Box(centre=centre, radius=torch.zeros_like(centre))
-        walk(self.relaxed.network, OUTWARD_INTERVAL, point, record=values)
-        return widen({INPUT: point, **values}[first.inputs[0]])
+        """The input (1, ...) of the first nonlinear node less what the perturbation adds to it, enclosed.
+
+        In real arithmetic that is its value without a perturbation; a run of the file over the whole box may differ
+        from it by the errors of the layers before.
+        """
+        network, errors = self.relaxed.network, self.relaxed.file_errors
+        first, centre = foldable_nodes(network)[0].inputs[0], self.box.centre
+        values = {INPUT: grown(Box(centre=centre, radius=torch.zeros_like(centre)), errors.get(INPUT))}
+        for node in network.nodes:
+            if first in values:
+                break
+            image = find_rule(OUTWARD_INTERVAL, node)(node.layer, *(values[name] for name in node.inputs))
+            values[node.name] = grown(image, errors.get(node.name))
+        return widen(values[first])
 
     @staticmethod
     def of(relaxed: RelaxedNetwork, label: int, number: int) -> FoldedExecution:
@@ -187,8 +195,7 @@ class FoldedExecution:
             found = ascend(before, columns, self.start(before, len(columns.offset)), schedule)
             duals = found.duals.on_grid()
             alpha[part] = (duals.alpha.T * GRID).round().to(torch.uint8)
-            affine = RelaxedNetwork(network=self.relaxed.network)
-            start, rows = seed(affine, stage.source, torch.zeros_like(entry[part]), entry[part], sign[part])
+            start, rows = seed(self.relaxed, stage.source, torch.zeros_like(entry[part]), entry[part], sign[part])
             lower[part] = tuned_planes(self.relaxed, before, start, rows, duals).lower
         known = self.relaxed.boxes[stage.source]
         low, high = known.lower.flatten().clone(), known.upper.flatten().clone()

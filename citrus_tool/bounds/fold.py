@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from citrus_tool.bounds.linear import BACKWARD, RelaxedNetwork, seed, to_input
+from citrus_tool.bounds.linear import BACKWARD, RelaxedNetwork, concretise, seed, to_input
 from citrus_tool.bounds.relaxation import OPEN, RELAXATIONS, Lines
 from citrus_tool.bounds.rounding import widen
 from citrus_tool.bounds.rows import Rows
@@ -378,7 +378,19 @@ class _Folder:
     def margins(self, label: int, stages: list[Stage], dtype: torch.dtype) -> Functionals:
         network = self.relaxed.network
         rows = margin_rows(network, label, torch.arange(network.num_classes), self.relaxed.box)
-        return self.functionals(network.output_name, rows, stages, dtype)
+        found = self.functionals(network.output_name, rows, stages, dtype)
+        return replace(found, offset=found.offset - self.rounding(rows).to(dtype))
+
+    def rounding(self, rows: Rows) -> Tensor:
+        """(R,) what claims of rows at the output will lose to runs of the file, by CROWN's lines."""
+        relaxed, start = self.relaxed, self.relaxed.network.output_name
+        if not relaxed.file_errors:
+            return torch.zeros_like(rows.offset)
+        bounds = [
+            concretise(one, to_input(one, rows, start=start), one.box).offset
+            for one in (replace(relaxed, file_errors={}), relaxed)
+        ]
+        return bounds[0] - bounds[1]
 
     def functionals(self, start: str, rows: Rows, stages: list[Stage], dtype: torch.dtype) -> Functionals:
         """Rows at node `start` in terms of the perturbation and of the open neurons of `stages`."""

@@ -50,17 +50,22 @@ class RelaxedNetwork:
         relaxations: of every nonlinear node.
         errors: by node, (n,) the rounding error of one backward step per unit of the rows' norm (`backward_error`); a
             node without an entry is passed as if arithmetic were exact, for optimisers, which certify nothing.
+        file_errors: by node, and at INPUT, (n, *shape) how far a run of the file may lie from the layer's exact value
+            (bounds/float32.py); none where it is exact.
+        region: the box that planes are about: of x + u before it is rounded; None: that of INPUT.
     """
 
     network: Network
     boxes: Mapping[str, Box] = field(default_factory=dict)
     relaxations: Mapping[str, Relaxation] = field(default_factory=dict)
     errors: Mapping[str, Tensor] = field(default_factory=dict)
+    file_errors: Mapping[str, Tensor] = field(default_factory=dict)
+    region: Box | None = None
 
     @property
     def box(self) -> Box:
-        """Of the inputs."""
-        return self.boxes[INPUT]
+        """Of the points x + u."""
+        return self.boxes[INPUT] if self.region is None else self.region
 
     def select(self, part: slice) -> RelaxedNetwork:
         """The same for a range of the batch."""
@@ -69,12 +74,25 @@ class RelaxedNetwork:
             boxes={name: select(box, part) for name, box in self.boxes.items()},
             relaxations={name: select(relaxation, part) for name, relaxation in self.relaxations.items()},
             errors={name: error[part] for name, error in self.errors.items()},
+            file_errors={name: error[part] for name, error in self.file_errors.items()},
+            region=None if self.region is None else select(self.region, part),
         )
 
     def settle(self, node: Node, rows: Rows) -> Tensor:
-        """The rows' offset lowered by the rounding error of passing `node`."""
+        """The rows' offset lowered by the rounding error of passing `node`, and by what a run of the file differs."""
         error = self.errors.get(node.name)
-        return rows.offset if error is None else rows.offset - rows.norm * error[rows.sample]
+        settled = rows.offset if error is None else rows.offset - rows.norm * error[rows.sample]
+        return self.paid(node.name, replace(rows, offset=settled))
+
+    def paid(self, name: str, rows: Rows) -> Tensor:
+        """The rows' offset lowered by |coefficient| times what a run of the file differs by at node `name`."""
+        error = self.file_errors.get(name)
+        return rows.offset if error is None else rows.offset - inner(rows.coefficient.abs(), rows.at(error))
+
+    def paid_at(self, name: str, sample: Tensor, entry: Tensor, offset: Tensor) -> Tensor:
+        """`offset` (R,) of rows +-z[entry_r] at node `name`, lowered like that."""
+        error = self.file_errors.get(name)
+        return offset if error is None else offset - error.flatten(1)[sample if len(error) > 1 else 0, entry]
 
     def shape(self, node: Node) -> Shape:
         """Per-sample shape of a node's first input."""
@@ -305,7 +323,7 @@ def concretise(relaxed: RelaxedNetwork, rows: Rows, box: Box) -> LinearBounds:
     """
     entries = size(relaxed.network.input_shape) + PER_NODE * len(relaxed.network.nodes)
     unit = gamma(entries + OWN, box.centre.dtype) * SAFETY * rows.norm * magnitude(box)[rows.sample]
-    offset = rows.offset + rows.dot(box.centre) - unit
+    offset = relaxed.paid(INPUT, rows) + rows.dot(box.centre) - unit
     reach = inner(rows.coefficient.abs(), rows.at(box.radius))
     return LinearBounds(coefficient=rows.coefficient, offset=offset, lower=offset - reach - unit)
 
@@ -326,6 +344,7 @@ def _filters(
     coefficient = layer.weight.index_select(0, channel) * sign[:, None, None, None]
     moved = _behind(window, layer, conv_padding(layer, node))
     coefficient, fitted = _fit(moved, coefficient, relaxed.shape(node))
+    offset = relaxed.paid_at(node.name, sample, entry, offset)
     return Rows.of(sample=sample, shape=relaxed.shape(node), coefficient=coefficient, offset=offset, window=fitted)
 
 
@@ -342,6 +361,7 @@ def seed(relaxed: RelaxedNetwork, start: str, sample: Tensor, entry: Tensor, sig
     if node is not None and isinstance(node.layer, nn.Linear) and len(shape) == 1:
         before, layer = relaxed.shape(node), node.layer
         offset = torch.zeros_like(sign) if layer.bias is None else layer.bias[entry] * sign
+        offset = relaxed.paid_at(node.name, sample, entry, offset)
         coefficient = layer.weight.index_select(0, entry) * sign[:, None]
         return node.inputs[0], Rows.of(sample=sample, shape=before, coefficient=coefficient, offset=offset)
     zero = torch.zeros_like(sign)

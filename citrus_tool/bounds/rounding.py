@@ -16,9 +16,22 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from citrus_tool.bounds.float32 import FileErrors, grown
 from citrus_tool.bounds.interval import INTERVAL, batch_norm_affine, final_margins
 from citrus_tool.devices import tf32
-from citrus_tool.network import Add, Affine, Concat, Network, Pad, Reshape, Rules, Slice, Transpose
+from citrus_tool.network import (
+    INPUT,
+    Add,
+    Affine,
+    Concat,
+    Network,
+    Pad,
+    Reshape,
+    Rules,
+    Slice,
+    Transpose,
+    find_rule,
+)
 from citrus_tool.threat import Box
 
 SAFETY = 1.01
@@ -154,8 +167,26 @@ OUTWARD_INTERVAL: Rules = dict.fromkeys(INTERVAL, _outward)
 """INTERVAL with every box grown by its rounding error: contains the exact image of the exact input box."""
 
 
+def enclosures(network: Network, box: Box) -> dict[str, Box]:
+    """Boxes over every node's values, and over the INPUT's, in all runs that `network.evaluation` speaks of.
+
+    Args:
+        box: of the points x + u, or of what the file gets (`Evaluation.rounds_input`); (n, *input_shape).
+    """
+    errors = FileErrors.of(network)
+    boxes = {INPUT: grown(box, errors.at_input(box))}
+    for node in network.nodes:
+        inputs = [boxes[name] for name in node.inputs]
+        image: Box = find_rule(OUTWARD_INTERVAL, node)(node.layer, *inputs)
+        boxes[node.name] = grown(image, errors.at(node, *inputs))
+    return boxes
+
+
 def outward_margins(network: Network, boxes: Mapping[str, Box], labels: Tensor) -> Tensor:
-    """Lower bounds (n, c) of f_y - f_c in real arithmetic from outward `boxes` of every node; +inf at the true class.
+    """Lower bounds (n, c) of f_y - f_c in all runs that `network.evaluation` speaks of; +inf at the true class.
+
+    Args:
+        boxes: of every node, as `enclosures` gives them.
 
     Like `interval.margins`, a final Linear layer is elided.
     """
@@ -163,6 +194,9 @@ def outward_margins(network: Network, boxes: Mapping[str, Box], labels: Tensor) 
     if isinstance(last.layer, nn.Linear):
         before = boxes[last.inputs[0]]
         lower = final_margins(last.layer, before, labels) - 4 * layer_error(last.layer, before)[:, None]
+        error = FileErrors.of(network).at(last, before)
+        if error is not None:
+            lower = lower - 1.001 * (error + error.gather(1, labels[:, None]))
     else:
         box = boxes[last.name]
         lower = final_margins(None, box, labels) - 8 * unit_roundoff(box.centre.dtype) * magnitude(box)[:, None]

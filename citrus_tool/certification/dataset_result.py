@@ -104,7 +104,7 @@ def _across(setup: Setup, rest: Rest, x: Tensor, clean: Clean, progress: Progres
         )
     return across(
         setup.attacked,
-        executions_of(setup, rest.rivals, x, clean.reference, clean.guard),
+        executions_of(setup, rest.rivals, x, clean.reference),
         rest,
         setup.threat,
         seconds=setup.settings.time_limit * len(rest.given),

@@ -30,7 +30,6 @@ def executions(
     x: Tensor,
     reference: Sequence[int],
     rivals: Sequence[tuple[int, ...]],
-    guard: Sequence[float],
     threat: Threat,
 ) -> list[OpenExecution]:
     """Open inputs x (n, C, H, W) float32 with their executions, hidden bounds optimised; `network` in float64."""
@@ -39,6 +38,6 @@ def executions(
         found = []
         for number, own in enumerate(reference):
             execution = FoldedExecution.of(relaxed, own, number).tightened(ROOT)
-            member = Member(execution=execution, rivals=rivals[number], guard=guard[number])
+            member = Member(execution=execution, rivals=rivals[number])
             found.append(OpenExecution(x=x[number].float(), member=member))
     return found

@@ -70,9 +70,7 @@ def finished(setup: Setup, prepared: Prepared) -> Finished:
     return Finished(result=counted.result, remainder=remainder, proof=proof)
 
 
-def executions_of(
-    setup: Setup, rivals: Sequence[tuple[int, ...]], x: Tensor, reference: Tensor, guard: Tensor
-) -> list[OpenExecution]:
+def executions_of(setup: Setup, rivals: Sequence[tuple[int, ...]], x: Tensor, reference: Tensor) -> list[OpenExecution]:
     """The executions of open inputs x (n, C, H, W), some at a time."""
     found: list[OpenExecution] = []
     for part in torch.split(torch.arange(len(x)), RELAXED):
@@ -81,7 +79,6 @@ def executions_of(
             x[part].to(setup.device),
             reference[part].tolist(),
             [rivals[place] for place in part.tolist()],
-            guard[part].tolist(),
             setup.threat,
         )
     return found
@@ -93,7 +90,7 @@ def _by_joint_proofs(setup: Setup, group: OpenGroup, individual: IndividualBound
         rivals = [tuple(individual.planes[place].rivals.tolist()) for place in places.tolist()]
         found = bracket_group(
             setup.attacked,
-            executions_of(setup, rivals, group.x[places], group.reference[places], individual.guard[places]),
+            executions_of(setup, rivals, group.x[places], group.reference[places]),
             group.u.to(setup.device),
             setup.threat,
             seconds=setup.settings.time_limit,

@@ -17,23 +17,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from citrus_tool.bounds.crown import crown, only
-from citrus_tool.bounds.rounding import OUTWARD_INTERVAL, exact_products, outward_margins
+from citrus_tool.bounds.rounding import enclosures, exact_products, outward_margins
 from citrus_tool.certification.branch import Budget, RivalProof, branch_and_bound
 from citrus_tool.choices import BoundsName, Intermediate
 from citrus_tool.data import Dataset
 from citrus_tool.devices import device_of
 from citrus_tool.errors import DataError
-from citrus_tool.network import INPUT, Network, walk
+from citrus_tool.network import Network
 from citrus_tool.onnx_io import OnnxRunner
 from citrus_tool.records import joined, select
-from citrus_tool.threat import Box, Threat
+from citrus_tool.threat import Threat
 
-GUARD: Final = 2.0**-17
-"""A margin counts as positive only above this fraction (8e-6) of the input's largest clean |logit|.
-
-The bounds hold in real arithmetic; the file is run in float32. The guard keeps float32 rounding of the replayed file
-from turning a proven margin around. It is far above float32 noise and far below any margin that matters.
-"""
 FORWARD_BATCH: Final = 256
 """Inputs that are run, or bounded by intervals, together: enough to keep a device busy, in little memory."""
 BATCH_BYTES: Final = 2**27
@@ -48,18 +42,16 @@ class Clean:
         correct: classified correctly.
         held: not lost: the same, but for a target class: the target does not win.
         reference: the class that must stay above its rivals: the label; with a target, the strongest class beside it.
-        guard: each input's guard (in logits).
     """
 
     correct: Bool[Tensor, " n"]
     held: Bool[Tensor, " n"]
     reference: Int[Tensor, " n"]
-    guard: Float[Tensor, " n"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RivalPlanes:
-    """Planes of an unproven input for the rivals that may win: margin(u) - guard >= coefficient . u + offset.
+    """Planes of an unproven input for the rivals that may win: margin(u) >= coefficient . u + offset.
 
     `rivals` (r,), `coefficient` (r, d), `offset` (r,).
     """
@@ -73,13 +65,12 @@ class RivalPlanes:
 class IndividualBounds:
     """What IBP proves, what any stage proves, and the planes of the inputs that stay open (by position in the batch).
 
-    `planes` is empty when only IBP ran. `guard` (n,): what a margin must exceed. `seconds`: by stage. For inputs that
-    IBP leaves open: `excluded`, the rivals that bounds over the whole box exclude, and `proofs` of others, if recorded.
+    `planes` is empty when only IBP ran. `seconds`: by stage. For inputs that IBP leaves open: `excluded`, the rivals
+    that bounds over the whole box exclude, and `proofs` of others, if recorded.
     """
 
     ibp: Bool[Tensor, " n"]
     proven: Bool[Tensor, " n"]
-    guard: Float[Tensor, " n"]
     planes: dict[int, RivalPlanes]
     excluded: dict[int, tuple[int, ...]]
     proofs: dict[int, tuple[RivalProof, ...]]
@@ -98,7 +89,6 @@ class IndividualBounds:
         return IndividualBounds(
             ibp=self.ibp[part],
             proven=self.proven[part],
-            guard=self.guard[part],
             planes={places[old]: one for old, one in self.planes.items() if old in places},
             excluded={places[old]: one for old, one in self.excluded.items() if old in places},
             proofs={places[old]: one for old, one in self.proofs.items() if old in places},
@@ -147,8 +137,8 @@ def clean_stage(
 ) -> Clean:
     """Judges inputs `x` (float32 pixels, on the CPU) without a perturbation.
 
-    An input is correct (held) only if the file on onnxruntime (float32) and `network` (float64) agree that it is, the
-    latter by more than the guard: ties and near ties are lost.
+    An input is correct (held) if the runs that `network.evaluation` speaks of say so: the file on onnxruntime for
+    float32, `network` in float64 for real arithmetic. Ties are lost.
     """
     parts = []
     device = device_of(network)
@@ -157,15 +147,15 @@ def clean_stage(
         truth = labels[part].numpy()
         with torch.no_grad(), exact_products():
             logits = network(x[part].to(device, torch.float64)).cpu().numpy()
-        allowance = GUARD * np.abs(logits).max(axis=1)
-        single = runner.logits(x[part])
-        correct = held(single, truth) & (smallest_margin(logits, truth) > allowance)
+        if network.evaluation.arithmetic == "float32":
+            logits = runner.logits(x[part])
+        correct = held(logits, truth)
         safe, reference = correct, truth
         if target is not None:
-            safe = held(single, truth, target) & (smallest_margin(logits, truth, target) > allowance)
+            safe = held(logits, truth, target)
             reference = np.where(np.arange(logits.shape[1]) == target, -np.inf, logits).argmax(axis=1)
-        flags = (torch.from_numpy(flag) for flag in (correct, safe, reference, allowance))
-        parts.append(Clean(**dict(zip(("correct", "held", "reference", "guard"), flags, strict=True))))
+        flags = (torch.from_numpy(flag) for flag in (correct, safe, reference))
+        parts.append(Clean(**dict(zip(("correct", "held", "reference"), flags, strict=True))))
     return joined(parts)
 
 
@@ -199,7 +189,7 @@ def bound_individually(
     start = time.monotonic()
     for batch in torch.split(torch.nonzero(clean.held).flatten(), FORWARD_BATCH):
         least = interval_margins(network, x[batch].to(device), clean.reference[batch].to(device), threat)
-        ibp[batch] = least > clean.guard[batch]
+        ibp[batch] = least > 0
     seconds["ibp"] = time.monotonic() - start
     proven, planes = ibp.clone(), {}
     excluded: dict[int, tuple[int, ...]] = {}
@@ -210,11 +200,11 @@ def bound_individually(
     if bounds == "alpha":
         budget = replace(budget, nodes=0, plane_nodes=0)
     for batch in torch.split(torch.nonzero(clean.held & ~ibp).flatten(), size) if bounds != "ibp" else ():
-        images, truth, guard = x[batch].to(device), clean.reference[batch].to(device), clean.guard[batch]
+        images, truth = x[batch].to(device), clean.reference[batch].to(device)
         start = time.monotonic()
         found = crown(network, threat.enclosure(images), truth, intermediate=intermediate, target=threat.target)
         seconds["crown"] += time.monotonic() - start
-        above = found.lower.cpu() > guard[:, None]
+        above = found.lower.cpu() > 0
         for position, row in zip(batch.tolist(), above, strict=True):
             excluded[position] = tuple(torch.nonzero(row).flatten().tolist())
         left = torch.nonzero(~above.all(dim=1)).flatten()
@@ -228,7 +218,6 @@ def bound_individually(
                 truth[left.to(device)],
                 threat,
                 known=found,
-                guard=guard[left],
                 generator=generator or torch.Generator(),
                 record=record,
                 budget=replace(budget, seconds=None if budget.seconds is None else budget.seconds * len(left)),
@@ -236,7 +225,7 @@ def bound_individually(
             found = branched.margins
             proofs.update(zip(batch[left].tolist(), branched.proofs, strict=True))
             seconds["branch"] += time.monotonic() - start
-        lower, offset = found.lower.cpu() - guard[left, None], found.offset.cpu() - guard[left, None]
+        lower, offset = found.lower.cpu(), found.offset.cpu()
         for row, position in enumerate(batch[left].tolist()):
             rivals = torch.nonzero(~(lower[row] > 0)).flatten()
             proven[position] = not len(rivals)
@@ -246,15 +235,11 @@ def bound_individually(
                     coefficient=found.coefficient[row].cpu()[rivals].flatten(1).numpy(),
                     offset=offset[row, rivals].numpy(),
                 )
-    return IndividualBounds(
-        ibp=ibp, proven=proven, guard=clean.guard, planes=planes, excluded=excluded, proofs=proofs, seconds=seconds
-    )
+    return IndividualBounds(ibp=ibp, proven=proven, planes=planes, excluded=excluded, proofs=proofs, seconds=seconds)
 
 
 def interval_margins(network: Network, x: Tensor, reference: Tensor, threat: Threat) -> Float[Tensor, " n"]:
     """The smallest outward IBP margin, or that over the target, of each input x (n, C, H, W); on the CPU."""
     with torch.no_grad(), exact_products():
-        box = threat.enclosure(x)
-        boxes: dict[str, Box] = {}
-        walk(network, OUTWARD_INTERVAL, box, record=boxes)
-        return only(outward_margins(network, {INPUT: box, **boxes}, reference), threat.target).amin(dim=1).cpu()
+        boxes = enclosures(network, threat.enclosure(x))
+        return only(outward_margins(network, boxes, reference), threat.target).amin(dim=1).cpu()

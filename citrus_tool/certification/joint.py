@@ -43,11 +43,10 @@ float32 roundings, so that hardly a claim (float64) fails that an ascent (float3
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """One input of a set: its execution over the box, the rivals that may win, and its guard."""
+    """One input of a set: its execution over the box and the rivals that may win."""
 
     execution: FoldedExecution
     rivals: tuple[int, ...]
-    guard: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +145,7 @@ def _constant(values: Tensor, like: LinearBounds) -> LinearBounds:
 
 @dataclass(frozen=True, kw_only=True)
 class JointProblem(SearchProblem):
-    """One target per combination of rivals: sum of share_i (margin_i - guard_i).
+    """One target per combination of rivals: sum of share_i margin_i.
 
     members: M executions over the same box radius.  combinations: T tuples of M rivals.
     """
@@ -187,7 +186,7 @@ class JointProblem(SearchProblem):
             margins, classes = member.execution.system.margins, self._rivals[index, number]
             hidden.append(margins.at_hidden.T[:, classes])
             inputs.append(margins.at_input.T[:, classes])
-            offsets.append(margins.offset[classes] - member.guard)
+            offsets.append(margins.offset[classes])
         return JointTargets(
             at_hidden=torch.cat(hidden), at_input=torch.stack(inputs), offset=torch.stack(offsets), member=self._first
         )
@@ -213,9 +212,7 @@ class JointProblem(SearchProblem):
             scaled = replace(rows, coefficient=rows.coefficient * share[:, None], norm=rows.norm * share * (1 + 2**-40))
             has = None if twins is None else twins.row[number][twins.row[number] < self.system.neurons] - first
             planes, apart = planes_apart(member.execution.relaxed, member.execution.system, start, scaled, part, has)
-            # the rows' two coefficients +-share, and share * guard, are exact up to one rounding each
-            slack = share * (member.guard * (1 + 2**-40))
-            parts.append(replace(planes, offset=planes.offset - slack))
+            parts.append(planes)
             left.append(apart)
         box = self.members[0].execution.box
         if twins is None:

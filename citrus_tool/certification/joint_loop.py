@@ -368,7 +368,6 @@ class JointLoop:
         plain = replace(trimmed(duals), share=None)
         rows = member.execution.margins(torch.full((plain.alpha.shape[1],), rival, device=plain.alpha.device))
         planes = tuned_planes(member.execution.relaxed, member.execution.system, *rows, plain.on_grid())
-        planes = replace(planes, offset=planes.offset - member.guard * (1 + 2**-40))
         return Factor(duals=plain, planes=planes, closed=tuple(search.leaves or ()))
 
     def search_on(self, combination: Combination, task: _Task, nodes: int) -> None:

@@ -39,8 +39,8 @@ BYTES: Final = 2**26
 class Factor:
     """The open parts (n,) of one execution's search for one rival.
 
-    `duals` as in the search; `planes` below margin - guard, claimed in float64 with the duals `on_grid`: on part r,
-    margin - guard >= <coefficient_r, u> + offset_r. `closed`: the search's closed parts, if they are recorded.
+    `duals` as in the search; `planes` below the margin, claimed in float64 with the duals `on_grid`: on part r,
+    margin >= <coefficient_r, u> + offset_r. `closed`: the search's closed parts, if they are recorded.
     """
 
     duals: Duals
@@ -110,7 +110,7 @@ def multiply(factors: Sequence[Factor], box: Box, *, limit: int) -> Multiplied |
 
 
 def claimed(factors: Sequence[Factor], products: Products, box: Box) -> Tensor:
-    """(n,) lower bounds of sum_i share_i (margin_i - guard_i) on products of parts, in real arithmetic."""
+    """(n,) lower bounds of sum_i share_i margin_i on products of parts, in real arithmetic."""
     bounds = []
     width = products.part.shape[1]
     size = max(1, BYTES // (8 * box.radius.numel() * (width + 1)))

@@ -38,7 +38,7 @@ FORMAT: Final = 1
 class Refutation:
     """A combination of atoms (position in the group, rival), the view of each atom's execution, and the leaves.
 
-    Without shares (a combination of one atom) a leaf bounds the margin, with them the sum of share (margin - guard).
+    Without shares (a combination of one atom) a leaf bounds the margin, with them the sum of share times margin.
     `factors`, `closed`: as in joint_loop.Grounds.
     """
 

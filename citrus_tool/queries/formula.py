@@ -200,7 +200,7 @@ def _behind(network: Network, formula: Formula, numbers: Sequence[int], targets:
     last, chosen = evaluated(builder, last, len(numbers), targets)
     final = torch.cat([torch.zeros_like(chosen[:1]), -chosen])
     builder.add(linear(final), last, name="unsafe")
-    return builder.build()
+    return builder.build(like=network)
 
 
 def evaluated(builder: GraphBuilder, last: str, width: int, targets: Sequence[Expression]) -> tuple[str, Tensor]:

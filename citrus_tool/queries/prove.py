@@ -23,11 +23,10 @@ from citrus_tool.bounds.crown import margin_planes, relax
 from citrus_tool.bounds.execution import FoldedExecution
 from citrus_tool.bounds.fold import foldable
 from citrus_tool.bounds.linear import RelaxedNetwork
-from citrus_tool.bounds.rounding import OUTWARD_INTERVAL, exact_products, outward_margins
+from citrus_tool.bounds.rounding import enclosures, exact_products, outward_margins
 from citrus_tool.certification.branch import SLACK
-from citrus_tool.certification.individual import GUARD
 from citrus_tool.certification.search import MarginProblem, Search
-from citrus_tool.network import Network, walk
+from citrus_tool.network import Network
 from citrus_tool.queries.formula import with_rows, with_targets
 from citrus_tool.queries.input_splitting import Bisection
 from citrus_tool.queries.question import Question
@@ -318,17 +317,11 @@ class _Bounded:
 
 
 def allowance(question: Question) -> float:
-    """What a row must exceed to count as refuted.
-
-    Covers the float32 rounding of the file (certification.individual.GUARD), and the rounding of exact coefficients
-    to float64.
-    """
+    """What a row must exceed to count as refuted: the rounding of exact coefficients to float64."""
     formula = question.formula
+    if not bool(formula.error.any()):
+        return 0.0
     with torch.no_grad(), exact_products():
-        size = question.network(question.box.centre)[0].abs() @ formula.outputs.abs().T
-        guard = GUARD * float(size.amax()) if len(size) else 0.0
-        if bool(formula.error.any()):
-            reach = walk(question.network, OUTWARD_INTERVAL, question.box)
-            largest = torch.cat([(box.centre.abs() + box.radius).flatten() for box in (reach, question.box)])
-            guard += 2 * float((formula.error @ largest).amax())
-    return guard
+        reach = enclosures(question.network, question.box)[question.network.output_name]
+        largest = torch.cat([(box.centre.abs() + box.radius).flatten() for box in (reach, question.box)])
+        return 2 * float((formula.error @ largest).amax())

@@ -324,4 +324,4 @@ def _network(files: Files, parts: Sequence[InputSlice], shape: tuple[int, ...]) 
             names[node.name] = builder.add(node.layer, *(names[i] for i in node.inputs))
         ends.append(names[network.output_name])
     builder.add(Concat(0), *ends)
-    return builder.build().eval(), columns
+    return builder.build(like=network).eval(), columns

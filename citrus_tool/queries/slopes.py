@@ -18,6 +18,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
+from citrus_tool.bounds.float32 import FileErrors, grown
 from citrus_tool.bounds.fold import FOLDABLE, floor_of, margin_rows
 from citrus_tool.bounds.linear import RelaxedNetwork, backward_error, concretise, seed, to_input
 from citrus_tool.bounds.relaxation import (
@@ -83,10 +84,12 @@ class SlopeAscent:
     def _stages(self) -> Iterator[bool]:
         """Yields after each chunk."""
         network = self.network
+        layer_errors = FileErrors.of(network)
         boxes: dict[str, Box] = {INPUT: self._known[INPUT]}
         relaxations: dict[str, Relaxation] = {}
         errors: dict[str, Tensor] = {}
-        state = _State(network=network, boxes=boxes, relaxations=relaxations, errors=errors)
+        file_errors: dict[str, Tensor] = {}
+        state = _State(network=network, boxes=boxes, relaxations=relaxations, errors=errors, file_errors=file_errors)
         nonlinear = {node.name for node in network.nodes if type(node.layer) in RELAXATIONS}
         refined = {INPUT}
         for node in network.nodes:
@@ -99,7 +102,9 @@ class SlopeAscent:
                     refined.add(source)
                 relaxations[node.name] = RELAXATIONS[type(node.layer)](node.layer, widen(boxes[source]))
             inputs = [boxes[name] for name in node.inputs]
-            boxes[node.name] = find_rule(OUTWARD_INTERVAL, node)(node.layer, *inputs)
+            if (error := layer_errors.at(node, *inputs)) is not None:
+                file_errors[node.name] = error
+            boxes[node.name] = grown(find_rule(OUTWARD_INTERVAL, node)(node.layer, *inputs), error)
             errors[node.name] = backward_error(network, node, *inputs)
         for index in torch.split(torch.arange(len(self._classes)), state.chunk()):
 
@@ -119,6 +124,7 @@ class _State:
     boxes: dict[str, Box]
     relaxations: Mapping[str, Relaxation]
     errors: Mapping[str, Tensor]
+    file_errors: Mapping[str, Tensor]
 
     def chunk(self) -> int:
         """How many functionals are ascended together."""
@@ -129,7 +135,7 @@ class _State:
         """Tightens the box of node `name` at `open_entries`, chunk by chunk."""
         known = self.boxes[name]
         lower, upper = known.lower.flatten().clone(), known.upper.flatten().clone()
-        plain = RelaxedNetwork(network=self.network)
+        plain = RelaxedNetwork(network=self.network, file_errors=self.file_errors)
         for entry in torch.split(open_entries.flatten().nonzero().flatten(), max(1, self.chunk() // 2)):
             sign = torch.ones_like(entry, dtype=lower.dtype)
 
@@ -170,6 +176,7 @@ class _State:
             network=self.network,
             relaxations={free.node: free.relaxation() for free in slopes},
             errors={name: error.expand(count) for name, error in self.errors.items()},
+            file_errors={name: _repeated(error, count) for name, error in self.file_errors.items()},
         )
         box = self.boxes[INPUT]
         whole = Box(centre=_repeated(box.centre, count), radius=_repeated(box.radius, count))

@@ -29,4 +29,4 @@ def clipped(network: Network) -> Network:
     names = {INPUT: builder.add(flip)}
     for node in network.nodes:
         names[node.name] = builder.add(node.layer, *(names[name] for name in node.inputs), name=node.name)
-    return builder.build(names[network.output_name]).train(network.training)
+    return builder.build(names[network.output_name], like=network).train(network.training)

@@ -23,7 +23,6 @@ from tests.bounds.networks import values_at
 from tests.certification.toys import SHAPE, tiny_chain, tiny_residual
 
 EPS = 0.3
-GUARD = 0.01
 STILL = Schedule(steps=0)
 
 
@@ -41,7 +40,7 @@ def problem_of(network: Network, members: int, seed: int, *, brightest: float = 
     found = []
     for number, label in enumerate(network(x.double()).argmax(1).tolist()):
         execution = FoldedExecution.of(relaxed, label, number)
-        found.append(Member(execution=execution, rivals=(), guard=GUARD))
+        found.append(Member(execution=execution, rivals=()))
     labels = tuple((one.execution.label + 1) % network.num_classes for one in found)
     return JointProblem(members=tuple(found), combinations=(labels,)), x.double()
 
@@ -56,12 +55,12 @@ def inputs_at(problem: JointProblem, x: Tensor, u: Tensor) -> Tensor:
 
 
 def true_sums(problem: JointProblem, x: Tensor, u: Tensor, share: Tensor) -> Tensor:
-    """(s, D) sums of share_i (margin_i - guard)."""
+    """(s, D) sums of share_i margin_i."""
     total = torch.zeros(len(u), share.shape[1], dtype=torch.float64)
     for number, (member, centre) in enumerate(zip(problem.members, x, strict=True)):
         logits = member.execution.relaxed.network(centre + u)
         margin = logits[:, member.execution.label] - logits[:, problem.combinations[0][number]]
-        total += (margin - GUARD)[:, None] * share[number]
+        total += margin[:, None] * share[number]
     return total
 
 

@@ -69,7 +69,7 @@ class Case:
         x, labels = self.inputs()
         wrong = [tuple(c for c in range(3) if c != label) for label in labels.tolist()]
         bounded = self.network().frozen(dtype=torch.float64, device="cpu")
-        return executions(bounded, x, labels.tolist(), wrong, [0.0] * len(x), Threat(eps=EPS))
+        return executions(bounded, x, labels.tolist(), wrong, Threat(eps=EPS))
 
     def settled(self) -> GroupBracket:
         """The loop's result."""

@@ -1,0 +1,201 @@
+"""What a run of the file in float32 can differ by from real arithmetic, layer by layer.
+
+A run is modelled as z_l = layer_l(its inputs) + delta_l with |delta_l| <= e_l, entry by entry: the error of a sum of n
+products is at most gamma(n) (|W| |z| + |b|) in any order of summation, with or without fused multiply-adds (Higham
+2002, Accuracy and Stability of Numerical Algorithms, section 3.1). Layers that only select or move entries are exact.
+What the model covers, and its derivation, stand in docs/soundness.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from citrus_tool.bounds.interval import batch_norm_affine
+from citrus_tool.network import (
+    INPUT,
+    Add,
+    Affine,
+    Concat,
+    Network,
+    Node,
+    Pad,
+    Reshape,
+    Rules,
+    Slice,
+    Transpose,
+    find_rule,
+)
+from citrus_tool.threat import Box
+
+UNIT = 2.0**-24
+"""Relative error of one float32 operation rounded to nearest: the unit roundoff of 24 bits."""
+
+SPARE = 16
+"""Roundings of a term beside those of its sum: constants that a runtime folds anew (a batch norm into the convolution
+before it, 1 / std, a scale into a matrix) and the operations on the sum. Seven are the most that occur; the rest covers
+what this computation rounds itself, and what a checker computes otherwise."""
+
+FLOOR = 2.0**-66
+"""Absolute error of a term that underflows, or is flushed to zero (2^-126), times LARGEST, which may multiply it."""
+
+LARGEST = 2.0**60
+"""Magnitude of values and constants up to which no product of two overflows float32 (2^128), however runtimes associate
+layers. Above it nothing is known of a run."""
+
+SMOOTH = 2.0**-20
+"""Absolute error of onnxruntime's sigmoid and tanh, which are rational approximations: eight times what was measured
+over all exponents (tests/bounds/test_float32.py)."""
+
+
+def gamma32(terms: int) -> float:
+    """The relative error n u / (1 - n u) of a sum of n products in float32, infinite where n u >= 1."""
+    product = terms * UNIT
+    return product / (1.0 - product) if product < 1.0 else torch.inf
+
+
+Magnitudes = tuple[Tensor, int]
+"""|z| over the box after the layer's products, (n, *shape), and the carried terms of its sum."""
+
+
+def _linear(layer: nn.Linear, carried: int, z: Tensor) -> Magnitudes:
+    bias = None if layer.bias is None else layer.bias.abs()
+    return functional.linear(z, layer.weight.abs(), bias), carried
+
+
+def _conv(layer: nn.Conv2d, carried: int, z: Tensor) -> Magnitudes:
+    bias = None if layer.bias is None else layer.bias.abs()
+    size = functional.conv2d(z, layer.weight.abs(), bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+    return size, carried
+
+
+def _batch_norm(layer: nn.BatchNorm1d | nn.BatchNorm2d, carried: int, z: Tensor) -> Magnitudes:
+    scale, _ = batch_norm_affine(layer, z.dim() - 1)
+    assert layer.running_mean is not None
+    mean = layer.running_mean.abs().reshape(scale.shape)
+    bias = layer.bias.abs().reshape(scale.shape) if layer.affine else 0.0
+    return scale.abs() * (z + mean) + bias, carried
+
+
+def _affine(layer: Affine, carried: int, z: Tensor) -> Magnitudes | None:
+    return None if layer.exact else (z * layer.scale.abs() + layer.shift.abs(), carried)
+
+
+def _add(layer: Add, carried: int, *zs: Tensor) -> Magnitudes:
+    return torch.stack(zs).sum(0), carried
+
+
+def _pool(layer: nn.AvgPool2d, carried: int, z: Tensor) -> Magnitudes:
+    return layer(z), carried
+
+
+def _leaky(layer: nn.LeakyReLU, carried: int, z: Tensor) -> Magnitudes:
+    return abs(layer.negative_slope) * z, 0
+
+
+def _smooth(layer: nn.Module, carried: int, z: Tensor) -> Tensor:
+    return torch.full_like(z, SMOOTH)
+
+
+def _exact(layer: nn.Module, carried: int, *zs: Tensor) -> None:
+    return None
+
+
+MAGNITUDES: Rules = {
+    nn.Linear: _linear,
+    nn.Conv2d: _conv,
+    nn.BatchNorm1d: _batch_norm,
+    nn.BatchNorm2d: _batch_norm,
+    Affine: _affine,
+    Add: _add,
+    nn.AvgPool2d: _pool,
+    nn.LeakyReLU: _leaky,
+    nn.Sigmoid: _smooth,
+    nn.Tanh: _smooth,
+    **dict.fromkeys((nn.ReLU, nn.MaxPool2d, Pad, Reshape, Transpose, Concat, Slice), _exact),
+}
+"""(layer, carried terms, magnitudes at its inputs) -> Magnitudes, an error itself, or None where a layer is exact."""
+
+CARRYING: tuple[type[nn.Module], ...] = (
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    Affine,
+    Add,
+    Pad,
+    Reshape,
+    Transpose,
+    Concat,
+    Slice,
+)
+"""Layers that runtimes may fuse into the sum before them, or move past such a layer: a summand of theirs can go through
+as many additions as that sum has."""
+
+
+def _summing(layer: nn.Module) -> int | None:
+    """The terms of the layer's sums; None for a layer that has none."""
+    if isinstance(layer, nn.Linear):
+        return layer.in_features
+    if isinstance(layer, nn.Conv2d):
+        return layer.weight[0].numel()
+    if not isinstance(layer, nn.AvgPool2d):
+        return None
+    kernel = layer.kernel_size
+    return kernel[0] * kernel[1] if isinstance(kernel, tuple) else kernel**2
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileErrors:
+    """The errors e of a network's nodes; `carried`: by node, the most terms of a sum that reaches it unbroken."""
+
+    network: Network
+    carried: Mapping[str, int]
+
+    @staticmethod
+    def of(network: Network) -> FileErrors:
+        """Of a network in evaluation mode; with arithmetic `real` no node has any."""
+        carried = {INPUT: 0}
+        for node in network.nodes:
+            own, before = _summing(node.layer), max(carried[name] for name in node.inputs)
+            carried[node.name] = own or (before if isinstance(node.layer, CARRYING) else 0)
+        return FileErrors(network=network, carried=carried)
+
+    def at_input(self, box: Box) -> Tensor | None:
+        """(n, *input_shape) how far float32 pixels can lie from the points x + u of `box`; None: nowhere."""
+        evaluation = self.network.evaluation
+        if evaluation.arithmetic == "real" or not evaluation.rounds_input:
+            return None
+        return gamma32(2) * (box.centre.abs() + box.radius) + FLOOR
+
+    def at(self, node: Node, *inputs: Box) -> Tensor | None:
+        """(n, *node.shape) the error of one layer, given boxes over its inputs; None where it is exact.
+
+        Infinite where values or constants are above LARGEST.
+        """
+        if self.network.evaluation.arithmetic == "real":
+            return None
+        sizes = [box.centre.abs() + box.radius for box in inputs]
+        found: Magnitudes | Tensor | None = find_rule(MAGNITUDES, node)(node.layer, self.carried[node.name], *sizes)
+        if found is None or isinstance(found, Tensor):
+            return found
+        size, terms = found
+        terms += SPARE
+        error = size * gamma32(terms) + terms * FLOOR
+        beyond = ~(size <= LARGEST)
+        return error.masked_fill(beyond | _has_large(node.layer), torch.inf)
+
+
+def _has_large(layer: nn.Module) -> bool:
+    """Whether a constant of the layer is above LARGEST or no number."""
+    constants = list(layer.parameters()) + list(layer.buffers())
+    if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+        constants += batch_norm_affine(layer, 1)
+    return not all(bool((value.abs() <= LARGEST).all()) for value in constants if value.is_floating_point())
+
+
+def grown(box: Box, error: Tensor | None) -> Box:
+    """The box with its radius grown by `error` (n, *shape)."""
+    return box if error is None else Box(centre=box.centre, radius=box.radius + error)
