@@ -18,7 +18,7 @@ from citrus_tool.choices.settings import CertifySettings
 from citrus_tool.data import Dataset
 from citrus_tool.devices import resolve_device
 from citrus_tool.errors import UsageError
-from citrus_tool.network import Network
+from citrus_tool.network import Evaluation, Network
 from citrus_tool.onnx_io import OnnxModel, OnnxRunner
 from citrus_tool.threat import Threat
 from citrus_tool.threat.clip import perturbed_network
@@ -63,7 +63,11 @@ class Setup:
         """The setup of `certify_uap`'s arguments; `resume` keeps what is recorded in the proof already."""
         network, device = perturbed_network(model.network, threat), resolve_device(device)
         return Setup(
-            bounded=network.frozen(dtype=torch.float64, device=device),
+            bounded=network.frozen(
+                dtype=torch.float64,
+                device=device,
+                evaluation=Evaluation(arithmetic=settings.arithmetic, rounds_input=True),
+            ),
             attacked=network.frozen(dtype=torch.float32, device=device),
             runner=OnnxRunner(model),
             data=data,

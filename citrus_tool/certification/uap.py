@@ -37,7 +37,7 @@ from citrus_tool.results.certificate import Certificate, GroupResult
 from citrus_tool.results.journal import Journal, open_journal
 from citrus_tool.threat import Threat
 
-PROVER: Final = 2
+PROVER: Final = 3
 """Raised when results of the procedure before are no longer to be mixed with those of today's, or were wrong."""
 
 

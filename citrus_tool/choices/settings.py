@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from citrus_tool.choices import (
+    ARITHMETICS,
     BOUNDS,
     INTERMEDIATES,
     PROTOCOLS,
     QUICK_BOUNDS,
     SCOPES,
     SOLVERS,
+    Arithmetic,
     BoundsName,
     Intermediate,
     Protocol,
@@ -44,6 +46,7 @@ class CertifySettings:
         branch_nodes: parts of the box that branch and bound may bound for one input; this budget is deterministic.
         branch_seconds: seconds that it may take for one input that CROWN leaves open, on average over a batch; a result
             that this limit cuts short depends on the machine.
+        arithmetic: what is certified: every run of the file in `float32`, or the network in `real` arithmetic.
         intermediate: bounds of hidden neurons, by CROWN intersected with IBP, or by CROWN alone (as published).
         solver, threads: of the MILP.
         time_limit: seconds a group that the MILP or the cross-execution loop may take; the search across groups may
@@ -67,6 +70,11 @@ class CertifySettings:
         "crown",
         rule=one_of(BOUNDS),
         help="The strongest bounds in use; full is alpha-CROWN and branch and bound.",
+    )
+    arithmetic: Arithmetic = option(
+        "float32",
+        rule=one_of(ARITHMETICS),
+        help="What is certified: every run of the file in float32, or the network in real arithmetic.",
     )
     intermediate: Intermediate = option(
         "intersect",
