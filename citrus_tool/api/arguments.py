@@ -10,7 +10,7 @@ from typing import Any, TypedDict, cast, final
 from numpy.typing import NDArray
 from torch import Tensor
 
-from citrus_tool.choices import BoundsName, Init, Intermediate, Protocol, Scope, SolverName, Split, TrainOn
+from citrus_tool.choices import Arithmetic, BoundsName, Init, Intermediate, Protocol, Scope, SolverName, Split, TrainOn
 from citrus_tool.choices.recipe import Recipe
 from citrus_tool.data import Dataset, Splits
 from citrus_tool.errors import UsageError
@@ -33,6 +33,7 @@ class CertifyOptions(TypedDict, total=False):
     protocol: Protocol
     scope: Scope
     bounds: BoundsName
+    arithmetic: Arithmetic
     intermediate: Intermediate
     branch_nodes: int
     branch_seconds: float

@@ -165,7 +165,7 @@ def attack_uap(
 @options.settings(CertifySettings, "limit", limit=1000)
 @options.normalisation_options
 @options.eps_option
-@options.settings(CertifySettings, "group_size", "bounds", "solver", "time_limit")
+@options.settings(CertifySettings, "group_size", "bounds", "arithmetic", "solver", "time_limit")
 @click.option("--pgd-steps", type=click.IntRange(min=1), default=50, show_default=True, help="Steps of the PGD attack.")
 @options.run_options
 @options.report_option

@@ -194,7 +194,7 @@ certification_options = stacked(
     normalisation_options,
     eps_list_option,
     threat_options,
-    settings(CertifySettings, "group_size", "protocol", "scope", "bounds", "solver", "time_limit"),
+    settings(CertifySettings, "group_size", "protocol", "scope", "bounds", "arithmetic", "solver", "time_limit"),
     settings(CertifySettings, "intermediate", "branch_nodes", "branch_seconds", "attack_steps", "attack_restarts"),
     group_workers_option,
 )

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 @click.option(
     "--batch-norm", is_flag=True, help="Train with batch norm, put in as the identity; the file's graph stays as it is."
 )
-@options.settings(CertifySettings, "group_size", "limit", "bounds", "solver", "time_limit", limit=1000)
+@options.settings(CertifySettings, "group_size", "limit", "bounds", "arithmetic", "solver", "time_limit", limit=1000)
 @click.option(
     "--out", type=parameters.PATH, metavar="H.onnx", help="The hardened file [default: RUN_DIR/MODEL_METHOD.onnx]."
 )
