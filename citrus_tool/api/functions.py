@@ -9,6 +9,7 @@ from pathlib import Path
 
 from citrus_tool.api.arguments import OnProgress, progress_of
 from citrus_tool.api.model import Hardened, Model
+from citrus_tool.choices import Arithmetic
 from citrus_tool.onnx_io.reader import assemble
 from citrus_tool.queries import Spec
 from citrus_tool.queries import read as read_query
@@ -23,6 +24,7 @@ def verify(
     query: str | Path | Spec,
     models: Model | Mapping[str, Model],
     *,
+    arithmetic: Arithmetic = "float32",
     seconds: float = math.inf,
     seed: int = 0,
     log: Callable[[str], None] = lambda text: None,
@@ -33,6 +35,7 @@ def verify(
         query: a file, plain or gzipped, or a query that was read (citrus_tool.queries.read).
         models: by the query's network names; one Model where the query needs one (copies that are equal-to another
             network take none). Queries speak of the file's own input: `mean` and `std` of a Model play no part.
+        arithmetic: what UNSAT is about: every run of the files in float32, or the networks in real arithmetic.
         seconds: wall time, which one step of the work may overrun.
         seed: of the attack.
         log: gets progress lines.
@@ -46,7 +49,7 @@ def verify(
         models = {network.name: models for network in spec.networks if network.equal_to is None}
     require_names(spec, models)
     read = {name: assemble(m.source, input_shape=m.source.input_shape) for name, m in models.items()}
-    return decide(spec, read, seconds=seconds, seed=seed, log=log)
+    return decide(spec, read, arithmetic=arithmetic, seconds=seconds, seed=seed, log=log)
 
 
 def report(

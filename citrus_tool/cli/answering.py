@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from citrus_tool import queries
+from citrus_tool.choices import Arithmetic
 from citrus_tool.context import RunContext
 from citrus_tool.devices import resolved
 from citrus_tool.errors import UnsupportedNetworkError, UsageError
@@ -21,7 +22,13 @@ BLIND: Final = 5.0
 
 
 def answer(
-    query: Path, networks: tuple[str, ...], context: RunContext, *, end: float | None, log: Callable[[str], None]
+    query: Path,
+    networks: tuple[str, ...],
+    context: RunContext,
+    *,
+    arithmetic: Arithmetic,
+    end: float | None,
+    log: Callable[[str], None],
 ) -> str:
     """The text of the answer, by the time `end` (seconds of time.monotonic; None: no limit).
 
@@ -33,7 +40,7 @@ def answer(
     try:
         models = read_models(spec, paths)
         seconds = float("inf") if end is None else end - time.monotonic()
-        found = verify(spec, models, seconds=seconds, seed=context.seed, log=log)
+        found = verify(spec, models, arithmetic=arithmetic, seconds=seconds, seed=context.seed, log=log)
     except UnsupportedNetworkError as error:
         log(str(error))
         late = time.monotonic() + BLIND if end is None else min(end, time.monotonic() + BLIND)

@@ -12,6 +12,8 @@ from typing import Final
 
 import click
 
+from citrus_tool.choices import Arithmetic
+from citrus_tool.choices.settings import CertifySettings
 from citrus_tool.cli import options, parameters
 from citrus_tool.context import RunContext
 from citrus_tool.errors import UsageError
@@ -125,11 +127,22 @@ class Answers:
     metavar="SECONDS",
     help="Answer by then, two seconds early where there is room [default: no limit].",
 )
+@options.setting(
+    CertifySettings,
+    "arithmetic",
+    about="What unsat is about: every run of the file in float32, or the network in real arithmetic.",
+)
 @options.threads_option()
 @options.seed_option("Of the attack.")
 @options.quiet_option("No log on stderr.")
 def verify(
-    query: Path, networks: tuple[str, ...], timeout: float | None, threads: int | None, seed: int, quiet: bool
+    query: Path,
+    networks: tuple[str, ...],
+    timeout: float | None,
+    arithmetic: Arithmetic,
+    threads: int | None,
+    seed: int,
+    quiet: bool,
 ) -> None:
     """Answers a VNN-LIB query (1.0 or 2.0): sat, unsat, unknown or timed-out on the first line of stdout.
 
@@ -147,7 +160,8 @@ def verify(
             if not quiet:
                 click.echo(f"{time.monotonic() - STARTED:8.1f} s  {text}", err=True)
 
-        answers.give(answer(query, networks, RunContext(device="cpu", threads=threads, seed=seed), end=end, log=log))
+        context = RunContext(device="cpu", threads=threads, seed=seed)
+        answers.give(answer(query, networks, context, arithmetic=arithmetic, end=end, log=log))
 
 
 def _flags() -> list[Callable[[options.F], options.F]]:

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from citrus_tool.bounds.rounding import enclose_bounds
+from citrus_tool.choices import Arithmetic
 from citrus_tool.errors import UnsupportedNetworkError, UsageError
-from citrus_tool.network import INPUT, Affine, Concat, GraphBuilder, Network, Reshape, Slice, size
+from citrus_tool.network import INPUT, Affine, Concat, Evaluation, GraphBuilder, Network, Reshape, Slice, size
 from citrus_tool.onnx_io import OnnxModel, OnnxRunner
 from citrus_tool.queries.constraint import Clause, Constraint
 from citrus_tool.queries.exact_boxes import InputBox
@@ -88,13 +89,17 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Files:
-    """A query and its network files, read; `models` has an entry for every declared network, copies included."""
+    """A query and its network files, read; `models` has an entry for every declared network, copies included.
+
+    `arithmetic`: what is proven; files in `float32` get points of the query's boxes that are float32 themselves.
+    """
 
     spec: Spec
     models: Mapping[str, OnnxModel]
+    arithmetic: Arithmetic
 
     @staticmethod
-    def of(spec: Spec, models: Mapping[str, OnnxModel]) -> Files:
+    def of(spec: Spec, models: Mapping[str, OnnxModel], arithmetic: Arithmetic = "float32") -> Files:
         """Checks that each declared network fits its file; `models` needs no entry for a copy (equal-to).
 
         Raises UsageError with both sizes, UnsupportedNetworkError for networks with several inputs or outputs.
@@ -115,11 +120,14 @@ class Files:
                         f"{tensor.name} has {tensor.size} entries, the {what} of {model.path} has {there}; "
                         f"check which file belongs to network {network.name}."
                     )
-        return Files(spec=spec, models=shared)
+        return Files(spec=spec, models=shared, arithmetic=arithmetic)
 
     def networks(self) -> dict[str, Network]:
         """Network name -> a float64 copy; networks that share a file share it."""
-        frozen = {id(model): model.network.frozen(dtype=torch.float64) for model in self.models.values()}
+        runs = Evaluation(arithmetic=self.arithmetic)
+        frozen = {
+            id(model): model.network.frozen(dtype=torch.float64, evaluation=runs) for model in self.models.values()
+        }
         return {name: frozen[id(model)] for name, model in self.models.items()}
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from citrus_tool.choices import Arithmetic
 from citrus_tool.data import Dataset
 from citrus_tool.errors import InputFileError
 from citrus_tool.onnx_io import OnnxModel
@@ -64,10 +65,11 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Target:
-    """Properties to train for, and the seconds that each verdict may take."""
+    """Properties to train for, the seconds that each verdict may take, and the arithmetic that it is about."""
 
     properties: tuple[Property, ...]
     seconds: float
+    arithmetic: Arithmetic = "float32"
 
     @property
     def eps(self) -> float:
@@ -105,7 +107,7 @@ class Target:
         findings = []
         for found in self.properties:
             models = read_models(found.spec, {found.spec.networks[0].name: network})
-            answer = verify(found.spec, models, seconds=self.seconds)
+            answer = verify(found.spec, models, arithmetic=self.arithmetic, seconds=self.seconds)
             findings.append(Finding(path=found.path, verdict=answer.verdict.value))
             done(findings[-1])
         return findings

@@ -2,7 +2,7 @@
 
 The unsafe set is a union of questions (queries/question.py). Each is attacked, screened, attacked again, and searched;
 the query is unsat when all of them are proven. Everything here fails closed: what is neither witnessed on the files
-nor proven in float64 with outward rounding is unknown.
+nor proven, of every float32 run of them or of real arithmetic, is unknown.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from citrus_tool.choices import Arithmetic
 from citrus_tool.errors import UnsupportedNetworkError, UsageError
 from citrus_tool.onnx_io import OnnxModel
 from citrus_tool.onnx_io.onnx_file import load
@@ -118,6 +119,7 @@ def verify(
     spec: Spec,
     models: Mapping[str, OnnxModel],
     *,
+    arithmetic: Arithmetic = "float32",
     seconds: float = math.inf,
     seed: int = 0,
     log: Log = lambda text: None,
@@ -126,6 +128,7 @@ def verify(
 
     Args:
         models: by network name, as `read_models` gives them.
+        arithmetic: what unsat is about: every run of the files in float32, or the networks in real arithmetic.
         seconds: wall time; one step of the work may overrun it by a little (the command line's watchdog does not).
         seed: of the attack.
         log: gets progress lines.
@@ -133,7 +136,7 @@ def verify(
     Raises UsageError where shapes do not fit, InputFileError where the query speaks of too many boxes.
     """
     deadline = time.monotonic() + seconds
-    files = Files.of(spec, models)
+    files = Files.of(spec, models, arithmetic)
     replay = Replay.of(files)
     open_problems = 0
     reason = ""

@@ -86,6 +86,8 @@ def harden_file(
     with tempfile.TemporaryDirectory(prefix="citrus-") as folder:  # a network in memory is no file yet
         given = Path(folder) / "before.onnx"
         given.write_bytes(model.proto.SerializeToString())
+        if target is not None:
+            target = dataclasses.replace(target, arithmetic=certify.arithmetic)
         failed = _verdicts(target, given, progress, "properties before")
     if target is not None:
         train = target.joined(train)
