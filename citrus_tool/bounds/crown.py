@@ -136,7 +136,7 @@ def crown(
     """
     with torch.no_grad(), exact_products():
         relaxed = relax(network, box, intermediate=intermediate, row_bytes=row_bytes)
-        interval = only(outward_margins(network, relaxed.boxes, labels), target)
+        interval = only(outward_margins(network, relaxed.boxes, relaxed.file_errors, labels), target)
         return margin_planes(relaxed, labels, interval, skip_decided=skip_decided, row_bytes=row_bytes)
 
 
@@ -154,11 +154,8 @@ def relax(
     """Forward pass that bounds every node, by CROWN at the inputs of nonlinear ones, and relaxes these."""
     exactness: dict[str, Exactness] = {INPUT: Exactness.POINTWISE}
     walk(network, EXACTNESS, Exactness.POINTWISE, record=exactness)
-    layer_errors = FileErrors.of(network)
-    file_errors: dict[str, Tensor] = {}
-    if (rounded := layer_errors.at_input(box)) is not None:
-        file_errors[INPUT] = rounded
-    boxes: dict[str, Box] = {INPUT: grown(box, rounded)}
+    file_errors = FileErrors.of(network)
+    boxes: dict[str, Box] = {INPUT: grown(box, file_errors.at_input(box))}
     relaxations: dict[str, Relaxation] = {}
     errors: dict[str, Tensor] = {}
     relaxed = RelaxedNetwork(
@@ -166,7 +163,7 @@ def relax(
         boxes=boxes,
         relaxations=relaxations,
         errors=errors,
-        file_errors=file_errors,
+        file_errors=file_errors.found,
         region=box,
     )  # its mappings grow
     layers = {node.name: node.layer for node in network.nodes}
@@ -181,9 +178,8 @@ def relax(
             refined.add(source)
             relaxations[node.name] = RELAXATIONS[type(node.layer)](node.layer, widen(boxes[source]))
         inputs = [boxes[name] for name in node.inputs]
-        if (error := layer_errors.at(node, *inputs)) is not None:
-            file_errors[node.name] = error
-        boxes[node.name] = grown(find_rule(OUTWARD_INTERVAL, node)(node.layer, *inputs), error)
+        image: Box = find_rule(OUTWARD_INTERVAL, node)(node.layer, *inputs)
+        boxes[node.name] = grown(image, file_errors.at(node, *inputs))
         errors[node.name] = backward_error(network, node, *inputs)
     return relaxed
 

@@ -8,14 +8,15 @@ What the model covers, and its derivation, stand in docs/soundness.md.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from citrus_tool.bounds.interval import batch_norm_affine
+from citrus_tool.errors import UnsupportedNetworkError
 from citrus_tool.network import (
     INPUT,
     Add,
@@ -46,6 +47,10 @@ FLOOR = 2.0**-66
 LARGEST = 2.0**60
 """Magnitude of values and constants up to which no product of two overflows float32 (2^128), however runtimes associate
 layers. Above it nothing is known of a run."""
+
+HOPELESS = 2.0**700
+"""Error of values above LARGEST, and of the outputs of an input that has one: what float64 still computes with, and
+more than any margin, so that nothing is proven of the input."""
 
 SMOOTH = 2.0**-19
 """Absolute error of onnxruntime's sigmoid and tanh, which are rational approximations: seven times what was measured
@@ -147,16 +152,27 @@ def _summing(layer: nn.Module) -> int | None:
     return kernel[0] * kernel[1] if isinstance(kernel, tuple) else kernel**2
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class FileErrors:
-    """The errors e of a network's nodes; `carried`: by node, the most terms of a sum that reaches it unbroken."""
+    """The errors e of a network's nodes, asked for in topological order for one batch of boxes.
+
+    Attributes:
+        carried: by node, the most terms of a sum that reaches it unbroken.
+        found: by node, and at INPUT, the errors that were asked for so far; (n, *shape), none where a node is exact.
+    """
 
     network: Network
     carried: Mapping[str, int]
+    found: dict[str, Tensor] = field(default_factory=dict)
 
     @staticmethod
     def of(network: Network) -> FileErrors:
-        """Of a network in evaluation mode; with arithmetic `real` no node has any."""
+        """Of a network in evaluation mode; with arithmetic `real` no node has any.
+
+        Raises UnsupportedNetworkError for constants above LARGEST, with float32.
+        """
+        if network.evaluation.arithmetic == "float32":
+            _require_moderate(network)
         carried = {INPUT: 0}
         for node in network.nodes:
             own, before = _summing(node.layer), max(carried[name] for name in node.inputs)
@@ -168,15 +184,30 @@ class FileErrors:
         evaluation = self.network.evaluation
         if evaluation.arithmetic == "real" or not evaluation.rounds_input:
             return None
-        return gamma32(2) * (box.centre.abs() + box.radius) + FLOOR
+        self.found[INPUT] = gamma32(2) * (box.centre.abs() + box.radius) + FLOOR
+        return self.found[INPUT]
 
     def at(self, node: Node, *inputs: Box) -> Tensor | None:
         """(n, *node.shape) the error of one layer, given boxes over its inputs; None where it is exact.
 
-        Infinite where values or constants are above LARGEST.
+        HOPELESS where values are above LARGEST, and at the output of an input that has such anywhere.
         """
-        if self.network.evaluation.arithmetic == "real":
-            return None
+        error = self._at(node, inputs) if self.network.evaluation.arithmetic == "float32" else None
+        if node.name == self.network.output_name and self._beyond is not None:
+            error = torch.zeros_like(self._beyond).expand(-1, *node.shape) if error is None else error
+            error = torch.maximum(error, self._beyond)
+        if error is not None:
+            self.found[node.name] = error
+        return error
+
+    @property
+    def _beyond(self) -> Tensor | None:
+        """(n, 1) HOPELESS for inputs with values above LARGEST, else 0; None where there are none."""
+        worst = [error.flatten(1).amax(1, keepdim=True) for error in self.found.values()]
+        hopeless = [torch.zeros_like(one).masked_fill(one >= HOPELESS, HOPELESS) for one in worst]
+        return torch.stack(hopeless).amax(0) if any(bool(one.any()) for one in hopeless) else None
+
+    def _at(self, node: Node, inputs: Sequence[Box]) -> Tensor | None:
         sizes = [box.centre.abs() + box.radius for box in inputs]
         found: Magnitudes | Tensor | None = find_rule(MAGNITUDES, node)(node.layer, self.carried[node.name], *sizes)
         if found is None or isinstance(found, Tensor):
@@ -184,16 +215,19 @@ class FileErrors:
         size, terms = found
         terms += SPARE
         error = size * gamma32(terms) + terms * FLOOR
-        beyond = ~(size <= LARGEST)
-        return error.masked_fill(beyond | _has_large(node.layer), torch.inf)
+        return error.masked_fill(~(size <= LARGEST), HOPELESS)
 
 
-def _has_large(layer: nn.Module) -> bool:
-    """Whether a constant of the layer is above LARGEST or no number."""
-    constants = list(layer.parameters()) + list(layer.buffers())
-    if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
-        constants += batch_norm_affine(layer, 1)
-    return not all(bool((value.abs() <= LARGEST).all()) for value in constants if value.is_floating_point())
+def _require_moderate(network: Network) -> None:
+    for node in network.nodes:
+        constants = list(node.layer.parameters()) + list(node.layer.buffers())
+        if isinstance(node.layer, nn.BatchNorm1d | nn.BatchNorm2d):
+            constants += batch_norm_affine(node.layer, 1)
+        if not all(bool((value.abs() <= LARGEST).all()) for value in constants if value.is_floating_point()):
+            raise UnsupportedNetworkError(
+                f"node {node.name!r}: it has constants above {LARGEST:.1e}, with which float32 may overflow; scale them"
+                " down, or ask for real arithmetic (--arithmetic real)."
+            )
 
 
 def grown(box: Box, error: Tensor | None) -> Box:

@@ -167,8 +167,15 @@ OUTWARD_INTERVAL: Rules = dict.fromkeys(INTERVAL, _outward)
 """INTERVAL with every box grown by its rounding error: contains the exact image of the exact input box."""
 
 
-def enclosures(network: Network, box: Box) -> dict[str, Box]:
-    """Boxes over every node's values, and over the INPUT's, in all runs that `network.evaluation` speaks of.
+class Enclosures(NamedTuple):
+    """Boxes over every node's values, and over the INPUT's; and the nodes' errors (FileErrors.found)."""
+
+    boxes: Mapping[str, Box]
+    file_errors: Mapping[str, Tensor]
+
+
+def enclosures(network: Network, box: Box) -> Enclosures:
+    """What intervals say about all runs that `network.evaluation` speaks of.
 
     Args:
         box: of the points x + u, or of what the file gets (`Evaluation.rounds_input`); (n, *input_shape).
@@ -179,14 +186,16 @@ def enclosures(network: Network, box: Box) -> dict[str, Box]:
         inputs = [boxes[name] for name in node.inputs]
         image: Box = find_rule(OUTWARD_INTERVAL, node)(node.layer, *inputs)
         boxes[node.name] = grown(image, errors.at(node, *inputs))
-    return boxes
+    return Enclosures(boxes, errors.found)
 
 
-def outward_margins(network: Network, boxes: Mapping[str, Box], labels: Tensor) -> Tensor:
+def outward_margins(
+    network: Network, boxes: Mapping[str, Box], file_errors: Mapping[str, Tensor], labels: Tensor
+) -> Tensor:
     """Lower bounds (n, c) of f_y - f_c in all runs that `network.evaluation` speaks of; +inf at the true class.
 
     Args:
-        boxes: of every node, as `enclosures` gives them.
+        boxes, file_errors: of the nodes, as `enclosures` gives them.
 
     Like `interval.margins`, a final Linear layer is elided.
     """
@@ -194,7 +203,7 @@ def outward_margins(network: Network, boxes: Mapping[str, Box], labels: Tensor) 
     if isinstance(last.layer, nn.Linear):
         before = boxes[last.inputs[0]]
         lower = final_margins(last.layer, before, labels) - 4 * layer_error(last.layer, before)[:, None]
-        error = FileErrors.of(network).at(last, before)
+        error = file_errors.get(last.name)
         if error is not None:
             lower = lower - 1.001 * (error + error.gather(1, labels[:, None]))
     else:

@@ -241,5 +241,5 @@ def bound_individually(
 def interval_margins(network: Network, x: Tensor, reference: Tensor, threat: Threat) -> Float[Tensor, " n"]:
     """The smallest outward IBP margin, or that over the target, of each input x (n, C, H, W); on the CPU."""
     with torch.no_grad(), exact_products():
-        boxes = enclosures(network, threat.enclosure(x))
-        return only(outward_margins(network, boxes, reference), threat.target).amin(dim=1).cpu()
+        found = enclosures(network, threat.enclosure(x))
+        return only(outward_margins(network, *found, reference), threat.target).amin(dim=1).cpu()

@@ -272,7 +272,7 @@ class Prover:
     def _bounded(self, network: Network) -> _Bounded:
         label = torch.zeros(1, dtype=torch.long)
         relaxed = relax(network, self.question.box)
-        interval = outward_margins(network, relaxed.boxes, label)
+        interval = outward_margins(network, relaxed.boxes, relaxed.file_errors, label)
         return _Bounded(relaxed=relaxed, lower=margin_planes(relaxed, label, interval).lower[0, 1:])
 
 
@@ -322,6 +322,6 @@ def allowance(question: Question) -> float:
     if not bool(formula.error.any()):
         return 0.0
     with torch.no_grad(), exact_products():
-        reach = enclosures(question.network, question.box)[question.network.output_name]
+        reach = enclosures(question.network, question.box).boxes[question.network.output_name]
         largest = torch.cat([(box.centre.abs() + box.radius).flatten() for box in (reach, question.box)])
         return 2 * float((formula.error @ largest).amax())

@@ -84,12 +84,13 @@ class SlopeAscent:
     def _stages(self) -> Iterator[bool]:
         """Yields after each chunk."""
         network = self.network
-        layer_errors = FileErrors.of(network)
+        file_errors = FileErrors.of(network)
         boxes: dict[str, Box] = {INPUT: self._known[INPUT]}
         relaxations: dict[str, Relaxation] = {}
         errors: dict[str, Tensor] = {}
-        file_errors: dict[str, Tensor] = {}
-        state = _State(network=network, boxes=boxes, relaxations=relaxations, errors=errors, file_errors=file_errors)
+        state = _State(
+            network=network, boxes=boxes, relaxations=relaxations, errors=errors, file_errors=file_errors.found
+        )
         nonlinear = {node.name for node in network.nodes if type(node.layer) in RELAXATIONS}
         refined = {INPUT}
         for node in network.nodes:
@@ -102,9 +103,8 @@ class SlopeAscent:
                     refined.add(source)
                 relaxations[node.name] = RELAXATIONS[type(node.layer)](node.layer, widen(boxes[source]))
             inputs = [boxes[name] for name in node.inputs]
-            if (error := layer_errors.at(node, *inputs)) is not None:
-                file_errors[node.name] = error
-            boxes[node.name] = grown(find_rule(OUTWARD_INTERVAL, node)(node.layer, *inputs), error)
+            image: Box = find_rule(OUTWARD_INTERVAL, node)(node.layer, *inputs)
+            boxes[node.name] = grown(image, file_errors.at(node, *inputs))
             errors[node.name] = backward_error(network, node, *inputs)
         for index in torch.split(torch.arange(len(self._classes)), state.chunk()):
 

@@ -253,4 +253,4 @@ def test_uneven_same_padding_is_named() -> None:
 def test_outward_margins_are_the_interval_part_of_lower() -> None:
     network, box = random_network(4), random_box(4)
     boxes = relax(network, box).boxes
-    assert (crown(network, box, LABELS).lower >= outward_margins(network, boxes, LABELS)).all()
+    assert (crown(network, box, LABELS).lower >= outward_margins(network, boxes, {}, LABELS)).all()

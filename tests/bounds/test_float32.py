@@ -22,6 +22,7 @@ from citrus_tool.bounds.fold import foldable
 from citrus_tool.bounds.linear import RelaxedNetwork
 from citrus_tool.bounds.rounding import enclosures, outward_margins
 from citrus_tool.certification.joint import JointProblem, Member
+from citrus_tool.errors import UnsupportedNetworkError
 from citrus_tool.network import CANONICAL, INPUT, Affine, Evaluation, Network, Reshape, chain
 from citrus_tool.threat import Box, Threat
 from citrus_tool.threat.clip import clipped
@@ -93,8 +94,8 @@ def test_erring_runs_stay_in_every_box_and_above_every_plane() -> None:
             relaxed = relax(network, box)
             points = samples(box, seed)
             values = erring(relaxed, points, seed)
-            plain = enclosures(network.frozen(dtype=torch.float64, evaluation=Evaluation()), box)
-            for boxes in (relaxed.boxes, enclosures(network, box)):
+            plain = enclosures(network.frozen(dtype=torch.float64, evaluation=Evaluation()), box).boxes
+            for boxes in (relaxed.boxes, enclosures(network, box).boxes):
                 for name, value in values.items():
                     assert (value >= boxes[name].lower - 1e-12).all(), (seed, name)
                     assert (value <= boxes[name].upper + 1e-12).all(), (seed, name)
@@ -103,7 +104,7 @@ def test_erring_runs_stay_in_every_box_and_above_every_plane() -> None:
                 for name, value in values.items()
             )
             true = margins_of(values, network)
-            assert (true >= outward_margins(network, relaxed.boxes, LABELS)).all(), seed
+            assert (true >= outward_margins(network, relaxed.boxes, relaxed.file_errors, LABELS)).all(), seed
             found = crown(network, box, LABELS, skip_decided=False)
         u = (points - box.centre).flatten(2)
         plane = torch.einsum("snd,ncd->snc", u, found.coefficient.flatten(2)) + found.offset
@@ -212,7 +213,7 @@ def test_float32_sums_in_any_order_stay_inside(tmp_path: Path) -> None:
         x = generator.random(n).astype(np.float32)
         point = Box(centre=torch.from_numpy(x).double()[None], radius=torch.zeros(1, n, dtype=torch.float64))
         with torch.no_grad():
-            found = enclosures(network, point)[network.nodes[0].name]
+            found = enclosures(network, point).boxes[network.nodes[0].name]
         exact = float(weight[0].astype(np.float64) @ x.astype(np.float64) + bias[0])
         for fused in (False, True):
             for _ in range(10):
@@ -266,10 +267,19 @@ def test_nothing_is_proven_where_a_run_may_overflow(where: str) -> None:
     if where == "scale":
         layers.insert(1, Affine(torch.tensor([size, 1.0, 1.0]), torch.zeros(3)))
     box = Box(centre=torch.ones(1, 4, dtype=torch.float64), radius=torch.full((1, 4), 0.1, dtype=torch.float64))
-    for evaluation, proven in ((Evaluation(), True), (Evaluation(arithmetic="float32"), False)):
-        network = chain(layers, (4,)).frozen(dtype=torch.float64, evaluation=evaluation)
-        found = crown(network, box, torch.tensor([0]), skip_decided=False)
-        assert bool(found.verified) == proven
+    plain = chain(layers, (4,)).frozen(dtype=torch.float64)
+    network = plain.frozen(dtype=torch.float64, evaluation=Evaluation(arithmetic="float32"))
+    label = torch.tensor([0])
+    assert bool(crown(plain, box, label, skip_decided=False).verified)
+    if where != "value":
+        with pytest.raises(UnsupportedNetworkError, match="may overflow"):
+            crown(network, box, label)
+        return
+    found = crown(network, box, label, skip_decided=False)
+    assert float(found.lower[0, 1]) < -1e200
+    assert not bool(found.verified)
+    found_by_intervals = enclosures(network, box)
+    assert float(outward_margins(network, *found_by_intervals, label)[0, 1]) < -1e200
 
 
 def test_terms_are_carried_through_what_a_runtime_may_fuse_and_no_further() -> None:
