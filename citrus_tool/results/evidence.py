@@ -86,8 +86,8 @@ class Evidence:
     Attributes:
         labels: classes in the data.
         verdicts: one for each input.
-        perturbation: the u (C, H, W) float32, pixel space, under which the inputs with verdict `fooled` are lost on
-            onnxruntime and in float64; None where there are none.
+        perturbation: the u (C, H, W) float32, pixel space, under which the inputs with verdict `fooled` are lost, on
+            onnxruntime or in real arithmetic, whichever is certified; None where there are none.
     """
 
     labels: tuple[int, ...]
