@@ -25,7 +25,8 @@ from citrus_tool.certification.dataset_scope import Remainder
 from citrus_tool.certification.group_result import Finished, finished
 from citrus_tool.certification.milp import Solver, named
 from citrus_tool.certification.proof import GroupProof
-from citrus_tool.certification.selection import judged_inputs
+from citrus_tool.certification.rounding_loss import LOOKED_AT, rounding_losses
+from citrus_tool.certification.selection import JudgedInputs, judged_inputs
 from citrus_tool.certification.setup import Setup
 from citrus_tool.choices.settings import CertifySettings
 from citrus_tool.context import ON_CPU, RunContext
@@ -34,6 +35,7 @@ from citrus_tool.engines.processes import More, spread
 from citrus_tool.errors import InputFileError, InterruptedRunError, UsageError
 from citrus_tool.onnx_io import OnnxModel, OnnxRunner, require_parity
 from citrus_tool.results.certificate import Certificate, GroupResult
+from citrus_tool.results.evidence import InputVerdict
 from citrus_tool.results.journal import Journal, open_journal
 from citrus_tool.threat import Threat
 
@@ -109,6 +111,7 @@ def certify_uap(
             ledger.log.finish()
     if setup.recorder is not None:
         setup.recorder.pack(len(whole.groups), {"data": data.name, "split": data.split, "version": __version__})
+    losses = _rounding_losses(setup, selection, whole.groups)
     context.progress.finish()
     examined = selection.examined(plan.groups)
     return Certificate(
@@ -126,7 +129,32 @@ def certify_uap(
         version=__version__,
         together=whole.held,
         perturbation=whole.perturbation,
+        rounding=losses,
     )
+
+
+def _rounding_losses(setup: Setup, selection: JudgedInputs, groups: Sequence[GroupResult]) -> dict[str, int] | None:
+    """What rounding alone keeps from being proven, by node."""
+    if setup.settings.arithmetic == "real":
+        return None
+    lost = [
+        index
+        for group in groups
+        if group.evidence is not None
+        for index, verdict in zip(group.indices, group.evidence.verdicts, strict=True)
+        if verdict in (InputVerdict.OPEN, InputVerdict.FOOLED)
+    ][:LOOKED_AT]
+    if not lost:
+        return None
+    found = rounding_losses(
+        setup.bounded,
+        setup.data.pixels()[lost].to(setup.device),
+        selection.rows(lost).reference.tolist(),
+        setup.threat,
+        intervals_alone=setup.settings.bounds == "ibp",
+        intermediate=setup.settings.intermediate,
+    )
+    return found or None
 
 
 def _require_sense(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from citrus_tool.choices.settings import AttackSettings, CertifySettings
 from citrus_tool.cli import options, parameters, terminal
 from citrus_tool.cli.gathered import Outputs, gathered
 from citrus_tool.context import RunContext
-from citrus_tool.errors import UsageError
+from citrus_tool.errors import AccuracyWarning, UsageError
 from citrus_tool.sources import DataChoice, ModelChoice
 from citrus_tool.threat import Threat
 
@@ -78,6 +79,8 @@ def certify_uap(
         write_tables(outputs, [proven], sweep_table([proven], threats[0].target))
         shown = proven.table()
         terminal.show(proven.to_json(), outputs.json, shown.columns, shown.rows)
+        if proven.remark is not None:
+            warnings.warn(proven.remark, AccuracyWarning, stacklevel=1)
     terminal.write_report(outputs.report, run_dir)
 
 

@@ -196,6 +196,8 @@ class Certificate(Tabular):
         stages: seconds by stage, over all groups and over interrupted runs too.
         version: of citrus.
         together: inputs that stayed correct under the worst perturbation of all inputs found; None in scope groups.
+        rounding: by node of the file, inputs that only float32 rounding keeps from being proven, most of which arises
+            there; among the first that are not proven (certification/rounding_loss.py); None where there are none.
         perturbation: that perturbation (C, H, W) float32, pixel space; None in scope groups and where it fools nothing.
 
     Raises: SoundnessError when more is certified than stayed correct under that perturbation.
@@ -213,6 +215,7 @@ class Certificate(Tabular):
     version: str = about(stated=("statuses",))
     settings: Mapping[str, Any]
     together: int | None = about(default=None, written=False)
+    rounding: Mapping[str, int] | None = about(default=None, absent=True)
     perturbation: NDArray[np.float32] | None = about(
         default=None,
         absent=True,
@@ -304,6 +307,17 @@ class Certificate(Tabular):
     def seconds(self) -> float:
         """Wall time of all stages."""
         return sum(self.stages.values())
+
+    @property
+    def remark(self) -> str | None:
+        """What rounding alone costs, in a sentence."""
+        if not self.rounding:
+            return None
+        places = ", ".join(f"{name!r} ({count})" for name, count in self.rounding.items())
+        return (
+            f"{sum(self.rounding.values())} inputs that real arithmetic would prove are lost to the file's float32"
+            f" rounding (of the unproven ones that were looked at); most of it arises at node {places}."
+        )
 
     def table(self) -> Table:
         """The five counts, and their percentages of the inputs."""
