@@ -152,7 +152,7 @@ def _summing(layer: nn.Module) -> int | None:
     return kernel[0] * kernel[1] if isinstance(kernel, tuple) else kernel**2
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class FileErrors:
     """The errors e of a network's nodes, asked for in topological order for one batch of boxes.
 

@@ -168,7 +168,7 @@ OUTWARD_INTERVAL: Rules = dict.fromkeys(INTERVAL, _outward)
 
 
 class Enclosures(NamedTuple):
-    """Boxes over every node's values, and over the INPUT's; and the nodes' errors (FileErrors.found)."""
+    """Boxes over every node's values, and over the INPUT's; and the nodes' errors (n, *shape), FileErrors.found."""
 
     boxes: Mapping[str, Box]
     file_errors: Mapping[str, Tensor]
