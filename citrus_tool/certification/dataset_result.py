@@ -14,7 +14,7 @@ from torch import Tensor
 from citrus_tool.certification.chunks import attacked as attacked_groups
 from citrus_tool.certification.dataset_scope import Across, Remainder, Rest, across, attacked
 from citrus_tool.certification.group import OpenGroup, refutation_of, timed
-from citrus_tool.certification.group_result import executions_of
+from citrus_tool.certification.group_result import executions_of, rounded
 from citrus_tool.certification.individual import Clean
 from citrus_tool.certification.partition import Block
 from citrus_tool.certification.proof import GroupProof, regrouped
@@ -78,9 +78,10 @@ def whole_data_set(
             ).best
     open_inputs = _as_group(setup, rest, x, clean.reference)
     with timed(seconds, "replay"):
-        open_inputs = setup.replayer.replayed(
-            open_inputs, u.cpu(), rest.allows, conflicts=None if found is None else found.conflicts
-        )
+        conflicts = None if found is None else found.conflicts
+        open_inputs = setup.replayer.replayed(open_inputs, u.cpu(), rest.allows, conflicts=conflicts)
+        open_inputs = rounded(setup, open_inputs, rest.allows, rest.tried)
+        open_inputs = setup.replayer.replayed(open_inputs, open_inputs.u, rest.allows, conflicts=conflicts)
     chosen = tuple(groups)
     if found is not None:
         chosen = _partitioned(setup, groups, open_inputs, rest, found, seconds)
@@ -152,6 +153,7 @@ def _partitioned(
         allows = partial(_allowed, rest, block)
         for u in (open_inputs.u, worst[number]):
             one = setup.replayer.replayed(one, u, allows)
+        one = rounded(setup, one, allows)
         proven = torch.tensor([member in excluded for member in block.members])
         one = replace(one, index=len(chosen), seconds=share, proven=proven)
         words = f"at most {block.bound} of {len(block.members)} fooled at once"

@@ -29,7 +29,9 @@ from citrus_tool.certification.individual import IndividualBounds
 from citrus_tool.certification.joint_loop import bracket_group
 from citrus_tool.certification.milp import Ending, GroupPlanes, MilpBound, bound_fooled
 from citrus_tool.certification.proof import GroupProof, Refutation
-from citrus_tool.certification.setup import GROUP_COUNT, Setup
+from citrus_tool.certification.replay import Allows
+from citrus_tool.certification.rounding_attack import rounding_witness
+from citrus_tool.certification.setup import GROUP_COUNT, ROUNDING, Setup
 from citrus_tool.results.certificate import GroupResult, Status
 
 RELAXED: Final = 20
@@ -60,6 +62,7 @@ def finished(setup: Setup, prepared: Prepared) -> Finished:
     group, individual = prepared.group, prepared.individual
     with timed(group.seconds, "replay"):
         group = setup.replayer.replayed(group, group.u, individual.allows)
+        group = rounded(setup, group, individual.allows)
     joint = setup.joint and group.fooled < int(group.open.sum())
     counted = (_by_joint_proofs if joint else _by_milp)(setup, group, individual)
     proof = None if setup.recorder is None else _proof(setup, group, individual, counted)
@@ -68,6 +71,26 @@ def finished(setup: Setup, prepared: Prepared) -> Finished:
         proof = None
     remainder = remainder_of(group, individual, counted.group.u, counted.refuted, setup.threat)
     return Finished(result=counted.result, remainder=remainder, proof=proof)
+
+
+def rounded(setup: Setup, group: OpenGroup, allows: Allows, tried: Sequence[Tensor] = ()) -> OpenGroup:
+    """The group with a witness that the file's own rounding makes, where that fools more than its u.
+
+    `tried` are further perturbations (C, H, W) to start from.
+    """
+    places = torch.nonzero(group.open).flatten()
+    if not len(places):
+        return group
+    starts = torch.stack([torch.zeros_like(group.u), group.u, *tried])
+    u = rounding_witness(
+        setup.replayer,
+        group.x[places],
+        group.reference[places],
+        group.fallen[places],
+        starts,
+        setup.generator(ROUNDING, group.index),
+    )
+    return group if u is None else setup.replayer.replayed(group, u, allows)
 
 
 def executions_of(setup: Setup, rivals: Sequence[tuple[int, ...]], x: Tensor, reference: Tensor) -> list[OpenExecution]:
@@ -98,7 +121,9 @@ def _by_joint_proofs(setup: Setup, group: OpenGroup, individual: IndividualBound
             record=setup.recorder is not None,
         )
     with timed(group.seconds, "replay"):
-        replayed = setup.replayer.replayed(group, found.u.cpu(), individual.allows, conflicts=found.conflicts)
+        replayed = group
+        for u in (group.u, found.u.cpu()):
+            replayed = setup.replayer.replayed(replayed, u, individual.allows, conflicts=found.conflicts)
     proven = group.proven.clone()
     proven[places[found.conflicts.excluded()]] = True
     result = replace(replayed, proven=proven).result(

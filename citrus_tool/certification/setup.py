@@ -23,7 +23,7 @@ from citrus_tool.onnx_io import OnnxModel, OnnxRunner
 from citrus_tool.threat import Threat
 from citrus_tool.threat.clip import perturbed_network
 
-BATCHED_ATTACK, GROUP_COUNT, INDIVIDUAL_ATTACK, ACROSS_GROUPS = range(4)
+BATCHED_ATTACK, GROUP_COUNT, INDIVIDUAL_ATTACK, ACROSS_GROUPS, ROUNDING = range(5)
 """Stages that draw random numbers, each from a generator of its own; numbered in `Setup.generator`."""
 
 
