@@ -52,6 +52,7 @@ class AttackOptions(TypedDict, total=False):
     group_size: int | None
     steps: int
     restarts: int
+    arithmetic: Arithmetic
     seed: int
     limit: int | None
 

@@ -283,12 +283,12 @@ class Model(Tabular):
         on_progress: OnProgress | None = None,
         **options: Unpack[AttackOptions],
     ) -> AttackReport:
-        """The strongest shared perturbations found, (groups, C, H, W) in pixel space, replayed on onnxruntime.
+        """The strongest shared perturbations found, (groups, C, H, W) in pixel space, replayed.
 
         Args:
             eps, clip, target: as `certify` takes them.
             options: fields of AttackSettings: `group_size` (None: all inputs share one perturbation), `steps` and
-                `restarts` (docs/attack.md), `seed`, and `limit`, how many inputs are attacked.
+                `restarts` (docs/attack.md), `arithmetic`, `seed`, and `limit`, how many inputs are attacked.
 
         Raises:
             UsageError: an option makes no sense.

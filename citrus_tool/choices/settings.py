@@ -115,6 +115,8 @@ class AttackSettings:
         group_size: inputs that share one perturbation, consecutive ones; None: all of them share one.
         steps, restarts: as attacks.universal.attack_groups takes them, or for more than GROWN inputs in a group,
             attacks.dataset.attack_dataset.
+        arithmetic: what is attacked: the file, as onnxruntime runs it in `float32`, or the network in `real`
+            arithmetic.
         seed: draws the starting points.
         limit: how many inputs are attacked; None: all.
     """
@@ -122,6 +124,11 @@ class AttackSettings:
     group_size: int | None = like(CertifySettings, "group_size")
     steps: int = like(CertifySettings, "attack_steps")
     restarts: int = like(CertifySettings, "attack_restarts")
+    arithmetic: Arithmetic = like(
+        CertifySettings,
+        "arithmetic",
+        help="What is attacked: the file as onnxruntime runs it in float32, or the network in real arithmetic.",
+    )
     seed: int = like(CertifySettings, "seed")
     limit: int | None = like(CertifySettings, "limit")
 
@@ -137,7 +144,7 @@ class TuneSettings:
     Attributes:
         trials: how many recipes are tried, those before a resume included.
         inputs: the first inputs of the validation split, whose certified UAP accuracy is the second objective.
-        bounds, group_size: of that certificate.
+        bounds, group_size, arithmetic: of that certificate.
         weight: what a point of certified accuracy counts against one of standard accuracy where one recipe is chosen:
             the choice maximises (1 - weight) * standard + weight * certified.
         prune: give poor trials up.
@@ -150,6 +157,7 @@ class TuneSettings:
         "crown", rule=one_of(QUICK_BOUNDS), help="What proves the certified accuracy that is maximised."
     )
     group_size: int = like(CertifySettings, "group_size", rule=_tuned(1))
+    arithmetic: Arithmetic = like(CertifySettings, "arithmetic")
     weight: float = option(
         0.5,
         rule=Rule(low=0.0, high=1.0, demand="it must lie in [0, 1]."),

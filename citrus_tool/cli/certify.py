@@ -133,7 +133,7 @@ def check(
 @options.threat_options
 @options.settings(AttackSettings, "group_size")
 @options.setting(CertifySettings, "scope", about="One perturbation for each group, or one for all inputs.")
-@options.settings(AttackSettings, "steps", "restarts")
+@options.settings(AttackSettings, "steps", "restarts", "arithmetic")
 @click.option("--save", type=parameters.PATH, metavar="u.npy", help="Write the perturbations (groups, C, H, W).")
 @options.run_options
 @options.output_options
@@ -148,7 +148,7 @@ def attack_uap(
     context: RunContext,
     outputs: Outputs,
 ) -> None:
-    """Searches the strongest shared perturbation of each group and replays it on onnxruntime.
+    """Searches the strongest shared perturbation of each group and replays it, on onnxruntime unless told otherwise.
 
     \b
     Example:

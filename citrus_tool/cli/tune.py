@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     metavar="FIELD=LOW:HIGH[:log]|A,B",
     help="Search only this field and other --search ones [default: the numbers that the method is sensitive to].",
 )
-@options.settings(TuneSettings, "trials", "inputs", "bounds", "group_size", "weight", "prune")
+@options.settings(TuneSettings, "trials", "inputs", "bounds", "group_size", "arithmetic", "weight", "prune")
 @click.option("--storage", type=parameters.PATH, metavar="FILE", help="The study [default: RUN_DIR/study.db].")
 @click.option(
     "--plot", type=parameters.PATH, metavar="FILE.svg", help="Draw the front, as SVG or PNG; needs matplotlib."

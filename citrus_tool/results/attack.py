@@ -18,11 +18,11 @@ from citrus_tool.threat import Threat
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class AttackReport(Tabular):
-    """The result of `attack-uap`: the strongest perturbations found and what the ONNX file does under them.
+    """The result of `attack-uap`: the strongest perturbations found and what the network does under them.
 
-    `perturbations` is (g, C, H, W) in pixel space; `correct` and `attacked` count inputs that onnxruntime classifies
-    correctly (with a target class: that it does not drive there) without and with their group's perturbation; a tie
-    counts as fooled. A report that was read from a file has none.
+    `perturbations` is (g, C, H, W) in pixel space; `correct` and `attacked` count inputs that are classified correctly
+    (with a target class: not driven there) without and with their group's perturbation: by the file on onnxruntime, or
+    with `arithmetic` real by the exact network; a tie counts as fooled. A report that was read from a file has none.
     """
 
     model: Path
@@ -34,6 +34,7 @@ class AttackReport(Tabular):
     groups: int
     correct: int = about(key="clean_correct")
     attacked: int
+    arithmetic: str = about(default_factory=lambda: "float32")
     version: str = about(default=__version__, stated=("attacked_uap_accuracy",))
     perturbations: Tensor = about(default_factory=lambda: torch.zeros(0), written=False, compare=False)
 
@@ -56,4 +57,4 @@ class AttackReport(Tabular):
         counts = {clean_name(self.threat.target): self.correct, "attacked UAP": self.attacked}
         rows = [[name, str(count), percent(100 * count / self.inputs)] for name, count in counts.items()]
         about = f"{self.threat.words}; {self.data} ({self.split}), groups of {self.group_size}"
-        return Table(title=about, columns=[f"of {self.inputs} inputs", "count", "%"], rows=rows)
+        return Table(title=about, columns=[f"of {self.inputs} inputs ({self.arithmetic})", "count", "%"], rows=rows)

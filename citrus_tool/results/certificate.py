@@ -209,7 +209,7 @@ class Certificate(Tabular):
     split: str
     data_sha256: str
     threat: Threat = about(stated=("eps",))
-    examined: int = about(stated=("scope", "group_size", "protocol", "inputs", *COUNTS, *ACCURACIES))
+    examined: int = about(stated=("scope", "group_size", "protocol", "arithmetic", "inputs", *COUNTS, *ACCURACIES))
     examined_correct: int = about(written=False)
     stages: Mapping[str, float] = about(stated=("seconds",))
     version: str = about(stated=("statuses",))
@@ -299,6 +299,13 @@ class Certificate(Tabular):
         return str(self.settings["protocol"])
 
     @property
+    def arithmetic(self) -> str:
+        """What is certified: every run of the file in `float32`, or `real` arithmetic, as by a citrus that knew no
+        other.
+        """
+        return str(self.settings.get("arithmetic", "real"))
+
+    @property
     def statuses(self) -> dict[Status, int]:
         """How many groups have each status."""
         return {status: sum(group.status is status for group in self.groups) for status in Status}
@@ -330,7 +337,7 @@ class Certificate(Tabular):
         }
         rows = [[name, str(count), percent(100 * count / self.inputs)] for name, count in counts.items()]
         about = f"{self.threat.words}; {self.data} ({self.split}), groups of {self.settings['group_size']}"
-        return Table(title=about, columns=[f"of {self.inputs} inputs", "count", "%"], rows=rows)
+        return Table(title=about, columns=[f"of {self.inputs} inputs ({self.arithmetic})", "count", "%"], rows=rows)
 
     def to_json(self, *, perturbations: bool = False) -> dict[str, Any]:
         """The fields of docs/certificate.md: counts of inputs, accuracies in percent; on demand with perturbations."""

@@ -67,7 +67,11 @@ def figure_rows(*figures: Figures) -> list[list[str]]:
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Evaluation(Tabular):
     """The result of `evaluate` at `eps` (pixel space): figures, and the accuracy (percent) under one PGD perturbation
-    an input. `certificate` is what the UAP and IBP figures come from; None in files of a citrus that did not keep it.
+    an input.
+
+    Attributes:
+        arithmetic: what is certified, as in Certificate.
+        certificate: what the UAP and IBP figures come from; None in files of a citrus that did not keep it.
     """
 
     model: Path
@@ -78,6 +82,7 @@ class Evaluation(Tabular):
     inputs: int
     pgd_accuracy: float
     figures: Figures = about(flat=True)
+    arithmetic: str = about(default_factory=lambda: "real")
     version: str = __version__
     certificate: Certificate | None = about(
         default=None, read=lambda value, name, place: Certificate.from_json(value, place.inside(name))
@@ -100,4 +105,4 @@ class Evaluation(Tabular):
         """All accuracies, in percent."""
         rows = [*figure_rows(self.figures), ["PGD (one input each)", percent(self.pgd_accuracy)]]
         about = f"{self.data} ({self.split}), eps {self.eps:g}, groups of {self.group_size}, {self.inputs} inputs"
-        return Table(title=about, columns=["accuracy in %", self.model.name], rows=rows)
+        return Table(title=about, columns=[f"accuracy in % ({self.arithmetic})", self.model.name], rows=rows)

@@ -37,7 +37,8 @@ class SpecVerdict:
 class HardenReport(Tabular):
     """The result of `harden`: where the new file is, how training went, and the figures before and after.
 
-    `eps` is in pixel space; `spec` has an entry for each property that was trained for.
+    `eps` is in pixel space; `arithmetic` is what is certified, as in Certificate; `spec` has an entry for each property
+    that was trained for.
     """
 
     model: Path
@@ -55,6 +56,7 @@ class HardenReport(Tabular):
     spec: Sequence[SpecVerdict] = ()
     recipe: Recipe | Mapping[str, Any] = about(read=read_recipe)
     history: Sequence[Mapping[str, Any]] = about(read=read_history)
+    arithmetic: str = about(default_factory=lambda: "real")
     version: str = __version__
 
     def to_json(self) -> dict[str, Any]:
@@ -65,4 +67,4 @@ class HardenReport(Tabular):
         """Before and after, in percent."""
         about = f"{self.method} at eps {self.eps:g}, groups of {self.group_size}, {self.inputs} inputs"
         rows = figure_rows(self.before, self.after)
-        return Table(title=about, columns=["accuracy in %", "before", "after"], rows=rows)
+        return Table(title=about, columns=[f"accuracy in % ({self.arithmetic})", "before", "after"], rows=rows)

@@ -44,16 +44,17 @@ def percents(certificate: Certificate) -> dict[str, float]:
 
 
 def judged(certificate: Certificate) -> str:
-    """What the percentages of a table are of: "200 inputs (digits, test) in groups of 5"."""
+    """What the percentages of a table are of: "200 inputs (digits, test) in groups of 5, float32 arithmetic"."""
     shared = f"in groups of {certificate.settings['group_size']}"
     if certificate.together is not None:
         shared = "under one perturbation for all"
-    return f"{certificate.inputs} inputs ({certificate.data}, {certificate.split}) {shared}"
+    inputs = f"{certificate.inputs} inputs ({certificate.data}, {certificate.split})"
+    return f"{inputs} {shared}, {certificate.arithmetic} arithmetic"
 
 
 def csv_rows(certificates: Sequence[Certificate]) -> tuple[list[str], list[list[Cell]]]:
     """Header and one row for each certificate: eps, counts, percentages with the suffix _percent, seconds."""
-    columns = ["model", "data", "split", "eps", "group_size", "protocol", "inputs", *COLUMNS]
+    columns = ["model", "data", "split", "eps", "group_size", "protocol", "arithmetic", "inputs", *COLUMNS]
     columns += [f"{name}_percent" for name in COLUMNS] + ["seconds"]
     rows: list[list[Cell]] = []
     for certificate in certificates:

@@ -14,13 +14,15 @@ from citrus_tool.attacks.dataset import attack_dataset
 from citrus_tool.attacks.effort import Effort
 from citrus_tool.attacks.universal import attack_groups
 from citrus_tool.certification.individual import held, judged
+from citrus_tool.certification.replay import Replayer
+from citrus_tool.certification.rounding_attack import rounding_witness
 from citrus_tool.choices import Split
 from citrus_tool.choices.settings import AttackSettings
 from citrus_tool.context import RunContext
 from citrus_tool.data import Dataset
 from citrus_tool.devices import device_of, resolved
 from citrus_tool.files import require_writable_file, write_bytes
-from citrus_tool.network import Network
+from citrus_tool.network import Evaluation, Network
 from citrus_tool.onnx_io import OnnxRunner
 from citrus_tool.progress import Progress
 from citrus_tool.results.attack import AttackReport
@@ -46,7 +48,7 @@ def attack_file(
     split: Split = "test",
     save: Path | None = None,
 ) -> AttackReport:
-    """The strongest shared perturbations found, replayed on onnxruntime.
+    """The strongest shared perturbations found, replayed on onnxruntime, or with arithmetic real in the exact network.
 
     Args:
         save: writes the perturbations (g, C, H, W) float32 to this .npy file.
@@ -62,11 +64,26 @@ def attack_file(
     warn_of_accuracy(model, whole, choice)
     dataset = whole.select(judged(whole, threat.target)[: settings.limit])
     k = settings.group_size or len(dataset)
-    network = perturbed_network(model.network, threat).frozen(dtype=torch.float32, device=context.device)
-    perturbations = _strongest(network, dataset, threat, replace(settings, group_size=k), context.progress)
-    runner = OnnxRunner(model)
-    images, labels = dataset.pixels(), dataset.labels.numpy()
-    shifted = threat.inputs(images, perturbations.repeat_interleave(k, dim=0)[: len(dataset)])
+    network = perturbed_network(model.network, threat)
+    evaluation = Evaluation(arithmetic=settings.arithmetic, rounds_input=True)
+    replayer = Replayer(
+        network=network.frozen(dtype=torch.float64, device=context.device, evaluation=evaluation),
+        runner=OnnxRunner(model),
+        threat=threat,
+        device=torch.device(context.device),
+        stage="attack",
+    )
+    single = network.frozen(dtype=torch.float32, device=context.device)
+    found = _strongest(single, dataset, threat, replace(settings, group_size=k), context.progress)
+    correct = _held(replayer, dataset, torch.zeros_like(found[0]))
+    perturbations = torch.stack(
+        [
+            u
+            if k > GROWN
+            else _by_rounding(replayer, dataset, torch.arange(len(dataset))[start : start + k], correct, u)
+            for start, u in zip(range(0, len(dataset), k), found, strict=True)
+        ]
+    )
     context.progress.finish()
     if save is not None:
         buffer = io.BytesIO()
@@ -80,10 +97,31 @@ def attack_file(
         group_size=k,
         inputs=len(dataset),
         groups=len(perturbations),
-        correct=int(held(runner.logits(images), labels, threat.target).sum()),
-        attacked=int(held(runner.logits(shifted), labels, threat.target).sum()),
+        correct=int(correct.sum()),
+        attacked=int(_held(replayer, dataset, perturbations.repeat_interleave(k, dim=0)[: len(dataset)]).sum()),
+        arithmetic=settings.arithmetic,
         perturbations=perturbations,
     )
+
+
+def _held(replayer: Replayer, inputs: Dataset, u: Tensor) -> Tensor:
+    """Flags (n,) of the inputs that u (C, H, W), or their own u (n, C, H, W), does not fool."""
+    x = inputs.pixels()
+    if replayer.network.evaluation.arithmetic == "real":
+        return torch.from_numpy(~replayer.outcome(x, u, inputs.labels).lost)
+    logits = replayer.runner.logits(replayer.threat.inputs(x, u))
+    return torch.from_numpy(held(logits, inputs.labels.numpy(), replayer.threat.target))
+
+
+def _by_rounding(replayer: Replayer, dataset: Dataset, members: Tensor, correct: Tensor, u: Tensor) -> Tensor:
+    """`u`, or what fools more of the group's inputs by the file's own rounding."""
+    if not bool(correct[members].any()):
+        return u
+    group = dataset.select(members[correct[members]])
+    kept, starts = _held(replayer, group, u), torch.stack([torch.zeros_like(u), u])
+    generator = torch.Generator().manual_seed(int(members[0]))
+    other = rounding_witness(replayer, group.pixels(), group.labels, ~kept, starts, generator)
+    return u if other is None or int(_held(replayer, group, other).sum()) >= int(kept.sum()) else other
 
 
 def _strongest(

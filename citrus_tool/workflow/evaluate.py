@@ -45,5 +45,6 @@ def evaluate_file(
         inputs=len(judged),
         pgd_accuracy=robust,
         figures=figures,
+        arithmetic=certificate.arithmetic,
         certificate=certificate,
     )

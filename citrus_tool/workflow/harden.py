@@ -135,6 +135,7 @@ def harden_file(
         after=after,
         data=choice.name,
         group_size=certify.group_size,
+        arithmetic=certify.arithmetic,
         inputs=min(certify.limit or len(test), len(test)),
         spec=[
             SpecVerdict(file=p.path, images=len(p.labels), eps=p.eps, before=old.verdict, after=new.verdict)

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from citrus_tool.api import load
 from citrus_tool.certification.group import OpenGroup
 from citrus_tool.certification.replay import Replayer
 from citrus_tool.certification.rounding_attack import rounding_witness
@@ -151,3 +152,13 @@ def test_a_proof_that_the_file_contradicts_stops_the_run(tmp_path: Path) -> None
         judge.replayed(group, u, lambda place, rivals, point: True)
     real = replace(judge, network=network.frozen(dtype=torch.float64))
     assert real.replayed(group, u, lambda place, rivals, point: True).fooled == 0
+
+
+@pytest.mark.parametrize(("arithmetic", "left"), [("float32", 0), ("real", 10)])
+def test_an_attack_says_what_it_is_about(arithmetic: Any, left: int, tmp_path: Path) -> None:
+    """`attack-uap` finds what the file's rounding makes, and counts it in float32 alone."""
+    model = load(as_onnx(cancelling(sharp=64.0, large=3e7), tmp_path).path)
+    found = model.attack(grey(), eps=EPS, group_size=5, steps=10, restarts=2, arithmetic=arithmetic)
+    assert (found.correct, found.attacked, found.arithmetic) == (10, left, arithmetic)
+    assert found.to_json()["arithmetic"] == arithmetic
+    assert arithmetic in found.table().columns[0]

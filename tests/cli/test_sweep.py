@@ -57,7 +57,7 @@ def test_sweep_table_and_single_eps(run: Run, network: Path) -> None:
     lines = run("certify-uap", network, "--eps", "0.1,1/255", *SMALL).out.splitlines()
     assert lines[0].split()[:2] == ["eps", "clean"]
     assert [line.split()[0] for line in lines[1:3]] == ["1/255", "0.1"]
-    assert lines[4] == "percent of 12 inputs (digits, test) in groups of 3"
+    assert lines[4] == "percent of 12 inputs (digits, test) in groups of 3, float32 arithmetic"
     single = json.loads(run("certify-uap", network, "--eps", "0.1", *SMALL, "--csv", "s.csv", "--json", "-").out)
     assert single["eps"] == 0.1
     assert len(Path("s.csv").read_text().splitlines()) == 2
@@ -66,7 +66,7 @@ def test_sweep_table_and_single_eps(run: Run, network: Path) -> None:
 def test_sweep_of_the_whole_data_set(run: Run, network: Path) -> None:
     outcome = run("certify-uap", network, "--eps", "0.1,0.01", *SMALL, "--scope", "dataset", "--report", "r.html")
     assert outcome.code == 0
-    assert outcome.out.endswith("percent of 12 inputs (digits, test) under one perturbation for all\n")
+    assert outcome.out.endswith("percent of 12 inputs (digits, test) under one perturbation for all, float32 arithmetic\n")
     assert Path("r.html").read_text().startswith("<!")
 
 

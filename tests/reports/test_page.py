@@ -99,12 +99,15 @@ def test_claim_says_threat_groups_protocol_and_what_unknown_means(
         "Inputs: 23 images of digits (test split), all in order; misclassified ones count as lost (protocol all).",
         "in groups of 4: one perturbation u for all inputs of a group, another one for each group.",
         "every u with |u|∞ ≤ 0.05 in pixel space [0, 1]; the network sees x + u, not clipped to [0, 1].",
-        "for every such choice of perturbations at least 17 inputs are classified correctly.",
+        "for every such choice of perturbations at least 17 inputs are classified correctly, in real arithmetic"
+        " (arithmetic real).",
         "whatever is unknown (a time-out, a solver error, an open case) counts as lost.",
         "replayed on onnxruntime, 20 are: an upper bound on the truth",
         "The exact worst case lies between the two.",
     ):
         assert part in plain, part
+    other = variant(lambda c: c["settings"].update(arithmetic="float32"))
+    assert "are classified correctly, in every float32 run of the file on a CPU (arithmetic float32)." in other
     other = variant(lambda c: c.update(threat={"eps": 0.05, "clip": True, "target": 3}))
     assert "the network sees clip(x + u, 0, 1)." in other
     assert "are not driven to class 3" in other

@@ -173,6 +173,7 @@ class Tuning:
         settings = CertifySettings(
             group_size=self.settings.group_size,
             bounds=self.settings.bounds,
+            arithmetic=self.settings.arithmetic,
             limit=self.settings.inputs,
             attack_steps=0,
             attack_restarts=0,
