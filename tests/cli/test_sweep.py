@@ -66,7 +66,8 @@ def test_sweep_table_and_single_eps(run: Run, network: Path) -> None:
 def test_sweep_of_the_whole_data_set(run: Run, network: Path) -> None:
     outcome = run("certify-uap", network, "--eps", "0.1,0.01", *SMALL, "--scope", "dataset", "--report", "r.html")
     assert outcome.code == 0
-    assert outcome.out.endswith("percent of 12 inputs (digits, test) under one perturbation for all, float32 arithmetic\n")
+    words = "percent of 12 inputs (digits, test) under one perturbation for all, float32 arithmetic\n"
+    assert outcome.out.endswith(words)
     assert Path("r.html").read_text().startswith("<!")
 
 
