@@ -63,54 +63,56 @@ def gamma32(terms: int) -> float:
     return product / (1.0 - product) if product < 1.0 else torch.inf
 
 
-Magnitudes = tuple[Tensor, int]
-"""|z| over the box after the layer's products, (n, *shape), and the carried terms of its sum."""
+Sums = list[tuple[Tensor, int]]
+"""Parts of a layer's sum: the absolute values of the terms of each, added up over the box, (n, *shape); and through how
+many additions they may go."""
 
 
-def _linear(layer: nn.Linear, carried: int, z: Tensor) -> Magnitudes:
+def _linear(layer: nn.Linear, before: Sequence[int], z: Tensor) -> Sums:
     bias = None if layer.bias is None else layer.bias.abs()
-    return functional.linear(z, layer.weight.abs(), bias), carried
+    return [(functional.linear(z, layer.weight.abs(), bias), layer.in_features)]
 
 
-def _conv(layer: nn.Conv2d, carried: int, z: Tensor) -> Magnitudes:
+def _conv(layer: nn.Conv2d, before: Sequence[int], z: Tensor) -> Sums:
     bias = None if layer.bias is None else layer.bias.abs()
     size = functional.conv2d(z, layer.weight.abs(), bias, layer.stride, layer.padding, layer.dilation, layer.groups)
-    return size, carried
+    return [(size, layer.weight[0].numel())]
 
 
-def _batch_norm(layer: nn.BatchNorm1d | nn.BatchNorm2d, carried: int, z: Tensor) -> Magnitudes:
+def _batch_norm(layer: nn.BatchNorm1d | nn.BatchNorm2d, before: Sequence[int], z: Tensor) -> Sums:
     scale, _ = batch_norm_affine(layer, z.dim() - 1)
     assert layer.running_mean is not None
-    mean = layer.running_mean.abs().reshape(scale.shape)
-    bias = layer.bias.abs().reshape(scale.shape) if layer.affine else 0.0
-    return scale.abs() * (z + mean) + bias, carried
+    shift = scale.abs() * layer.running_mean.abs().reshape(scale.shape)
+    shift = shift + layer.bias.abs().reshape(scale.shape) if layer.affine else shift
+    return [(z * scale.abs(), 0), (shift.expand_as(z), before[0])]
 
 
-def _affine(layer: Affine, carried: int, z: Tensor) -> Magnitudes | None:
-    return None if layer.exact else (z * layer.scale.abs() + layer.shift.abs(), carried)
+def _affine(layer: Affine, before: Sequence[int], z: Tensor) -> Sums:
+    return [] if layer.exact else [(z * layer.scale.abs(), 0), (layer.shift.abs().expand_as(z), before[0])]
 
 
-def _add(layer: Add, carried: int, *zs: Tensor) -> Magnitudes:
-    return torch.stack(zs).sum(0), carried
+def _add(layer: Add, before: Sequence[int], x: Tensor, y: Tensor) -> Sums:
+    return [(x, before[1]), (y, before[0])]
 
 
-def _pool(layer: nn.AvgPool2d, carried: int, z: Tensor) -> Magnitudes:
-    return layer(z), carried
+def _pool(layer: nn.AvgPool2d, before: Sequence[int], z: Tensor) -> Sums:
+    kernel = layer.kernel_size
+    return [(layer(z), kernel[0] * kernel[1] if isinstance(kernel, tuple) else kernel**2)]
 
 
-def _leaky(layer: nn.LeakyReLU, carried: int, z: Tensor) -> Magnitudes:
-    return abs(layer.negative_slope) * z, 0
+def _leaky(layer: nn.LeakyReLU, before: Sequence[int], z: Tensor) -> Sums:
+    return [(abs(layer.negative_slope) * z, 0)]
 
 
-def _smooth(layer: nn.Module, carried: int, z: Tensor) -> Tensor:
+def _smooth(layer: nn.Module, before: Sequence[int], z: Tensor) -> Tensor:
     return torch.full_like(z, SMOOTH)
 
 
-def _exact(layer: nn.Module, carried: int, *zs: Tensor) -> None:
-    return None
+def _exact(layer: nn.Module, before: Sequence[int], *zs: Tensor) -> Sums:
+    return []
 
 
-MAGNITUDES: Rules = {
+SUMS: Rules = {
     nn.Linear: _linear,
     nn.Conv2d: _conv,
     nn.BatchNorm1d: _batch_norm,
@@ -123,7 +125,10 @@ MAGNITUDES: Rules = {
     nn.Tanh: _smooth,
     **dict.fromkeys((nn.ReLU, nn.MaxPool2d, Pad, Reshape, Transpose, Concat, Slice), _exact),
 }
-"""(layer, carried terms, magnitudes at its inputs) -> Magnitudes, an error itself, or None where a layer is exact."""
+"""(layer, terms carried to its inputs, magnitudes at its inputs) -> Sums, none where a layer is exact, or the error.
+
+What a layer adds to a sum may be fused into it, and then goes through as many additions (`before`) as the sum has; the
+sum's own terms, whose error its own layer has, go through few more."""
 
 CARRYING: tuple[type[nn.Module], ...] = (
     nn.BatchNorm1d,
@@ -140,7 +145,7 @@ CARRYING: tuple[type[nn.Module], ...] = (
 as many additions as that sum has."""
 
 
-def _summing(layer: nn.Module) -> int | None:
+def _terms(layer: nn.Module) -> int | None:
     """The terms of the layer's sums; None for a layer that has none."""
     if isinstance(layer, nn.Linear):
         return layer.in_features
@@ -175,8 +180,8 @@ class FileErrors:
             _require_moderate(network)
         carried = {INPUT: 0}
         for node in network.nodes:
-            own, before = _summing(node.layer), max(carried[name] for name in node.inputs)
-            carried[node.name] = own or (before if isinstance(node.layer, CARRYING) else 0)
+            before = max(carried[name] for name in node.inputs)
+            carried[node.name] = _terms(node.layer) or (before if isinstance(node.layer, CARRYING) else 0)
         return FileErrors(network=network, carried=carried)
 
     def at_input(self, box: Box) -> Tensor | None:
@@ -209,13 +214,13 @@ class FileErrors:
 
     def _at(self, node: Node, inputs: Sequence[Box]) -> Tensor | None:
         sizes = [box.centre.abs() + box.radius for box in inputs]
-        found: Magnitudes | Tensor | None = find_rule(MAGNITUDES, node)(node.layer, self.carried[node.name], *sizes)
-        if found is None or isinstance(found, Tensor):
-            return found
-        size, terms = found
-        terms += SPARE
-        error = size * gamma32(terms) + terms * FLOOR
-        return error.masked_fill(~(size <= LARGEST), HOPELESS)
+        before = [self.carried[name] for name in node.inputs]
+        found: Sums | Tensor = find_rule(SUMS, node)(node.layer, before, *sizes)
+        if isinstance(found, Tensor) or not found:
+            return found if isinstance(found, Tensor) else None
+        errors = [size * gamma32(terms + SPARE) + (terms + SPARE) * FLOOR for size, terms in found]
+        beyond = ~(torch.stack([size for size, _ in found]).sum(0) <= LARGEST)
+        return torch.stack(errors).sum(0).masked_fill(beyond, HOPELESS)
 
 
 def _require_moderate(network: Network) -> None:

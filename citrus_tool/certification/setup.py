@@ -118,6 +118,7 @@ def _recorder(
     read_graph(model.path, form.pixel_shape, mean=form.mean, std=form.std, layout=form.layout, clip=threat.clip)
     run = {
         "model_sha256": model.sha256,
+        "arithmetic": settings.arithmetic,
         "eps": float(threat.eps).hex(),
         "clip": threat.clip,
         "target": threat.target,

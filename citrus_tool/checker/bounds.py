@@ -8,6 +8,9 @@ of z is given (a part of the box), h is a multiple of z, and any beta >= 0 times
 (Zhang et al. 2018, theorem 3.2; Wang et al. 2021, theorem 3.1). What several inputs' neurons of the first ReLU leave
 above their lines is bounded for all of them at once (`SharedNeurons`). Nothing is optimised here.
 
+A run of the file in float32 may differ from that by an error of its own at every layer, of at most gamma32(n) times the
+sum of the absolute values of n terms, and by the rounding of x + u: all bounds hold whatever these errors are.
+
 Rounding: a sum of n products is off by at most gamma(n) = n 2^-52 (twice what Higham 2002, section 3.1, says, which
 pays for the roundings of the error itself) times the sum of their absolute values. docs/certificate.md has the rest.
 """
@@ -23,6 +26,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from citrus_tool.checker.graph import AffineMap, Floats, Graph, Index, Matrix, Relu, compact
+from citrus_tool.errors import UnsupportedNetworkError
 
 ROWS: Final = 512
 """Functionals carried through the network together: bounds the memory of their coefficients."""
@@ -30,6 +34,15 @@ WIDER: Final = 2.0**-50
 """Relative growth that covers a few roundings, each of at most 2^-53."""
 TINY: Final = np.finfo(np.float64).tiny
 """The least normal number: covers what underflow loses."""
+SPARE: Final = 8
+"""Roundings of a term in float32 beside those of its sum: of constants that a runtime folds into others, and of the
+operations on the sum. Seven are the most that occur."""
+FLOOR: Final = 2.0**-66
+"""What a term loses to underflow in float32, 2^-126, times LARGEST, which may multiply it."""
+LARGEST: Final = 2.0**60
+"""Magnitude of values and constants up to which no product of two overflows float32."""
+HOPELESS: Final = 2.0**700
+"""Error of values above LARGEST, and of the logits behind them: more than any margin, so that nothing is shown."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,20 +117,40 @@ def gamma(terms: int) -> float:
     return terms * 2.0**-52
 
 
+def gamma32(terms: int) -> float:
+    """The relative error of a sum of so many products in float32 (Higham 2002, lemma 3.1)."""
+    product = terms * 2.0**-24
+    return product / (1 - product) if product < 1 else np.inf
+
+
+def require_moderate(graph: Graph) -> None:
+    """Raises UnsupportedNetworkError for constants with which runs in float32 may overflow."""
+    for layer in graph.layers:
+        if isinstance(layer, AffineMap):
+            sizes = [*(size.data if sparse.issparse(size) else size for size in layer.sizes), layer.bias_size]
+            if not all(bool((np.asarray(size) <= LARGEST).all()) for size in sizes):
+                raise UnsupportedNetworkError("a constant above 2^60, with which float32 may overflow, is not read.")
+
+
 class Intervals:
-    """Interval bounds of n boxes.
+    """Interval bounds of n boxes, of every run in float32 or in real arithmetic.
 
     Attributes:
-        lower, upper, values: by node, (entries, n): bounds over the boxes, and the values at their centres.
-        noise: by node, (entries, n): the rounding error of one step back through it, per unit of coefficient.
+        lower, upper, values: by node, (entries, n): bounds over the boxes, and the exact values at their centres.
+        noise: by node, (entries, n): the error of one step back through it, per unit of coefficient: what this
+            computation rounds, and what a run of the file differs by; of the pixels, the latter alone.
     """
 
-    def __init__(self, graph: Graph, x: Floats, radius: float) -> None:
-        """`x` (d, n): the centres."""
-        self.graph, self.radius, self.values = graph, radius, [x]
-        self.lower = [np.nextafter(x - radius, -np.inf)]
-        self.upper = [np.nextafter(x + radius, np.inf)]
-        self.noise: list[Floats] = [np.zeros((0, x.shape[1]))]
+    def __init__(self, graph: Graph, x: Floats, radius: float, arithmetic: str) -> None:
+        """`x` (d, n): the centres; `arithmetic`: `float32` or `real`."""
+        self.graph, self.radius, self.values, self.float32 = graph, radius, [x], arithmetic == "float32"
+        self._hopeless = np.zeros(x.shape[1], dtype=np.bool_)
+        self.noise: list[Floats] = [np.zeros(x.shape)]
+        if self.float32:
+            require_moderate(graph)
+            self.noise[0] = 1.01 * 2.0**-24 * (np.abs(x) + radius) + FLOOR
+        self.lower = [np.nextafter(x - radius - self.noise[0], -np.inf)]
+        self.upper = [np.nextafter(x + radius + self.noise[0], np.inf)]
         for node, layer in enumerate(graph.layers, start=1):
             if isinstance(layer, Relu):
                 self._relu(node, layer)
@@ -131,28 +164,44 @@ class Intervals:
     def _affine(self, layer: AffineMap) -> None:
         value = middle = layer.bias[:, None]
         wide, noise = np.zeros((1, 1)), np.abs(value)
+        terms = layer.terms if self.float32 else None
+        sums = [] if terms is None else [layer.bias_size[:, None]]
         for matrix, size, source in zip(layer.matrices, layer.sizes, layer.sources, strict=True):
             centre = (self.upper[source] + self.lower[source]) / 2
             reach = np.maximum(self.upper[source] - centre, centre - self.lower[source]) * (1 + WIDER)
             at = matrix @ np.concatenate([centre, self.values[source]], axis=1)
             n = centre.shape[1]
-            middle, value, wide = middle + at[:, :n], value + at[:, n:], wide + size @ reach
+            spread = size @ (reach if terms is None else np.concatenate([reach, self.size(source)], axis=1))
+            middle, value, wide = middle + at[:, :n], value + at[:, n:], wide + spread[:, :n]
+            sums += [] if terms is None else [spread[:, n:]]
             noise = noise + size.sum(axis=1)[:, None] * self.size(source).max(axis=0)
         unit = gamma(sum(self.graph.sizes) + 64)  # no sum here or in a step back has more terms
         error = 4 * unit * noise + TINY
+        own = np.zeros_like(value) if terms is None else self._own([*sums[1:], sums[0]], terms)
+        if len(self.lower) == len(self.graph.layers):
+            own = np.where(self._hopeless, HOPELESS, own)
         self.values.append(value)
-        self.lower.append(middle - wide - error)
-        self.upper.append(middle + wide + error)
-        self.noise.append(unit * (noise + self.size(-1)) + TINY)
+        self.lower.append(middle - wide - error - own)
+        self.upper.append(middle + wide + error + own)
+        self.noise.append(unit * (noise + self.size(-1)) + TINY + own)
+
+    def _own(self, sums: Sequence[Floats], terms: Sequence[int]) -> Floats:
+        """What a run in float32 errs by at a layer: `sums` (entries, n) of absolute values, each through its terms."""
+        total = sums[-1] + sum(sums[:-1])
+        beyond = ~(total <= LARGEST)
+        self._hopeless |= beyond.any(axis=0)
+        own = sum(gamma32(n + SPARE) * size + (n + SPARE) * FLOOR for size, n in zip(sums, terms, strict=True))
+        return np.where(beyond, HOPELESS, own)
 
     def _relu(self, node: int, layer: Relu) -> None:
         source, floor = layer.source, layer.floor
         self.lower[source], self.upper[source] = self._refined(node, layer)
         z, lower, upper = self.values[source], self.lower[source], self.upper[source]
+        own = gamma32(SPARE) * floor * self.size(source) + SPARE * FLOOR if self.float32 and floor else 0.0
         self.values.append(np.where(z > 0, z, floor * z))
-        self.lower.append(np.where(lower > 0, lower, np.nextafter(floor * lower, -np.inf)))
-        self.upper.append(np.where(upper > 0, upper, np.nextafter(floor * upper, np.inf)))
-        self.noise.append(gamma(8) * self.size(source) + TINY)
+        self.lower.append(np.where(lower > 0, lower, np.nextafter(floor * lower, -np.inf)) - own)
+        self.upper.append(np.where(upper > 0, upper, np.nextafter(floor * upper, np.inf)) + own)
+        self.noise.append(gamma(8) * self.size(source) + TINY + own)
 
     def _refined(self, node: int, layer: Relu) -> tuple[Floats, Floats]:
         """The bounds of the layer's input."""
@@ -180,14 +229,14 @@ class Execution(Intervals):
         lines: CROWN's.
     """
 
-    def __init__(self, graph: Graph, x: Floats, radius: float, forced: Mapping[int, Index]) -> None:
+    def __init__(self, graph: Graph, x: Floats, radius: float, forced: Mapping[int, Index], arithmetic: str) -> None:
         """`x` (d,) pixels; `forced`: by ReLU, entries that are neurons whatever their bounds say."""
         self.x, self.forced = x, forced
         self.stages: dict[int, ReluNeurons] = {}
         self._number: dict[int, int] = {}  # of a node, the number of its ReLU
         self._slope: dict[int, Floats] = {}
-        self.floor = self.known_lower = self.known_upper = self._cost = np.zeros(0)
-        super().__init__(graph, x[:, None], radius)
+        self.floor = self.known_lower = self.known_upper = self._slack = self._cost = np.zeros(0)
+        super().__init__(graph, x[:, None], radius, arithmetic)
         self.lines = self._crown()
 
     def _refined(self, node: int, layer: Relu) -> tuple[Floats, Floats]:
@@ -218,8 +267,9 @@ class Execution(Intervals):
             self.stages[number] = ReluNeurons(start=start, stop=start + len(kept), entry=kept, rows=rows)
             terms = np.abs(rows.at_v).sum(1) + np.abs(rows.at_h) @ self.largest + np.abs(rows.offset) + rows.slack
             terms += np.maximum(np.abs(lower[kept]), np.abs(upper[kept]))
-            cost = rows.slack + 8 * gamma(len(self.x) + start + len(kept) + 64) * terms
+            cost = 8 * gamma(len(self.x) + start + len(kept) + 64) * terms
             self._cost = np.concatenate([self._cost, cost])
+            self._slack = np.concatenate([self._slack, rows.slack])
             self.known_lower = np.concatenate([self.known_lower, lower[kept]])
             self.known_upper = np.concatenate([self.known_upper, upper[kept]])
             self.floor = np.concatenate([self.floor, np.full(len(kept), layer.floor)])
@@ -292,7 +342,7 @@ class Execution(Intervals):
                 for matrix, source in zip(layer.matrices, layer.sources, strict=True):
                     _merge(pending, source, compact(a @ matrix))
         a = _dense(pending.get(0, np.zeros((count, len(self.x)))))
-        slack += gamma(len(self.x) + 64) * (np.abs(a) @ (np.abs(self.x) + self.radius))
+        slack += np.abs(a) @ (gamma(len(self.x) + 64) * (np.abs(self.x) + self.radius) + self.noise[0][:, 0])
         return AffineForms(at_v=a * self.radius, at_h=hidden, offset=offset + a @ self.x, slack=slack)
 
     def margins(self, rival: int) -> AffineForms:
@@ -351,7 +401,7 @@ class Execution(Intervals):
             if above is not None:
                 a += under @ above.slope
             weight[:, : stage.start] += nu @ stage.rows.at_h
-            slack += (np.abs(nu) + np.abs(w)) @ self._cost[part]
+            slack += (np.abs(nu) + np.abs(w)) @ self._cost[part] + np.abs(nu) @ self._slack[part] * (1 + WIDER)
         return a, offset - slack, *left
 
     def least(self, rows: AffineForms, lines: NeuronLines, low: Floats | None = None) -> Floats:

@@ -154,7 +154,8 @@ class _CertificateFile:
         wanted = [(g, p) for _, g in batch for p, kind in enumerate(g.facts["kinds"]) if kind == "interval"]
         if not wanted:
             return
-        found = Intervals(self.subject.graph, np.stack([g.x[p] for g, p in wanted], axis=1), batch[0][1].radius)
+        first, centres = batch[0][1], np.stack([g.x[p] for g, p in wanted], axis=1)
+        found = Intervals(self.subject.graph, centres, first.radius, first.arithmetic)
         rivals = np.array([group.facts["rivals"][position] for group, position in wanted])
         for rival in np.unique(rivals):
             least = found.interval_margins(int(rival))

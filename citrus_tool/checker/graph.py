@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import onnx
@@ -34,12 +34,18 @@ MOVES: Final = {"Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slic
 
 @dataclass(frozen=True, kw_only=True)
 class AffineMap:
-    """sum of matrix @ (value of the node), plus bias; `sizes` are the matrices' absolute values."""
+    """sum of matrix @ (value of the node), plus bias; `sizes` are the matrices' absolute values.
+
+    `bias_size`: the sum of the absolute values that the bias is computed from. `terms`: through how many additions the
+    products of each source may go in float32, and last the bias; None: entries are moved, and nothing is rounded.
+    """
 
     sources: tuple[int, ...]
     matrices: tuple[Matrix, ...]
     sizes: tuple[Matrix, ...]
     bias: Floats
+    bias_size: Floats
+    terms: tuple[int, ...] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,14 +89,28 @@ class _GraphReader:
         self.values: dict[str, _Value] = {}
         self.constants: dict[str, NDArray[Any]] = {}
         self.opsets = opsets
+        self.carried = [0]  # by node: terms of the sum that it ends, moved or scaled since; 0 behind a ReLU
 
-    def push(self, layer: AffineMap | Relu, size: int) -> int:
+    def push(self, layer: AffineMap | Relu, size: int, carried: int) -> int:
         self.layers.append(layer)
         self.sizes.append(size)
+        self.carried.append(carried)
         return len(self.layers)
 
-    def affine(self, shape: tuple[int, ...], parts: Sequence[tuple[_Value, Matrix]], bias: Floats | float) -> _Value:
-        """The sum of matrix @ value.flatten() as a new node of the given shape."""
+    def affine(
+        self,
+        shape: tuple[int, ...],
+        parts: Sequence[tuple[_Value, Matrix]],
+        bias: Floats | float,
+        *,
+        terms: int | Literal["carried", "none"],
+        bias_size: Floats | float | None = None,
+    ) -> _Value:
+        """The sum of matrix @ value.flatten() as a new node of the given shape.
+
+        terms: of one entry's sum; `carried`: the operation works entry by entry, and a runtime may fuse it into the
+        sums that the values are; `none`: entries are moved, or the operation is no part of the file.
+        """
         count = int(np.prod(shape))
         matrices = []
         for value, matrix in parts:
@@ -100,16 +120,45 @@ class _GraphReader:
             )
             matrices.append(compact(matrix @ place))
         full = np.broadcast_to(np.asarray(bias, dtype=np.float64), shape).ravel()
+        largest = np.abs(full) if bias_size is None else np.broadcast_to(bias_size, shape).ravel()
         sources, sizes = tuple(value.node for value, _ in parts), tuple(abs(matrix) for matrix in matrices)
-        layer = AffineMap(sources=sources, matrices=tuple(matrices), sizes=sizes, bias=full)
-        return _Value(node=self.push(layer, count), index=np.arange(count).reshape(shape))
+        before = [self.carried[source] for source in sources]
+        layer = AffineMap(
+            sources=sources,
+            matrices=tuple(matrices),
+            sizes=sizes,
+            bias=full,
+            bias_size=largest,
+            terms=None if terms == "none" else self.additions(before, terms),
+        )
+        carried = terms if isinstance(terms, int) else max(before)
+        return _Value(node=self.push(layer, count, carried), index=np.arange(count).reshape(shape))
 
-    def scaled(self, x: _Value, scale: Floats | float, shift: Floats | float) -> _Value:
+    def additions(self, before: list[int], terms: int | str) -> tuple[int, ...]:
+        """Through how many additions the products of each source may go, and the bias; `before`: those of the sources.
+
+        What is added entry by entry goes through as many as the sum has that it may be fused into: another one.
+        """
+        if isinstance(terms, int):
+            return (*[terms] * len(before), terms)
+        others = [before[:place] + before[place + 1 :] for place in range(len(before))]
+        return (*(max(some, default=0) for some in others), max(before))
+
+    def scaled(
+        self,
+        x: _Value,
+        scale: Floats | float,
+        shift: Floats | float,
+        *,
+        terms: Literal["carried", "none"] = "carried",
+        bias_size: Floats | float | None = None,
+    ) -> _Value:
         """scale * x + shift, with broadcasting."""
         shape = np.broadcast_shapes(x.index.shape, np.shape(scale), np.shape(shift))
         wide = _Value(node=x.node, index=np.broadcast_to(x.index, shape))
         factor = np.broadcast_to(np.asarray(scale, dtype=np.float64), shape).ravel()
-        return self.affine(shape, [(wide, sparse.diags_array(factor, format="csr"))], shift)
+        matrix = sparse.diags_array(factor, format="csr")
+        return self.affine(shape, [(wide, matrix)], shift, terms=terms, bias_size=bias_size)
 
     def relu(self, x: _Value, floor: float) -> _Value:
         if not 0 <= floor <= 1:
@@ -117,8 +166,8 @@ class _GraphReader:
         size = self.sizes[x.node]
         if not np.array_equal(x.index.ravel(), np.arange(size)):  # neurons are numbered in the file's order
             size = x.index.size
-            x = self.affine(x.index.shape, [(x, sparse.eye_array(size, format="csr"))], 0.0)
-        return _Value(node=self.push(Relu(source=x.node, floor=floor), size), index=x.index)
+            x = self.affine(x.index.shape, [(x, sparse.eye_array(size, format="csr"))], 0.0, terms="none")
+        return _Value(node=self.push(Relu(source=x.node, floor=floor), size, 0), index=x.index)
 
     def evaluated(self, node: onnx.NodeProto, given: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         """The node's outputs for known inputs, by the reference evaluator."""
@@ -174,7 +223,8 @@ class _GraphReader:
         if kind == "BatchNormalization" and not given.get("training_mode", 0):
             gamma, beta, mean, var = (c.reshape(-1, *[1] * (x.index.ndim - 2)) for c in rest)
             scale = gamma / np.sqrt(var + given.get("epsilon", 1e-5))
-            return self.scaled(x, scale, beta - mean * scale)
+            size = np.abs(beta) + np.abs(mean * scale)
+            return self.scaled(x, scale, beta - mean * scale, bias_size=size)
         if kind in ("Gemm", "MatMul"):
             return self.product(kind, x, rest, given)
         raise UnsupportedNetworkError(
@@ -186,7 +236,8 @@ class _GraphReader:
             if kind not in ("Add", "Sub") or a.index.shape != b.index.shape:
                 raise UnsupportedNetworkError(f"{kind} of two values of shapes {a.index.shape} and {b.index.shape}.")
             one = sparse.eye_array(a.index.size, format="csr")
-            return self.affine(a.index.shape, [(a, one), (b, one if kind == "Add" else -one)], 0.0)
+            parts = [(a, one), (b, one if kind == "Add" else -one)]
+            return self.affine(a.index.shape, parts, 0.0, terms="carried")
         if isinstance(a, _Value):
             c = np.asarray(b, dtype=np.float64)
             if kind in ("Add", "Sub"):
@@ -202,7 +253,7 @@ class _GraphReader:
             raise UnsupportedNetworkError(f"{kind} with constants is not read by the checker.")
         if kind == "Sum":
             one = sparse.eye_array(operands[0].index.size, format="csr")
-            return self.affine(operands[0].index.shape, [(value, one) for value in operands], 0.0)
+            return self.affine(operands[0].index.shape, [(value, one) for value in operands], 0.0, terms="carried")
         numbers = [np.full(value.index.shape, place) for place, value in enumerate(operands)]
         owner = np.concatenate(numbers, axis=given["axis"])
         parts = []
@@ -210,7 +261,7 @@ class _GraphReader:
             rows = np.flatnonzero(owner.ravel() == place)
             shape = (owner.size, value.index.size)
             parts.append((value, sparse.csr_array((np.ones(len(rows)), (rows, np.arange(len(rows)))), shape=shape)))
-        return self.affine(owner.shape, parts, 0.0)
+        return self.affine(owner.shape, parts, 0.0, terms="none")
 
     def product(self, kind: str, x: _Value, rest: list[Floats], given: dict[str, Any]) -> _Value:
         if given.get("transA", 0) or rest[0].ndim != 2:
@@ -220,7 +271,7 @@ class _GraphReader:
         bias = rest[1] * given.get("beta", 1.0) if len(rest) > 1 else np.zeros(1)
         count = x.index.size // x.index.shape[-1]
         matrix = weight.T if count == 1 else sparse.kron(sparse.eye_array(count), weight.T, format="csr")
-        return self.affine((*x.index.shape[:-1], weight.shape[1]), [(x, matrix)], bias)
+        return self.affine((*x.index.shape[:-1], weight.shape[1]), [(x, matrix)], bias, terms=len(weight))
 
     def windows(self, x: _Value, kernel: tuple[int, ...], given: dict[str, Any]) -> Index:
         """Flat positions in x of every window's entries, -1 in the padding: (C, kh, kw, oh, ow)."""
@@ -250,7 +301,7 @@ class _GraphReader:
         rows, columns, entries = (np.concatenate(some) for some in zip(*parts, strict=True))
         matrix = sparse.csr_array((entries, (rows, columns)), shape=(out.size, x.index.size))
         shift = 0.0 if bias is None else bias.reshape(-1, 1, 1)
-        return self.affine((1, weight.shape[0], *maps), [(x, matrix)], shift)
+        return self.affine((1, weight.shape[0], *maps), [(x, matrix)], shift, terms=weight[0].size)
 
     def average(self, x: _Value, given: dict[str, Any], *, whole: bool) -> _Value:
         kernel = x.index.shape[2:] if whole else tuple(given["kernel_shape"])
@@ -262,7 +313,7 @@ class _GraphReader:
         share = np.broadcast_to(1.0 / count, places.shape)
         shape = (channels * maps[0] * maps[1], x.index.size)
         matrix = sparse.csr_array((share[inside], (rows[inside], places[inside])), shape=shape)
-        return self.affine((1, channels, *maps), [(x, matrix)], 0.0)
+        return self.affine((1, channels, *maps), [(x, matrix)], 0.0, terms=int(np.prod(kernel)))
 
     def pad(self, node: onnx.NodeProto, x: _Value, rest: list[Floats], given: dict[str, Any]) -> _Value:
         pads = [int(p) for p in (rest[0] if rest else given["pads"])]
@@ -278,7 +329,7 @@ class _GraphReader:
         rows = np.flatnonzero(place.ravel() >= 0)
         entries = (np.ones(len(rows)), (rows, place.ravel()[rows]))
         matrix = sparse.csr_array(entries, shape=(place.size, x.index.size))
-        return self.affine(place.shape, [(x, matrix)], np.where(place < 0, constant, 0.0))
+        return self.affine(place.shape, [(x, matrix)], np.where(place < 0, constant, 0.0), terms="none")
 
 
 def read_graph(
@@ -304,7 +355,7 @@ def read_graph(
     x = _Value(node=0, index=np.arange(reader.sizes[0]).reshape(1, *shape))
     if clip:
         for _ in range(2):
-            x = reader.scaled(reader.relu(x, 0.0), -1.0, 1.0)
+            x = reader.scaled(reader.relu(x, 0.0), -1.0, 1.0, terms="none")
     if any(mean) or any(s != 1 for s in std):
         place = (-1, *[1] * (len(shape) - 1))
         scale, shift = 1 / np.asarray(std, dtype=np.float64), -np.asarray(mean) / np.asarray(std)
@@ -317,7 +368,7 @@ def read_graph(
         reader.read(node)
     logits = reader.values[proto.output[0].name]
     count = logits.index.size
-    reader.affine((count,), [(logits, sparse.eye_array(count, format="csr"))], 0.0)
+    reader.affine((count,), [(logits, sparse.eye_array(count, format="csr"))], 0.0, terms="none")
     return Graph(layers=tuple(reader.layers), sizes=tuple(reader.sizes))
 
 

@@ -52,6 +52,7 @@ class Group:
         self.intervals: dict[int, tuple[Floats, Floats]] = {}
         self.facts = facts = json.loads(arrays["facts"].tobytes())
         self.graph, self.target = subject.graph, subject.run["target"]
+        self.arithmetic = subject.run.get("arithmetic", "real")
         self.radius = math.nextafter(subject.eps, math.inf) if subject.eps else 0.0
         self.views: dict[Member, ProofView] = {}
         self.margins: dict[int, AffineForms] = {}
@@ -93,7 +94,7 @@ class Group:
         listings = {view: self._listings(view) for view in self.facts["views"][position]}
         every = [(number, entry) for pair in listings.values() for part in pair for number, entry in part.items()]
         forced = {n: np.unique(np.concatenate([e for m, e in every if m == n])) for n in {n for n, _ in every}}
-        execution = Execution(self.graph, self.x[position], self.radius, forced)
+        execution = Execution(self.graph, self.x[position], self.radius, forced, self.arithmetic)
         guard = GUARD * float(np.abs(execution.values[-1]).max())
         rows = execution.margins(rival)
         self.margins[position] = replace(rows, offset=rows.offset - guard)

@@ -157,7 +157,7 @@ def test_bounds_hold_at_random_points(seed: int, clip: bool, tmp_path: Path) -> 
     graph = graph_of(as_onnx(network, tmp_path), clip=clip)
     rng = np.random.default_rng(seed)
     x, radius = rng.random(4), 0.2
-    execution = Execution(graph, x, radius, {})
+    execution = Execution(graph, x, radius, {}, "real")
     rows = execution.margins(0)
     units = len(execution.floor)
     assert units > 4
@@ -195,7 +195,7 @@ def test_what_executions_share_holds_at_random_points(members: int, clip: bool, 
     graph = graph_of(as_onnx(deep_chain(1, slope=0.2), tmp_path), clip=clip)
     rng = np.random.default_rng(members)
     radius, tight = 0.2, 0
-    executions = [Execution(graph, x, radius, {}) for x in rng.random((members, 4)) * (0.3 if clip else 1.0)]
+    executions = [Execution(graph, x, radius, {}, "real") for x in rng.random((members, 4)) * (0.3 if clip else 1.0)]
     shared = SharedNeurons(executions, [execution.lines for execution in executions])
     assert min(map(len, shared.apart)) > 0
     for _ in range(100):
@@ -223,7 +223,7 @@ def test_what_executions_share_holds_at_random_points(members: int, clip: bool, 
 
 def test_executions_that_share_nothing(tmp_path: Path) -> None:
     graph = graph_of(as_onnx(deep_chain(1), tmp_path))
-    one = Execution(graph, np.full(4, 0.5), 0.2, {})
+    one = Execution(graph, np.full(4, 0.5), 0.2, {}, "real")
     rows = np.arange(one.stages[0].stop)
     above = replace(one.lines, above=one.planes_above(rows, np.ones((len(rows), 4))))
     for lines in ([one.lines], [one.lines, above]):
