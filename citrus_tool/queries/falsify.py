@@ -18,9 +18,11 @@ import torch
 from torch import Tensor
 
 from citrus_tool.attacks.pgd import ATTACKED
+from citrus_tool.bounds.rounding import enclosures, exact_products, widen
 from citrus_tool.network import Network, walk
 from citrus_tool.queries.formula import Formula
 from citrus_tool.queries.question import Question
+from citrus_tool.threat import Box
 
 MOMENTUM: Final = 0.75
 """Weight of the past step in every second restart."""
@@ -30,6 +32,10 @@ RESTARTS: Final = 48
 """Points that descend together."""
 SAMPLES: Final = 256
 """Points judged without a gradient before anything else: corners, the centre, uniform ones."""
+SCATTERED: Final = 2.0
+"""Seconds of drawing points until one is found where float32 rounding may decide."""
+NEAREST: Final = 16
+"""Such points of one draw that are run on the files."""
 
 Confirm = Callable[[Tensor], bool]
 """Whether a point z (input_shape), float64, is a witness on the files themselves."""
@@ -103,6 +109,30 @@ class Falsifier:
                 trend = momentum * trend + gradient / length.reshape(momentum.shape)
                 z = self._inside(z - radius * (1 - step / steps) * trend.sign())
         return self.judge(z)
+
+    def by_rounding(self, deadline: float) -> bool:
+        """Judges points where the files' own float32 rounding may decide; True once a witness is confirmed.
+
+        Ends after SCATTERED seconds without such a point, and where arithmetic is real.
+        """
+        exact, patience = self.question.network, time.monotonic() + SCATTERED
+        if exact.evaluation.arithmetic == "real":
+            return False
+        span = (self.question.greatest - self.question.least).float()
+        while time.monotonic() < min(deadline, patience):
+            z = self._starts(SAMPLES)
+            with torch.no_grad(), exact_products():
+                point = widen(Box(centre=z.double(), radius=torch.zeros_like(z, dtype=torch.float64)))
+                box = enclosures(exact, point).boxes[exact.output_name]
+                near = z[self.question.formula.value(box.centre, z.double().flatten(1), box.radius) <= 0][:NEAREST]
+            if not len(near):
+                continue
+            patience = deadline
+            reach = (10.0 ** -torch.randint(1, 8, (8, *near.shape), generator=self.generator)) * span
+            noise = reach * torch.randn(reach.shape, generator=self.generator)
+            if any(self.confirm(one.double()) for one in near) or self.judge((near + noise).flatten(0, 1)):
+                return True
+        return False
 
     def _confirmed(self, z: Tensor, value: Tensor) -> bool:
         found = torch.nonzero(value <= 0).flatten()

@@ -105,12 +105,15 @@ class Formula:
         clauses = tuple(tuple(part for part in clause if gone.isdisjoint(part)) for clause in self.clauses)
         return replace(self, clauses=clauses)
 
-    def value(self, y: Tensor, z: Tensor) -> Tensor:
+    def value(self, y: Tensor, z: Tensor, error: Tensor | None = None) -> Tensor:
         """(n,) max over clauses of min over conjunctions of max over rows: at most 0 where the formula holds.
 
-        Differentiable; y (n, outputs), z (n, inputs) flat, in their own dtype.
+        Differentiable; y (n, outputs), z (n, inputs) flat, in their own dtype. With an error (n, outputs) of y it is at
+        most 0 where the formula may hold.
         """
         rows = self.rows(y, z)
+        if error is not None:
+            rows = rows - error @ self.outputs.abs().to(error).T
         if not self.clauses:
             return rows.new_full((len(y),), -math.inf)
         parts = [torch.stack([_largest(rows, part) for part in clause]).amin(0) for clause in self.clauses]

@@ -38,6 +38,8 @@ STEPS = 100
 """Gradient steps of every later round of the attack."""
 ATTACK_EVERY = 8.0
 """Branch and bound is interrupted for another round of the attack after about this many times that round's seconds."""
+ROUNDING = 10.0
+"""Seconds of the search for points where float32 rounding decides, once nothing is left to prove."""
 PATIENCE = 60.0
 """Seconds that the plain branch and bound has for itself, at most; then attack and branching get their turns."""
 PATIENT_SHARE = 0.2
@@ -204,6 +206,8 @@ class _Work:
                 self._attack(deadline)
                 if self.witness is not None:
                     return
+        if prover.stuck and self.falsifier.by_rounding(min(deadline, time.monotonic() + ROUNDING)):
+            return
         self.reason = "the search ended without a proof." if prover.stuck else "the time ran out."
 
     def _attack(self, deadline: float) -> float:
