@@ -15,6 +15,7 @@ from typing import Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from citrus_tool import data, onnx_io
 from citrus_tool.certification.individual import held
@@ -154,7 +155,7 @@ def _together(
     found, still = [], 0
     for part in torch.split(torch.tensor([seen.index for group in groups for seen in group]), BATCH):
         moved, truth = one.threat.inputs(dataset.pixels(part), u), dataset.labels[part].numpy()
-        after = runner.logits(moved)
+        after = _alone(runner, moved)
         before = np.stack([clean[index] for index in part.tolist()])
         fine, kept = held(before, truth, one.threat.target), held(after, truth, one.threat.target)
         still += int((fine & kept).sum())
@@ -182,6 +183,11 @@ def _together(
     return tuple(found)
 
 
+def _alone(runner: OnnxRunner, x: Tensor) -> NDArray[np.float32]:
+    """Logits (n, c) of inputs run one after the other, as witnesses are (certification/replay.py)."""
+    return np.concatenate([runner.logits(one[None]) for one in x])
+
+
 def _group(
     run: Certified, group: GroupResult, runner: OnnxRunner, dataset: Dataset, clean: dict[int, NDArray[np.float32]]
 ) -> tuple[Seen, ...]:
@@ -197,7 +203,7 @@ def _group(
         if tuple(u.shape) != dataset.shape or float(u.abs().max()) > threat.eps:
             raise CheckFailedError(f"{run.source}: the perturbation of group {group.index} is not within eps.")
         moved = threat.inputs(x, u)
-        shifted, after = moved.numpy(), runner.logits(moved)
+        shifted, after = moved.numpy(), _alone(runner, moved)
     fine, lost = held(before, truth, threat.target), None if after is None else ~held(after, truth, threat.target)
     silent = run.certificate.settings.get("arithmetic") == "real"
     seen = []
