@@ -439,6 +439,7 @@ OLD = (
     _resume("unfinished", _OLD.replace("0.05", "0.06"), always=True),
     _resume("other_seed", _OLD.replace("--seed 0", "--seed 1"), always=True),
     _resume("other_version", _OLD, always=True),
+    _resume("other_prover", _OLD, always=True),
     _resume("damaged", _OLD, always=True),
     _resume("torn", _OLD, always=False, kind="certify"),
     _resume("no_journal", _OLD, always=True),

@@ -16,8 +16,8 @@ import citrus_tool
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 OLD = HERE / "old"
-OLD_VERSION = "0.1.0"
-"""The version that wrote the files in old/."""
+OLD_VERSION = "0.2.0"
+"""The version that wrote the journals in old/."""
 
 
 def prepare(folder: Path) -> None:
@@ -131,6 +131,7 @@ def journals(folder: Path) -> None:
     half, short = lines[:3], old_journal("journal_dataset.jsonl")[:3]
     header = json.loads(lines[0])
     aged = json.dumps({**header, "run": {**header["run"], "version": "0.0.1"}}) + "\n"
+    proven = json.dumps({**header, "run": {**header["run"], "prover": 2}}) + "\n"
     moved = json.dumps({**json.loads(lines[1]), "indices": [1, 2, 3, 4, 5]}) + "\n"
     contents = {
         "resumed": half,
@@ -139,6 +140,7 @@ def journals(folder: Path) -> None:
         "unfinished": half,
         "other_seed": half,
         "other_version": [aged, *half[1:]],
+        "other_prover": [proven, *half[1:]],
         "damaged": [*half[:1], '{"index": 0}\n', *half[2:]],
         "torn": [*half, lines[3][:40]],
         "no_journal": ["[1, 2]\n"],

@@ -3,10 +3,12 @@
     python -m tests.gold.make                   all groups
     python -m tests.gold.make certify old       these groups
     python -m tests.gold.make --old             also writes tests/gold/old anew
+    python -m tests.gold.make --journals        also writes the journals there that runs are resumed from
 
 Run from the top of the repository with the package of that checkout. Gold files say what a version did; write
 them new only for a change of behaviour that is meant. tests/gold/old holds journals, a proof and run folders that an
-earlier version wrote: they stay as they are, and later versions must be able to read them.
+earlier version wrote: they stay as they are, and later versions must be able to read them. The two journals that runs
+are resumed from are of today's prover (`--journals` writes them anew), for another prover's run is not continued.
 Everything runs with one thread; two runs on one machine give equal files.
 """
 
@@ -93,8 +95,8 @@ def load_keys(group: str) -> dict[str, list[str]]:
     return {name: entry["keys"] for entry in named for name in entry["files"]}
 
 
-def write_old() -> None:
-    """Makes the old files with this version."""
+def write_old(*, journals: bool) -> None:
+    """Makes the old files with this version, or the journals that runs are resumed from alone."""
     OLD.mkdir(exist_ok=True)
     options = "--bounds full --solver highs --threads 1 --seed 0 --quiet"
     commands = {
@@ -103,13 +105,17 @@ def write_old() -> None:
         "proof": f"certify-uap {PLAIN} --eps 0.05 --limit 10 --certificate digits.proof {options}",
     }
     cases = [Case(name=name, command=f"{text} --run-dir {name}") for name, text in commands.items()]
+    if journals:
+        cases = cases[:2]
     harden = f"harden {PLAIN} --eps 0.1 --epochs 3 --limit 10 --solver highs --threads 1 --seed 0 --quiet"
-    cases.append(Case(name="harden", command=f"{harden} --run-dir harden"))
+    cases += [Case(name="harden", command=f"{harden} --run-dir harden")] * (not journals)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         run(cases, folder)
         shutil.copy(folder / "groups" / "journal.jsonl", OLD / "journal.jsonl")
         shutil.copy(folder / "dataset" / "journal.jsonl", OLD / "journal_dataset.jsonl")
+        if journals:
+            return
         shutil.copy(folder / "digits.proof", OLD / "digits.proof")
         for kind, source in (("certify", "groups"), ("harden", "harden")):
             shutil.rmtree(OLD / kind, ignore_errors=True)
@@ -120,8 +126,8 @@ def write_old() -> None:
 
 def main(words: Sequence[str]) -> None:
     """Writes the groups that are named, or all."""
-    if "--old" in words:
-        write_old()
+    if "--old" in words or "--journals" in words:
+        write_old(journals="--old" not in words)
     for group in [word for word in words if not word.startswith("--")] or GROUPS:
         with tempfile.TemporaryDirectory() as name:
             write(group, run(GROUPS[group], Path(name)))
