@@ -8,8 +8,7 @@ of z is given (a part of the box), h is a multiple of z, and any beta >= 0 times
 (Zhang et al. 2018, theorem 3.2; Wang et al. 2021, theorem 3.1). What several inputs' neurons of the first ReLU leave
 above their lines is bounded for all of them at once (`SharedNeurons`). Nothing is optimised here.
 
-A run of the file in float32 may differ from that by an error of its own at every layer, of at most gamma32(n) times the
-sum of the absolute values of n terms, and by the rounding of x + u: all bounds hold whatever these errors are.
+What a run in float32 may err by at each entry of each node (intervals.py) is one more variable e, |e| <= 1, of its own.
 
 Rounding: a sum of n products is off by at most gamma(n) = n 2^-52 (twice what Higham 2002, section 3.1, says, which
 pays for the roundings of the error itself) times the sum of their absolute values. docs/certificate.md has the rest.
@@ -25,45 +24,37 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from citrus_tool.checker.graph import AffineMap, Floats, Graph, Index, Matrix, Relu, compact
-from citrus_tool.errors import UnsupportedNetworkError
+from citrus_tool.checker.graph import Floats, Graph, Index, Matrix, Relu, compact
+from citrus_tool.checker.intervals import WIDER, Intervals, against, dense, gamma
 
 ROWS: Final = 512
 """Functionals carried through the network together: bounds the memory of their coefficients."""
-WIDER: Final = 2.0**-50
-"""Relative growth that covers a few roundings, each of at most 2^-53."""
-TINY: Final = np.finfo(np.float64).tiny
-"""The least normal number: covers what underflow loses."""
-SPARE: Final = 8
-"""Roundings of a term in float32 beside those of its sum: of constants that a runtime folds into others, and of the
-operations on the sum. Seven are the most that occur."""
-FLOOR: Final = 2.0**-66
-"""What a term loses to underflow in float32, 2^-126, times LARGEST, which may multiply it."""
-LARGEST: Final = 2.0**60
-"""Magnitude of values and constants up to which no product of two overflows float32."""
-HOPELESS: Final = 2.0**700
-"""Error of values above LARGEST, and of the logits behind them: more than any margin, so that nothing is shown."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AffineForms:
-    """R functionals: at_v (R, d) v + at_h (R, U) h + offset (R,), true up to slack (R,)."""
+    """R functionals: at_v (R, d) v + at_e (R, E) e + at_h (R, U) h + offset (R,), true up to slack (R,).
+
+    e, |e| <= 1: each entry's error in a run in float32, over the most that it can be, node after node.
+    """
 
     at_v: Floats
+    at_e: Floats
     at_h: Floats
     offset: Floats
     slack: Floats
 
     def pick(self, index: Index | NDArray[np.bool_]) -> AffineForms:
         """Some of the functionals."""
-        at_v, at_h = self.at_v[index], self.at_h[index]
-        return AffineForms(at_v=at_v, at_h=at_h, offset=self.offset[index], slack=self.slack[index])
+        parts = (self.at_v, self.at_e, self.at_h, self.offset, self.slack)
+        at_v, at_e, at_h, offset, slack = (part[index] for part in parts)
+        return AffineForms(at_v=at_v, at_e=at_e, at_h=at_h, offset=offset, slack=slack)
 
     def times(self, factor: Floats) -> AffineForms:
         """Every functional times a number of its own (roundings are paid by `Execution.plane`)."""
         size = np.abs(factor) * (1 + WIDER)
-        at_v, at_h = self.at_v * factor[:, None], self.at_h * factor[:, None]
-        return AffineForms(at_v=at_v, at_h=at_h, offset=self.offset * factor, slack=self.slack * size)
+        at_v, at_e, at_h = (part * factor[:, None] for part in (self.at_v, self.at_e, self.at_h))
+        return AffineForms(at_v=at_v, at_e=at_e, at_h=at_h, offset=self.offset * factor, slack=self.slack * size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,114 +103,6 @@ class ReluNeurons:
     rows: AffineForms  # at_h has `start` columns
 
 
-def gamma(terms: int) -> float:
-    """The relative error of a sum of so many products, twice over."""
-    return terms * 2.0**-52
-
-
-def gamma32(terms: int) -> float:
-    """The relative error of a sum of so many products in float32 (Higham 2002, lemma 3.1)."""
-    product = terms * 2.0**-24
-    return product / (1 - product) if product < 1 else np.inf
-
-
-def require_moderate(graph: Graph) -> None:
-    """Raises UnsupportedNetworkError for constants with which runs in float32 may overflow."""
-    for layer in graph.layers:
-        if isinstance(layer, AffineMap):
-            sizes = [*(size.data if sparse.issparse(size) else size for size in layer.sizes), layer.bias_size]
-            if not all(bool((np.asarray(size) <= LARGEST).all()) for size in sizes):
-                raise UnsupportedNetworkError("a constant above 2^60, with which float32 may overflow, is not read.")
-
-
-class Intervals:
-    """Interval bounds of n boxes, of every run in float32 or in real arithmetic.
-
-    Attributes:
-        lower, upper, values: by node, (entries, n): bounds over the boxes, and the exact values at their centres.
-        noise: by node, (entries, n): the error of one step back through it, per unit of coefficient: what this
-            computation rounds, and what a run of the file differs by; of the pixels, the latter alone.
-    """
-
-    def __init__(self, graph: Graph, x: Floats, radius: float, arithmetic: str) -> None:
-        """`x` (d, n): the centres; `arithmetic`: `float32` or `real`."""
-        self.graph, self.radius, self.values, self.float32 = graph, radius, [x], arithmetic == "float32"
-        self._hopeless = np.zeros(x.shape[1], dtype=np.bool_)
-        self.noise: list[Floats] = [np.zeros(x.shape)]
-        if self.float32:
-            require_moderate(graph)
-            self.noise[0] = 1.01 * 2.0**-24 * (np.abs(x) + radius) + FLOOR
-        self.lower = [np.nextafter(x - radius - self.noise[0], -np.inf)]
-        self.upper = [np.nextafter(x + radius + self.noise[0], np.inf)]
-        for node, layer in enumerate(graph.layers, start=1):
-            if isinstance(layer, Relu):
-                self._relu(node, layer)
-            else:
-                self._affine(layer)
-
-    def size(self, node: int) -> Floats:
-        """The largest |value| of the node's entries in the boxes."""
-        return np.maximum(np.abs(self.lower[node]), np.abs(self.upper[node]))
-
-    def _affine(self, layer: AffineMap) -> None:
-        value = middle = layer.bias[:, None]
-        wide, noise = np.zeros((1, 1)), np.abs(value)
-        terms = layer.terms if self.float32 else None
-        sums = [] if terms is None else [layer.bias_size[:, None]]
-        for matrix, size, source in zip(layer.matrices, layer.sizes, layer.sources, strict=True):
-            centre = (self.upper[source] + self.lower[source]) / 2
-            reach = np.maximum(self.upper[source] - centre, centre - self.lower[source]) * (1 + WIDER)
-            at = matrix @ np.concatenate([centre, self.values[source]], axis=1)
-            n = centre.shape[1]
-            spread = size @ (reach if terms is None else np.concatenate([reach, self.size(source)], axis=1))
-            middle, value, wide = middle + at[:, :n], value + at[:, n:], wide + spread[:, :n]
-            sums += [] if terms is None else [spread[:, n:]]
-            noise = noise + size.sum(axis=1)[:, None] * self.size(source).max(axis=0)
-        unit = gamma(sum(self.graph.sizes) + 64)  # no sum here or in a step back has more terms
-        error = 4 * unit * noise + TINY
-        own = np.zeros_like(value) if terms is None else self._own([*sums[1:], sums[0]], terms)
-        if len(self.lower) == len(self.graph.layers):
-            own = np.where(self._hopeless, HOPELESS, own)
-        self.values.append(value)
-        self.lower.append(middle - wide - error - own)
-        self.upper.append(middle + wide + error + own)
-        self.noise.append(unit * (noise + self.size(-1)) + TINY + own)
-
-    def _own(self, sums: Sequence[Floats], terms: Sequence[int]) -> Floats:
-        """What a run in float32 errs by at a layer: `sums` (entries, n) of absolute values, each through its terms."""
-        total = sums[-1] + sum(sums[:-1])
-        beyond = ~(total <= LARGEST)
-        self._hopeless |= beyond.any(axis=0)
-        own = sum(gamma32(n + SPARE) * size + (n + SPARE) * FLOOR for size, n in zip(sums, terms, strict=True))
-        return np.where(beyond, HOPELESS, own)
-
-    def _relu(self, node: int, layer: Relu) -> None:
-        source, floor = layer.source, layer.floor
-        self.lower[source], self.upper[source] = self._refined(node, layer)
-        z, lower, upper = self.values[source], self.lower[source], self.upper[source]
-        own = gamma32(SPARE) * floor * self.size(source) + SPARE * FLOOR if self.float32 and floor else 0.0
-        self.values.append(np.where(z > 0, z, floor * z))
-        self.lower.append(np.where(lower > 0, lower, np.nextafter(floor * lower, -np.inf)) - own)
-        self.upper.append(np.where(upper > 0, upper, np.nextafter(floor * upper, np.inf)) + own)
-        self.noise.append(gamma(8) * self.size(source) + TINY + own)
-
-    def _refined(self, node: int, layer: Relu) -> tuple[Floats, Floats]:
-        """The bounds of the layer's input."""
-        return self.lower[layer.source], self.upper[layer.source]
-
-    def interval_margins(self, rival: int) -> Floats:
-        """Lower bounds (classes, n) of logit[rival] - logit[c], by the values before the last affine layers."""
-        node, coefficient = len(self.graph.layers), _against(rival, self.graph.sizes[-1])
-        least = np.zeros((len(coefficient), 1))
-        while node and isinstance(layer := self.graph.layers[node - 1], AffineMap) and len(layer.sources) == 1:
-            least = least + (coefficient @ layer.bias)[:, None] - np.abs(coefficient) @ self.noise[node]
-            coefficient, node = _dense(coefficient @ layer.matrices[0]), layer.sources[0]
-        positive, negative = np.maximum(coefficient, 0), np.minimum(coefficient, 0)
-        slack = gamma(coefficient.shape[1] + 64) * (np.abs(coefficient) @ self.size(node))
-        worst: Floats = positive @ self.lower[node] + negative @ self.upper[node]
-        return least + worst - slack
-
-
 class Execution(Intervals):
     """The network over one box (n = 1), with CROWN's bounds of hidden values.
 
@@ -235,7 +118,7 @@ class Execution(Intervals):
         self.stages: dict[int, ReluNeurons] = {}
         self._number: dict[int, int] = {}  # of a node, the number of its ReLU
         self._slope: dict[int, Floats] = {}
-        self.floor = self.known_lower = self.known_upper = self._slack = self._cost = np.zeros(0)
+        self.floor = self.known_lower = self.known_upper = self._cost = np.zeros(0)
         super().__init__(graph, x[:, None], radius, arithmetic)
         self.lines = self._crown()
 
@@ -266,10 +149,10 @@ class Execution(Intervals):
             start = len(self.floor)
             self.stages[number] = ReluNeurons(start=start, stop=start + len(kept), entry=kept, rows=rows)
             terms = np.abs(rows.at_v).sum(1) + np.abs(rows.at_h) @ self.largest + np.abs(rows.offset) + rows.slack
+            terms += np.abs(rows.at_e).sum(1)
             terms += np.maximum(np.abs(lower[kept]), np.abs(upper[kept]))
-            cost = 8 * gamma(len(self.x) + start + len(kept) + 64) * terms
+            cost = rows.slack + 8 * gamma(len(self.x) + rows.at_e.shape[1] + start + len(kept) + 64) * terms
             self._cost = np.concatenate([self._cost, cost])
-            self._slack = np.concatenate([self._slack, rows.slack])
             self.known_lower = np.concatenate([self.known_lower, lower[kept]])
             self.known_upper = np.concatenate([self.known_upper, upper[kept]])
             self.floor = np.concatenate([self.floor, np.full(len(kept), layer.floor)])
@@ -313,13 +196,16 @@ class Execution(Intervals):
         stage = self.stages[0]
         rows, floor = stage.rows.pick(neurons), self.floor[neurons]
         c = share * rows.at_v
+        run = np.abs(rows.at_e).sum(1)
         on = rows.offset + np.abs(rows.at_v - c).sum(1)
         off = floor * rows.offset + np.abs(floor[:, None] * rows.at_v - c).sum(1)
         size = np.abs(rows.at_v).sum(1) + np.abs(c).sum(1) + np.abs(rows.offset)
         given = np.zeros(stage.stop, dtype=np.bool_)
         slope, offset = np.zeros((stage.stop, len(self.x))), np.zeros(stage.stop)
         given[neurons], slope[neurons] = True, c
-        offset[neurons] = np.maximum(on, off) + rows.slack + 4 * gamma(len(self.x) + 64) * size
+        size += 2 * run
+        offset[neurons] = np.maximum(on + run, off + floor * run) + rows.slack
+        offset[neurons] += 4 * gamma(len(self.x) + rows.at_e.shape[1] + 64) * size
         return Above(given=given, slope=slope, offset=offset)
 
     def _fold(self, node: int, coefficient: Matrix) -> AffineForms:
@@ -327,27 +213,38 @@ class Execution(Intervals):
         pending: dict[int, Matrix] = {node: coefficient}
         count = coefficient.shape[0]
         offset, slack, hidden = np.zeros(count), np.zeros(count), np.zeros((count, len(self.floor)))
+        starts = np.cumsum([0, *(int((error > 0).sum()) for error in self.errors)])
+        run = np.zeros((count, starts[node + 1]))
         for number in range(node, 0, -1):
             if number not in pending:
                 continue
             a, layer = pending.pop(number), self.graph.layers[number - 1]
             slack += abs(a) @ self.noise[number][:, 0]
+            self._note(run, starts, number, a)
             if isinstance(layer, Relu):
                 stage = self.stages.get(self._number[number])
                 if stage is not None:
-                    hidden[:, stage.start : stage.stop] = _dense(a[:, stage.entry])
+                    hidden[:, stage.start : stage.stop] = dense(a[:, stage.entry])
                 _merge(pending, layer.source, _scaled(a, self._slope[number]))
             else:
                 offset += a @ layer.bias
                 for matrix, source in zip(layer.matrices, layer.sources, strict=True):
                     _merge(pending, source, compact(a @ matrix))
-        a = _dense(pending.get(0, np.zeros((count, len(self.x)))))
-        slack += np.abs(a) @ (gamma(len(self.x) + 64) * (np.abs(self.x) + self.radius) + self.noise[0][:, 0])
-        return AffineForms(at_v=a * self.radius, at_h=hidden, offset=offset + a @ self.x, slack=slack)
+        a = dense(pending.get(0, np.zeros((count, len(self.x)))))
+        slack += gamma(len(self.x) + 64) * (np.abs(a) @ (np.abs(self.x) + self.radius))
+        self._note(run, starts, 0, a)
+        return AffineForms(at_v=a * self.radius, at_e=run, at_h=hidden, offset=offset + a @ self.x, slack=slack)
+
+    def _note(self, run: Floats, starts: Index, number: int, coefficient: Matrix) -> None:
+        """Puts the coefficients of a node's errors into `run`."""
+        error = self.errors[number][:, 0]
+        some = np.flatnonzero(error > 0)
+        if len(some):
+            run[:, starts[number] : starts[number + 1]] = dense(coefficient[:, some]) * error[some]
 
     def margins(self, rival: int) -> AffineForms:
         """logit[rival] - logit[c] for every class c."""
-        return self._fold(len(self.graph.layers), _against(rival, self.graph.sizes[-1]))
+        return self._fold(len(self.graph.layers), against(rival, self.graph.sizes[-1]))
 
     def plane(
         self, rows: AffineForms, lines: NeuronLines, low: Floats | None = None, signs: Signs | None = None
@@ -363,10 +260,10 @@ class Execution(Intervals):
     ) -> tuple[Floats, Floats, Floats, Floats]:
         """As `plane`, for the functional less w h - nu z of the first ReLU's neurons `apart` (C,); and w, nu (R, C)."""
         left = np.zeros((2, len(rows.offset), len(apart)))
-        a, offset, weight = rows.at_v.copy(), rows.offset.copy(), rows.at_h.copy()
+        a, offset, weight, run = rows.at_v.copy(), rows.offset.copy(), rows.at_h.copy(), rows.at_e.copy()
         width = weight.shape[1]
-        terms = np.abs(a).sum(1) + np.abs(weight) @ self.largest[:width] + np.abs(offset)
-        slack = rows.slack + 8 * gamma(len(self.x) + width + 64) * terms
+        terms = np.abs(a).sum(1) + np.abs(weight) @ self.largest[:width] + np.abs(offset) + np.abs(run).sum(1)
+        slack = rows.slack + 8 * gamma(len(self.x) + run.shape[1] + width + 64) * terms
         for stage in reversed(self.stages.values()):
             part = slice(stage.start, stage.stop)
             if stage.stop > width:
@@ -401,8 +298,9 @@ class Execution(Intervals):
             if above is not None:
                 a += under @ above.slope
             weight[:, : stage.start] += nu @ stage.rows.at_h
-            slack += (np.abs(nu) + np.abs(w)) @ self._cost[part] + np.abs(nu) @ self._slack[part] * (1 + WIDER)
-        return a, offset - slack, *left
+            run[:, : stage.rows.at_e.shape[1]] += nu @ stage.rows.at_e
+            slack += (np.abs(nu) + np.abs(w)) @ self._cost[part]
+        return a, offset - slack - np.abs(run).sum(1) * (1 + WIDER), *left
 
     def least(self, rows: AffineForms, lines: NeuronLines, low: Floats | None = None) -> Floats:
         """Lower bounds (R,) of the functionals over the box."""
@@ -447,8 +345,10 @@ class SharedNeurons:
         for m, (execution, stage) in enumerate(zip(executions, plain if len(entry) else (), strict=False)):
             mine, here = np.flatnonzero(np.isin(stage.entry, entry)), np.isin(entry, stage.entry)
             rows, self.apart[m], self._has[m] = stage.rows.pick(mine), mine, here
-            size = np.abs(rows.offset) + np.abs(rows.at_v).sum(1)
-            b, slack = rows.offset, rows.slack + 8 * gamma(rows.at_v.shape[1] + 64) * size
+            run = np.abs(rows.at_e).sum(1)
+            size = np.abs(rows.offset) + np.abs(rows.at_v).sum(1) + run
+            terms = rows.at_v.shape[1] + rows.at_e.shape[1] + 64
+            b, slack = rows.offset, rows.slack + run + 8 * gamma(terms) * size
             self._floor[here], self._b[m, here], self._slack[m, here] = execution.floor[mine], b, slack
             self._low[here] = np.maximum(self._low[here], execution.known_lower[mine] - b - slack)
             self._high[here] = np.minimum(self._high[here], execution.known_upper[mine] - b + slack)
@@ -485,20 +385,8 @@ def lowest(a: Floats, offset: Floats) -> Floats:
     return offset - reach - gamma(a.shape[1] + 64) * (reach + np.abs(offset))
 
 
-def _against(rival: int, classes: int) -> Floats:
-    """AffineForms of unit[rival] - unit[c]."""
-    coefficient = -np.eye(classes)
-    coefficient[:, rival] += 1
-    return coefficient
-
-
 def _units(entry: Index, size: int) -> Matrix:
     return sparse.csr_array((np.ones(len(entry)), (np.arange(len(entry)), entry)), shape=(len(entry), size))
-
-
-def _dense(matrix: Matrix) -> Floats:
-    found: Floats = matrix.toarray() if sparse.issparse(matrix) else matrix
-    return found
 
 
 def _scaled(matrix: Matrix, factor: Floats) -> Matrix:
@@ -515,12 +403,13 @@ def _merge(pending: dict[int, Matrix], node: int, part: Matrix) -> None:
         pending[node] = part
         return
     old = pending[node]
-    pending[node] = old + part if sparse.issparse(old) and sparse.issparse(part) else _dense(old) + _dense(part)
+    pending[node] = old + part if sparse.issparse(old) and sparse.issparse(part) else dense(old) + dense(part)
 
 
 def _stacked(parts: list[AffineForms]) -> AffineForms:
     return AffineForms(
         at_v=np.concatenate([part.at_v for part in parts]),
+        at_e=np.concatenate([part.at_e for part in parts]),
         at_h=np.concatenate([part.at_h for part in parts]),
         offset=np.concatenate([part.offset for part in parts]),
         slack=np.concatenate([part.slack for part in parts]),

@@ -25,10 +25,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from citrus_tool.checker.bounds import Intervals
 from citrus_tool.checker.counting import certified
 from citrus_tool.checker.graph import read_graph
 from citrus_tool.checker.group import Group, Images, Subject
+from citrus_tool.checker.intervals import Intervals
 from citrus_tool.checker.proof_format import FORMAT, digest_of, require
 from citrus_tool.errors import CheckFailedError, InputFileError
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from citrus_tool.checker.bounds import SharedNeurons, Signs, gamma, lowest
+from citrus_tool.checker.bounds import SharedNeurons, Signs, lowest
 from citrus_tool.checker.graph import Floats
 from citrus_tool.checker.group import Group
+from citrus_tool.checker.intervals import gamma
 from citrus_tool.checker.leaves import Leaves, covers
 from citrus_tool.checker.proof_format import LEAVES, Atom, Member, Splits, require
 

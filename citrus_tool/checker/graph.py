@@ -19,6 +19,15 @@ from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from scipy import sparse
 
+from citrus_tool.checker.operators import (
+    MOVES,
+    attributes_of,
+    opened,
+    operands_of,
+    require_constant,
+    require_folded,
+    require_read,
+)
 from citrus_tool.errors import UnsupportedNetworkError
 
 Floats = NDArray[np.float64]
@@ -28,8 +37,16 @@ Matrix = Any
 
 DENSE: Final = 0.2
 """The share of nonzeros above which a matrix is kept dense: sparse products of such are slower."""
-MOVES: Final = {"Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Gather", "Identity", "Dropout"}
-"""Operators that only move entries (the data is their first input)."""
+EVALUATOR_ERRORS: Final = (
+    IndexError,
+    KeyError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    NotImplementedError,
+    RuntimeError,
+)
+"""What numpy and the reference evaluator raise for operands that do not fit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,32 +197,66 @@ class _GraphReader:
         return list(ReferenceEvaluator(model).run(None, dict(given)))
 
     def read(self, node: onnx.NodeProto) -> None:
-        names = [name for name in node.input if name]
-        if all(name in self.constants for name in names):
-            found = self.evaluated(node, {name: self.constants[name] for name in names})
-            self.constants.update(zip(node.output, found, strict=True))
+        try:
+            self._read(node)
+        except UnsupportedNetworkError as refused:
+            raise UnsupportedNetworkError(f"node {node.name!r} ({node.op_type}): {refused}") from None
+        except (
+            IndexError,
+            KeyError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            NotImplementedError,
+            RuntimeError,
+        ) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UnsupportedNetworkError(
+                f"node {node.name!r} ({node.op_type}) does not fit its inputs ({reason}); the checker does not read it."
+            ) from None
+
+    def _read(self, node: onnx.NodeProto) -> None:
+        names, attributes = operands_of(node), attributes_of(node)
+        unknown = [name for name in names if name and name not in self.constants and name not in self.values]
+        if unknown:
+            raise UnsupportedNetworkError(f"nothing gives its input {unknown[0]!r}.")
+        if any(name in self.constants or name in self.values for name in node.output if name):
+            raise UnsupportedNetworkError("its output is given twice.")
+        if all(not name or name in self.constants for name in names):
+            require_folded(node, names)
+            (folded,) = self.evaluated(node, {name: self.constants[name] for name in names if name})
+            self.constants[node.output[0]] = require_constant(node.output[0], np.asarray(folded))
             return
-        if node.op_type == "Shape" and not node.attribute:
+        require_read(node, names, attributes)
+        if node.op_type == "Shape":
             self.constants[node.output[0]] = np.array(self.values[names[0]].index.shape, dtype=np.int64)
             return
-        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        self.values[node.output[0]] = self.operator(node, names, attributes)
+        found = self.operator(node, names, attributes)
+        if found.index.ndim < 1 or found.index.shape[0] != 1:
+            raise UnsupportedNetworkError(f"it changes the batch axis: its value has shape {found.index.shape}.")
+        self.values[node.output[0]] = found
 
     def operator(self, node: onnx.NodeProto, names: list[str], given: dict[str, Any]) -> _Value:
         kind = node.op_type
         operands = [self.values.get(name, self.constants.get(name)) for name in names]
         x = operands[0]
-        rest = [np.asarray(c, dtype=np.float64) for c in operands[1:] if not isinstance(c, _Value)]
+        if kind not in MOVES and kind != "Pad":
+            odd = [c for c in operands if not isinstance(c, _Value) and (c is None or c.dtype != np.float32)]
+            if odd:
+                raise UnsupportedNetworkError("its constants are not float32.")
+        rest = [np.asarray(c, dtype=np.float64) for c in operands[1:] if not isinstance(c, _Value) and c is not None]
         if kind in ("Add", "Sub", "Mul", "Div"):
             return self.arithmetic(kind, *operands)
         if kind in ("Concat", "Sum"):
             return self.joined(kind, operands, given)
-        if not isinstance(x, _Value) or len(rest) + 1 != len(operands):
+        if not isinstance(x, _Value) or any(isinstance(c, _Value) for c in operands[1:]):
             raise UnsupportedNetworkError(f"{kind} of computed weights is not read by the checker.")
         if kind == "Dropout" and len(names) > 2 and bool(np.any(rest[1])):
             raise UnsupportedNetworkError("a Dropout in training mode is not read by the checker.")
+        if kind == "Reshape" and given.get("allowzero", 0):
+            raise UnsupportedNetworkError("a Reshape with allowzero is not read by the checker.")
         if kind in MOVES:
-            fixed = {name: self.constants[name] for name in names[1:]}
+            fixed = {name: self.constants[name] for name in names[1:] if name}
             moved = self.evaluated(node, {names[0]: x.index, **fixed})[0]
             return _Value(node=x.node, index=moved.astype(np.int64))
         if kind == "Relu":
@@ -221,15 +272,16 @@ class _GraphReader:
         if kind == "Pad" and given.get("mode", b"constant") == b"constant":
             return self.pad(node, x, rest, given)
         if kind == "BatchNormalization" and not given.get("training_mode", 0):
+            channels = x.index.shape[1] if x.index.ndim > 1 else 0
+            if any(c.shape != (channels,) for c in rest) or not bool((rest[3] + given.get("epsilon", 1e-5) > 0).all()):
+                raise UnsupportedNetworkError("its parameters are not one number for each channel, or have no root.")
             gamma, beta, mean, var = (c.reshape(-1, *[1] * (x.index.ndim - 2)) for c in rest)
             scale = gamma / np.sqrt(var + given.get("epsilon", 1e-5))
             size = np.abs(beta) + np.abs(mean * scale)
             return self.scaled(x, scale, beta - mean * scale, bias_size=size)
         if kind in ("Gemm", "MatMul"):
             return self.product(kind, x, rest, given)
-        raise UnsupportedNetworkError(
-            f"{kind} (node {node.name!r}) is not read by the checker; it reads affine layers and ReLUs."
-        )
+        raise UnsupportedNetworkError("in this form it is not read by the checker.")
 
     def arithmetic(self, kind: str, a: Any, b: Any) -> _Value:
         if isinstance(a, _Value) and isinstance(b, _Value):
@@ -252,6 +304,8 @@ class _GraphReader:
         if not all(isinstance(value, _Value) for value in operands):
             raise UnsupportedNetworkError(f"{kind} with constants is not read by the checker.")
         if kind == "Sum":
+            if len({value.index.shape for value in operands}) != 1:
+                raise UnsupportedNetworkError("a Sum of values of several shapes is not read by the checker.")
             one = sparse.eye_array(operands[0].index.size, format="csr")
             return self.affine(operands[0].index.shape, [(value, one) for value in operands], 0.0, terms="carried")
         numbers = [np.full(value.index.shape, place) for place, value in enumerate(operands)]
@@ -266,7 +320,11 @@ class _GraphReader:
     def product(self, kind: str, x: _Value, rest: list[Floats], given: dict[str, Any]) -> _Value:
         if given.get("transA", 0) or rest[0].ndim != 2:
             raise UnsupportedNetworkError(f"{kind} with a transposed input or a stack of weights.")
+        if kind == "Gemm" and x.index.ndim != 2:
+            raise UnsupportedNetworkError("a Gemm of something else than a matrix.")
         weight = rest[0].T if given.get("transB", 0) else rest[0]  # (in, out)
+        if x.index.shape[-1] != len(weight):
+            raise UnsupportedNetworkError(f"{x.index.shape[-1]} entries meet {len(weight)} weights.")
         weight = weight * given.get("alpha", 1.0) if kind == "Gemm" else weight
         bias = rest[1] * given.get("beta", 1.0) if len(rest) > 1 else np.zeros(1)
         count = x.index.size // x.index.shape[-1]
@@ -275,19 +333,34 @@ class _GraphReader:
 
     def windows(self, x: _Value, kernel: tuple[int, ...], given: dict[str, Any]) -> Index:
         """Flat positions in x of every window's entries, -1 in the padding: (C, kh, kw, oh, ow)."""
-        if x.index.ndim != 4 or given.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID") or given.get("ceil_mode"):
+        pads = tuple(given.get("pads", (0, 0, 0, 0)))
+        automatic = given.get("auto_pad", b"NOTSET")
+        padded = automatic != b"NOTSET" and (automatic != b"VALID" or any(pads))
+        if x.index.ndim != 4 or given.get("ceil_mode", 0) or padded:
             raise UnsupportedNetworkError("windows with automatic padding, rounded up, or not over (C, H, W) maps.")
-        top, left, bottom, right = given.get("pads", (0, 0, 0, 0))
         (sy, sx), (dy, dx) = given.get("strides", (1, 1)), given.get("dilations", (1, 1))
+        reach = (dy * (kernel[0] - 1) + 1, dx * (kernel[1] - 1) + 1)
+        if (
+            len(pads) != 4
+            or min(pads) < 0
+            or min(sy, sx, dy, dx, *kernel) < 1
+            or tuple(given.get("kernel_shape", kernel)) != kernel
+        ):
+            raise UnsupportedNetworkError("windows of odd size, step or padding.")
+        top, left, bottom, right = pads
+        if max(top, bottom) >= reach[0] or max(left, right) >= reach[1]:
+            raise UnsupportedNetworkError("windows that may lie in the padding alone.")
         place = np.arange(x.index.size).reshape(x.index.shape[1:])
         place = np.pad(place, ((0, 0), (top, bottom), (left, right)), constant_values=-1)
-        view = np.lib.stride_tricks.sliding_window_view(
-            place, (dy * (kernel[0] - 1) + 1, dx * (kernel[1] - 1) + 1), axis=(1, 2)
-        )[:, ::sy, ::sx, ::dy, ::dx]
+        view = np.lib.stride_tricks.sliding_window_view(place, reach, axis=(1, 2))[:, ::sy, ::sx, ::dy, ::dx]
         return view.transpose(0, 3, 4, 1, 2)
 
     def conv(self, x: _Value, weight: Floats, bias: Floats | None, given: dict[str, Any]) -> _Value:
         groups = given.get("group", 1)
+        if weight.ndim != 4 or groups < 1 or len(weight) % groups or x.index.shape[1:2] != (groups * weight.shape[1],):
+            raise UnsupportedNetworkError(f"weights of shape {weight.shape} for {groups} groups of its channels.")
+        if bias is not None and bias.shape != (len(weight),):
+            raise UnsupportedNetworkError(f"a bias of shape {bias.shape}.")
         places = self.windows(x, weight.shape[2:], given)
         maps, each = places.shape[3:], weight.shape[0] // groups
         out = np.arange(weight.shape[0] * maps[0] * maps[1]).reshape(weight.shape[0], 1, 1, 1, *maps)
@@ -304,6 +377,8 @@ class _GraphReader:
         return self.affine((1, weight.shape[0], *maps), [(x, matrix)], shift, terms=weight[0].size)
 
     def average(self, x: _Value, given: dict[str, Any], *, whole: bool) -> _Value:
+        if x.index.ndim != 4:
+            raise UnsupportedNetworkError("an average over something else than (C, H, W) maps.")
         kernel = x.index.shape[2:] if whole else tuple(given["kernel_shape"])
         places = self.windows(x, kernel, {} if whole else given)
         channels, maps = len(places), places.shape[3:]
@@ -344,14 +419,12 @@ def read_graph(
 
     Raises UnsupportedNetworkError for anything that is not affine or a ReLU.
     """
-    model = onnx.load(path, load_external_data=False)
-    proto = model.graph
-    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in proto.initializer):
-        raise UnsupportedNetworkError(
-            f"{path}: weights lie in other files, which no digest covers; save them in the file."
-        )
-    reader = _GraphReader(int(np.prod(shape)), model.opset_import)
-    reader.constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.initializer}
+    proto, opsets = opened(path)
+    reader = _GraphReader(int(np.prod(shape)), opsets)
+    for tensor in proto.initializer:
+        if tensor.name in reader.constants:
+            raise UnsupportedNetworkError(f"{path}: the constant {tensor.name!r} is given twice.")
+        reader.constants[tensor.name] = require_constant(tensor.name, numpy_helper.to_array(tensor))
     x = _Value(node=0, index=np.arange(reader.sizes[0]).reshape(1, *shape))
     if clip:
         for _ in range(2):
@@ -360,13 +433,20 @@ def read_graph(
         place = (-1, *[1] * (len(shape) - 1))
         scale, shift = 1 / np.asarray(std, dtype=np.float64), -np.asarray(mean) / np.asarray(std)
         x = reader.scaled(x, _rounded(scale).reshape(place), _rounded(shift).reshape(place))
-    wanted = next(value for value in proto.input if value.name not in reader.constants)
+    (wanted,) = [value for value in proto.input if value.name not in reader.constants]
     sizes = [int(axis.dim_value) for axis in wanted.type.tensor_type.shape.dim][1:]
     index = x.index.transpose(0, 2, 3, 1) if layout == "nhwc" else x.index
+    if int(np.prod(sizes)) != index.size:
+        raise UnsupportedNetworkError(f"{path}: its input has shape {sizes} per image, not that of {tuple(shape)}.")
     reader.values[wanted.name] = _Value(node=x.node, index=index.reshape(1, *sizes))
-    for node in proto.node:
-        reader.read(node)
-    logits = reader.values[proto.output[0].name]
+    try:
+        for node in proto.node:
+            reader.read(node)
+    except UnsupportedNetworkError as refused:
+        raise UnsupportedNetworkError(f"{path}: {refused}") from None
+    logits = reader.values.get(proto.output[0].name)
+    if logits is None or sum(size != 1 for size in logits.index.shape) > 1:
+        raise UnsupportedNetworkError(f"{path}: its output is no vector of logits that depends on the input.")
     count = logits.index.size
     reader.affine((count,), [(logits, sparse.eye_array(count, format="csr"))], 0.0, terms="none")
     return Graph(layers=tuple(reader.layers), sizes=tuple(reader.sizes))
