@@ -27,6 +27,7 @@ CERTIFICATE = {
     "eps",
     "group_size",
     "protocol",
+    "arithmetic",
     "inputs",
     "clean_correct",
     "ibp_certified",
@@ -216,6 +217,22 @@ def test_certify_in_parts(run: Run, network: Path, monkeypatch: pytest.MonkeyPat
     assert "'3/2' is no part; write I/N" in run(*line, "--part", "3/2").err
     assert run(*line[:3], "0.01,0.02", "--part", "1/2").code == 2
     assert run(*line, "--part", "1/9", "--run-dir", "P").code == 2
+
+
+@pytest.mark.parametrize("arithmetic", ["float32", "real"])
+@pytest.mark.parametrize("command", ["certify-uap", "attack-uap", "evaluate", "harden"])
+def test_results_name_their_arithmetic(command: str, arithmetic: str, run: Run, network: Path) -> None:
+    more = {"attack-uap": ("--attack-steps", 2), "harden": TRAINING, "evaluate": ("--pgd-steps", 2)}.get(command, ())
+    chosen = () if arithmetic == "float32" else ("--arithmetic", arithmetic)
+    outcome = run(
+        command, network, "--data", "digits", "--eps", 0.01, "--limit", 10, *more, *chosen, "--json", "r.json"
+    )
+    assert outcome.code == 0
+    assert f"({arithmetic})" in outcome.out.splitlines()[0]
+    found = loaded("r.json")
+    assert found["arithmetic"] == arithmetic
+    kept = found if command == "certify-uap" else found.get("certificate", {"settings": {"arithmetic": arithmetic}})
+    assert kept["settings"]["arithmetic"] == arithmetic
 
 
 def test_evaluate(run: Run, network: Path) -> None:
