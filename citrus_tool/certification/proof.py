@@ -1,4 +1,4 @@
-"""Writes the proof behind a certification, group by group, for `citrus check` (format: docs/certificate.md).
+"""Writes the proof behind a certification, group by group, for `citrus check` (format: docs/proof-format.md).
 
 While groups are certified, each one's part stands in a folder beside the certificate, so that a stopped run can go on;
 `Recorder.pack` makes them one file.
@@ -30,7 +30,7 @@ from citrus_tool.certification.parts import Leaf, PartDuals
 from citrus_tool.errors import InputFileError
 from citrus_tool.files import require_writable_file, write_bytes
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Version of the certificate's format, which the checker reads; raised when old checkers would misread new proofs."""
 
 
@@ -201,7 +201,7 @@ class Recorder:
     """The certificate of one run on its way: its parts, in the folder `PATH.parts`.
 
     run: what the proof is about (JSON values): `model_sha256`, `eps` (hexadecimal float), `clip`, `target`, `mean`,
-    `std`, `layout`, `shape`.
+    `std`, `layout`, `shape`, `arithmetic`.
 
     Raises InputFileError where the folder cannot be made.
     """
@@ -267,7 +267,7 @@ class Recorder:
     def pack(self, groups: int, about: Mapping[str, Any]) -> None:
         """Makes the certificate of the parts of all groups, and removes the parts.
 
-        about: what else its first page says: `data`, `split`, ...; nothing of it is proven.
+        about: what else its first page says: `data`, `split`, `version`, `protocol`, `scope`; nothing of it is proven.
 
         Raises InputFileError where the file cannot be written.
         """

@@ -10,14 +10,15 @@ import torch
 
 from citrus_tool.bounds.fold import foldable
 from citrus_tool.certification.milp import Solver
-from citrus_tool.certification.proof import GroupProof, Recorder
+from citrus_tool.certification.proof import FORMAT, GroupProof, Recorder
 from citrus_tool.certification.replay import Replayer
 from citrus_tool.checker.graph import read_graph
+from citrus_tool.checker.schema import check_run
 from citrus_tool.choices import Device
 from citrus_tool.choices.settings import CertifySettings
 from citrus_tool.data import Dataset
 from citrus_tool.devices import resolve_device
-from citrus_tool.errors import UsageError
+from citrus_tool.errors import CheckFailedError, UsageError
 from citrus_tool.network import Evaluation, Network
 from citrus_tool.onnx_io import OnnxModel, OnnxRunner
 from citrus_tool.threat import Threat
@@ -118,13 +119,17 @@ def _recorder(
     read_graph(model.path, form.pixel_shape, mean=form.mean, std=form.std, layout=form.layout, clip=threat.clip)
     run = {
         "model_sha256": model.sha256,
-        "arithmetic": settings.arithmetic,
         "eps": float(threat.eps).hex(),
         "clip": threat.clip,
         "target": threat.target,
+        "arithmetic": settings.arithmetic,
         "shape": list(form.pixel_shape),
-        "mean": list(form.mean),
-        "std": list(form.std),
+        "mean": [float(value) for value in form.mean],
+        "std": [float(value) for value in form.std],
         "layout": form.layout,
     }
+    try:
+        check_run(run, "run", FORMAT)
+    except CheckFailedError as error:
+        raise UsageError(f"no proof can be written of this: {error}") from None
     return Recorder(path, run, resume=resume)

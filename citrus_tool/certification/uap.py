@@ -110,7 +110,9 @@ def certify_uap(
         if ledger.log is not None and part is None:
             ledger.log.finish()
     if setup.recorder is not None:
-        setup.recorder.pack(len(whole.groups), {"data": data.name, "split": data.split, "version": __version__})
+        about = {"data": data.name, "split": data.split, "version": __version__}
+        about |= {"protocol": settings.protocol, "scope": settings.scope}
+        setup.recorder.pack(len(whole.groups), about)
     losses = _rounding_losses(setup, selection, whole.groups)
     context.progress.finish()
     examined = selection.examined(plan.groups)

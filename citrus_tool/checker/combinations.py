@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
@@ -14,10 +15,13 @@ from citrus_tool.checker.intervals import gamma
 from citrus_tool.checker.leaves import Leaves, covers
 from citrus_tool.checker.proof_format import LEAVES, Atom, Member, Splits, require
 
+PRODUCTS: Final = 2**24
+"""Products of open parts that a combination may have, so that a check ends: over 100 times what a proof starts from."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class OpenParts:
-    """The open parts of an atom's search: `part` numbers them; planes a (n, d), offset (n,) below margin - guard."""
+    """The open parts of an atom's search: `part` numbers them; planes a (n, d), offset (n,) below the margin."""
 
     atom: Atom
     view: int
@@ -42,11 +46,10 @@ class Combinations:
         for number, proof in enumerate(self.group.facts["proofs"]):
             where, atoms = f"{self.group.where}, combination {number}", [tuple(atom) for atom in proof["atoms"]]
             members = tuple((position, view) for (position, _), view in zip(atoms, proof["views"], strict=True))
-            require(len({position for position, _ in atoms}) == len(atoms), where, "has an input twice")
-            leaves, paths = self._leaves(f"proof{number}", number, members, atoms, where)
+            leaves, paths = self._leaves(f"proof{number}", number, atoms)
             together.setdefault(members, []).append(leaves)
             fronts = [self._fronts[front] for front in proof["fronts"]]
-            whole = self._products(number, fronts, atoms, members, paths, where) if fronts else covers(paths)
+            whole = self._products(number, fronts, members, paths, where) if fronts else covers(paths)
             require(whole, where, "its leaves do not cover the box")
             refuted.add(frozenset(atoms))
         for members, parts in together.items():
@@ -69,7 +72,7 @@ class Combinations:
         where, given = f"{self.group.where}, front {number}", self.group.facts["fronts"][number]
         atom, closed = tuple(given["atom"]), given["closed"]
         members = ((atom[0], given["view"]),)
-        leaves, paths = self._leaves(f"front{number}", number, members, [atom], where)
+        leaves, paths = self._leaves(f"front{number}", number, [atom])
         require(covers(paths), where, "its parts do not cover the box")
         parts = range(0, len(paths), LEAVES)
         planes = [self._planes(members, leaves.pick(first, first + LEAVES)) for first in parts]
@@ -83,7 +86,6 @@ class Combinations:
         self,
         number: int,
         fronts: Sequence[OpenParts],
-        atoms: Sequence[Atom],
         members: Sequence[Member],
         paths: Sequence[Splits],
         where: str,
@@ -93,16 +95,9 @@ class Combinations:
         A u at which all atoms happen lies in an open part of every front. A product is closed by a sum of its planes
         that is above 0.
         """
-        fits = [(front.atom, front.view) for front in fronts] == [
-            (a, v) for a, (_, v) in zip(atoms, members, strict=True)
-        ]
-        require(fits, where, "has fronts of other atoms or views")
         left: list[tuple[int, ...]] = [(part,) for part in range(len(fronts[0].offset))]
         for width in range(2, len(fronts) + 1):
             part, mix = self.group.arrays[f"proof{number}/part{width}"], self.group.arrays[f"proof{number}/mix{width}"]
-            sizes = [len(front.offset) for front in fronts[:width]]
-            right = part.shape == mix.shape == (len(part), width) and bool(((part >= 0) & (part < sizes)).all())
-            require(right and bool((mix >= 0).all() and np.isfinite(mix).all()), where, "has products that do not fit")
             for first in range(0, len(part), LEAVES):
                 some = slice(first, first + LEAVES)
                 planes = [
@@ -111,7 +106,9 @@ class Combinations:
                 ]
                 require(bool((lowest(*_sum(planes)) > 0).all()), where, "has a closed product that is not above 0")
             closed = {tuple(row) for row in part.tolist()}
-            left = [(*head, last) for head in left for last in range(sizes[-1]) if (*head, last) not in closed]
+            new = range(len(fronts[width - 1].offset))
+            require(len(left) * len(new) <= PRODUCTS, where, f"has more than {PRODUCTS} products of open parts")
+            left = [(*head, last) for head in left for last in new if (*head, last) not in closed]
         starts = np.cumsum([0, *(len(self.group.views[member].listed) for member in members)])
         of: dict[tuple[int, ...], list[Splits]] = {some: [] for some in left}
         for path in paths:
@@ -126,23 +123,11 @@ class Combinations:
             of[tuple(product)].append(rest)
         return all(covers(rests) for rests in of.values())
 
-    def _leaves(
-        self, name: str, number: int, members: Sequence[Member], atoms: Sequence[Atom], where: str
-    ) -> tuple[Leaves, list[Splits]]:
-        """The leaves of combination or front `number`, whose duals must be feasible, and their paths of splits."""
-        neurons = sum(len(self.group.views[member].listed) for member in members)
+    def _leaves(self, name: str, number: int, atoms: Sequence[Atom]) -> tuple[Leaves, list[Splits]]:
+        """The leaves of combination or front `number`, and their paths of splits."""
         names = ("alpha", "share", "depth", "split", "side", "beta")
         alpha, share, depth, split, side, beta = (self.group.arrays[f"{name}/{part}"] for part in names)
-        count, total = len(depth), int(depth.sum())
-        shapes = alpha.shape == (count, neurons) and share.shape == (count, len(atoms)) and bool((depth >= 0).all())
-        require(shapes and {len(split), len(side), len(beta)} == {total}, where, "its arrays do not fit")
-        feasible = bool((beta >= 0).all() and (share >= 0).all())
-        require(
-            feasible and bool(np.isfinite(beta).all() and np.isfinite(share).all()),
-            where,
-            "a multiplier or share is no number >= 0",
-        )
-        require(bool((np.abs(side) == 1).all() and ((split >= 0) & (split < neurons)).all()), where, "a split is none")
+        count = len(depth)
         steps = list(zip(split.tolist(), side.tolist(), strict=True))
         paths = [tuple(steps[end - d : end]) for d, end in zip(depth.tolist(), np.cumsum(depth).tolist(), strict=True)]
         return Leaves(
@@ -157,16 +142,14 @@ class Combinations:
         ), paths
 
     def _planes(self, members: Sequence[Member], leaves: Leaves) -> tuple[Floats, Floats]:
-        """(a, o) with sum of share (margin - guard) >= a v + o on the leaves."""
+        """(a, o) with sum of share margin >= a v + o on the leaves."""
         shared = self._shared(members)
         planes, left, given = [], [], []
         first = 0
         for place, (position, number) in enumerate(members):
             view, rows = self.group.views[position, number], self.group.margins[position]
             last = first + len(view.listed)
-            low = self.group.slopes(
-                view.lines, view.execution, view.listed, leaves.alpha[:, first:last], len(leaves.owner)
-            )
+            low = self.group.slopes(view.lines, view.execution, view.listed, leaves.alpha[:, first:last])
             own = (leaves.split >= first) & (leaves.split < last)
             signs = Signs(
                 row=leaves.row[own],

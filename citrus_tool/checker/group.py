@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from citrus_tool.checker.archive import JSON_BYTES, Archive, parse_array, parse_json
 from citrus_tool.checker.bounds import AffineForms, Execution, NeuronLines
 from citrus_tool.checker.graph import Floats, Graph, Index
-from citrus_tool.checker.proof_format import GRID, GUARD, Member, require
+from citrus_tool.checker.proof_format import GRID, Member, require
+from citrus_tool.checker.schema import GroupArrays, check_facts
 
 Images = Callable[[Sequence[int]], tuple[NDArray[np.float32], Sequence[int]]]
 """Pixels (n, *shape) and labels of inputs of the data set, to compare with."""
@@ -39,29 +41,31 @@ class ProofView:
 
 
 class Group:
-    """The proof of one group: `facts` (JSON) and `arrays`; what it claims of each input alone.
+    """The proof of one group: `facts` (JSON) and `arrays`, of the schema; what it claims of each input alone.
 
     Attributes:
         x: (n, d) pixels.  radius: of the box, in pixel space.
-        intervals: by position, margins over the box by intervals, and clean logits; filled by the reader of the file.
-        views, margins: of the inputs that `individual` has looked at: views by member; margins less the guard.
+        intervals: by position, margins over the box by intervals; filled by the reader of the file.
+        views, margins: of the inputs that `individual` has looked at: views by member; margins.
     """
 
-    def __init__(self, subject: Subject, arrays: Mapping[str, NDArray[Any]], number: int) -> None:
-        self.arrays, self.where = arrays, (where := f"group {number}")
-        self.intervals: dict[int, tuple[Floats, Floats]] = {}
-        self.facts = facts = json.loads(arrays["facts"].tobytes())
+    def __init__(self, subject: Subject, content: bytes, number: int) -> None:
+        self.where = where = f"group {number}"
+        self.intervals: dict[int, Floats] = {}
         self.graph, self.target = subject.graph, subject.run["target"]
         self.arithmetic = subject.run.get("arithmetic", "real")
         self.radius = math.nextafter(subject.eps, math.inf) if subject.eps else 0.0
         self.views: dict[Member, ProofView] = {}
         self.margins: dict[int, AffineForms] = {}
-        x, count = arrays["images"], len(facts["indices"])
-        require(facts["run"] == subject.run and facts["index"] == number, where, "belongs to another run or place")
-        require(x.dtype == np.float32 and bool(np.isfinite(x).all()), where, "its images are no float32 numbers")
-        self.x = x.astype(np.float64).reshape(count, self.graph.sizes[0])
-        lists = [facts[name] for name in ("labels", "rivals", "kinds", "excluded", "views")]
-        require({count} == {*map(len, lists)} and len(set(facts["indices"])) == count, where, "has odd lists")
+        archive = Archive(io.BytesIO(content), where, compressed=True)
+        self.facts = facts = parse_json(
+            parse_array(archive.read("facts.npy", JSON_BYTES), "|u1", f"{where}, facts").tobytes(), f"{where}, facts"
+        )
+        check_facts(facts, f"{where}, facts", subject.run, self.graph)
+        require(facts["index"] == number, where, "belongs to another place")
+        self.arrays = GroupArrays(archive, facts, subject.run, self.graph).found
+        x = self.arrays["images"]
+        self.x = x.astype(np.float64).reshape(len(x), self.graph.sizes[0])
         if subject.images is not None:
             pixels, labels = subject.images(facts["indices"])
             same = bool(np.array_equal(pixels, x)) and list(labels) == facts["labels"]
@@ -71,37 +75,29 @@ class Group:
         """The labels of an input that bounds over the whole box leave open; None for one that counts as lost."""
         facts, where = self.facts, f"{self.where}, input {self.facts['indices'][position]}"
         kind, rival, label = (facts[name][position] for name in ("kinds", "rivals", "labels"))
-        classes = range(self.graph.sizes[-1])
-        require(label in classes and rival in classes, where, "has no such class")
         if kind == "lost":
             return None
-        labels = set(classes) - {rival} if self.target is None else {self.target}
+        labels = set(range(self.graph.sizes[-1])) - {rival} if self.target is None else {self.target}
         fits = rival == label if self.target is None else self.target not in (rival, label)
-        require(fits and kind in ("interval", "bounds"), where, "has another rival or kind than it can have")
+        require(fits, where, "has another rival than it can have")
         excluded = set(facts["excluded"][position])
-        if kind == "interval":
-            least, logits = self.intervals[position]
-            guard = GUARD * float(np.abs(logits).max())
-        else:
-            least, guard = self._bounds(position, rival)
+        least = self.intervals[position] if kind == "interval" else self._bounds(position, rival)
         for other in excluded:
-            proven = other in labels and bool(least[other] > guard)
+            proven = other in labels and bool(least[other] > 0)
             require(proven, where, f"bounds over the whole box do not exclude label {other}")
         return labels - excluded
 
-    def _bounds(self, position: int, rival: int) -> tuple[Floats, float]:
-        """The input's margins over the box, and its guard; prepares the views of its execution."""
+    def _bounds(self, position: int, rival: int) -> Floats:
+        """The input's margins over the box; prepares the views of its execution."""
         listings = {view: self._listings(view) for view in self.facts["views"][position]}
         every = [(number, entry) for pair in listings.values() for part in pair for number, entry in part.items()]
         forced = {n: np.unique(np.concatenate([e for m, e in every if m == n])) for n in {n for n, _ in every}}
         execution = Execution(self.graph, self.x[position], self.radius, forced, self.arithmetic)
-        guard = GUARD * float(np.abs(execution.values[-1]).max())
-        rows = execution.margins(rival)
-        self.margins[position] = replace(rows, offset=rows.offset - guard)
+        rows = self.margins[position] = execution.margins(rival)
         for view, (base, final) in listings.items():
             self.views[position, view] = self._view(execution, view, base, final)
-        least = np.maximum(execution.interval_margins(rival)[:, 0], execution.least(rows, execution.lines))
-        return least, guard
+        least: Floats = np.maximum(execution.interval_margins(rival)[:, 0], execution.least(rows, execution.lines))
+        return least
 
     def _listings(self, view: int) -> tuple[dict[int, Index], dict[int, Index]]:
         """By ReLU, the entries with slopes of their own: before and after hidden bounds are improved."""
@@ -111,9 +107,7 @@ class Group:
         return {**final, **steps}, final
 
     def _entries(self, name: str) -> Index:
-        entries = self.arrays[name].astype(np.int64)
-        require(entries.ndim == 1 and bool((np.diff(entries) > 0).all()), self.where, f"{name} is not in order")
-        return entries
+        return self.arrays[name].astype(np.int64)
 
     def _view(self, execution: Execution, view: int, base: dict[int, Index], final: dict[int, Index]) -> ProofView:
         """The view's lines: hidden bounds improved ReLU by ReLU with the slopes that are given."""
@@ -124,7 +118,7 @@ class Group:
             lower, upper, chord = lines.lower.copy(), lines.upper.copy(), lines.chord.copy()
             if number in self.facts["listed"][view]["steps"]:
                 neurons = stage.start + np.searchsorted(stage.entry, base[number])
-                low = self.slopes(lines, execution, listed, self.arrays[f"view{view}/alpha{number}"], 2 * len(neurons))
+                low = self.slopes(lines, execution, listed, self.arrays[f"view{view}/alpha{number}"])
                 lower, upper = execution.tightened(lines, number, neurons, low)
             own = stage.start + np.searchsorted(stage.entry, final.get(number, np.zeros(0, dtype=np.int64)))
             if len(own):  # without any, all are as in CROWN
@@ -135,21 +129,11 @@ class Group:
         name = f"view{view}/hull"
         if name in self.arrays:
             share, own = self.arrays[name], np.searchsorted(stages[0].entry, final[0])
-            require(
-                share.dtype == np.uint8 and share.shape == (len(own), execution.x.size),
-                self.where,
-                f"{name} does not fit",
-            )
             lines = replace(lines, above=execution.planes_above(own, share / GRID))
         return ProofView(execution=execution, lines=lines, listed=listed)
 
-    def slopes(
-        self, lines: NeuronLines, execution: Execution, listed: Index, alpha: NDArray[Any], count: int
-    ) -> Floats:
-        """(count, U) slopes of the lines below: those given (count, V) for the neurons `listed`, else CROWN's."""
-        require(
-            alpha.dtype == np.uint8 and alpha.shape == (count, len(listed)), self.where, "has slopes that do not fit"
-        )
-        low = np.tile(lines.low, (count, 1))
+    def slopes(self, lines: NeuronLines, execution: Execution, listed: Index, alpha: NDArray[np.uint8]) -> Floats:
+        """(n, U) slopes of the lines below: `alpha` (n, V) for the neurons `listed`, else CROWN's."""
+        low = np.tile(lines.low, (len(alpha), 1))
         low[:, listed] = np.maximum(alpha / GRID, execution.floor[listed])
         return low

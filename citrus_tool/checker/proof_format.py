@@ -1,22 +1,22 @@
-"""The words and numbers of the proof format (docs/certificate.md), and how a claim that does not hold is reported."""
+"""The words and numbers of the proof format (docs/proof-format.md), and how a claim that does not hold is reported."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from citrus_tool.errors import CheckFailedError
 
-FORMAT: Final = 1
-"""The only version of the format."""
-GUARD: Final = 2.0**-18
-"""Margins count above this fraction of the input's largest clean |logit|: half of what the prover asks for. The other
-half pays for what the two compute differently, which is rounding."""
+FORMATS: Final = (1, 2)
+"""The versions of the format that are read. 1 says nothing of arithmetic, scope and protocol; it is about real
+arithmetic."""
 GRID: Final = 255
 """Steps from slope 0 to slope 1: slopes are stored in one byte, as multiples of 1 / GRID."""
 LEAVES: Final = 256
 """Leaves that are bounded together: bounds the memory of their coefficients."""
+SHOWN: Final = 60
+"""Characters of a wrong value that a message shows."""
 
 Atom = tuple[int, int]
 """(position of the input in its group, wrong label)."""
@@ -31,7 +31,23 @@ def digest_of(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+def refuse(where: str, what: str) -> NoReturn:
+    """Raises CheckFailedError."""
+    raise CheckFailedError(f"the certificate does not hold: {where}: {what}.")
+
+
 def require(condition: bool, where: str, what: str) -> None:
     """Raises CheckFailedError unless the condition holds."""
     if not condition:
-        raise CheckFailedError(f"the certificate does not hold: {where}: {what}.")
+        refuse(where, what)
+
+
+def escaped(text: str) -> str:
+    """The text with escapes for what does not print: no line break or terminal code of a file reaches a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def shown(value: Any) -> str:
+    """A value of a proof as messages show it: in one printable line, cut."""
+    text = ascii(value) if not isinstance(value, int) or abs(value) < 2**64 else "a huge number"
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."

@@ -66,11 +66,12 @@ class Content:
         with zipfile.ZipFile(path, "w") as archive:
             for number, group in enumerate(self.groups):
                 content = packed(group.facts, group.arrays)
-                archive.writestr(f"groups/{number}", content)
+                name = f"groups/group{number:06d}.npz"
+                archive.writestr(name, content)
                 digest = hashlib.sha256(content).hexdigest()
                 counts = {"inputs": len(group.facts["indices"]), "certified": group.facts["certified"]}
-                entries.append({"file": f"groups/{number}", "sha256": digest, **counts})
-            about = {name: self.head[name] for name in ("data", "split", "version")}
+                entries.append({"file": name, "sha256": digest, **counts})
+            about = {name: self.head[name] for name in ("data", "split", "version", "protocol", "scope")}
             archive.writestr("certificate.json", front_page(self.head["run"], entries, about))
         return path
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -498,7 +499,7 @@ def test_a_larger_eps(proven: Proven, tmp_path: Path) -> None:
 def test_a_group_of_another_run(proven: Proven, tmp_path: Path) -> None:
     content = Content.of(proven.path)
     content.groups[0].facts["run"]["eps"] = (0.05).hex()
-    rejected(proven, content.write(tmp_path / "c"), "group 0: belongs to another run")
+    rejected(proven, content.write(tmp_path / "c"), "group 0, facts.run: is not that of the first page")
 
 
 def test_the_same_group_twice(proven: Proven, tmp_path: Path) -> None:
@@ -568,7 +569,9 @@ def test_a_raised_count(proven: Proven, tmp_path: Path) -> None:
         facts["certified"] += 1
         facts["fooled"] -= claim == "fooled"
         rejected(
-            proven, content.write(tmp_path / "c"), "does not follow" if claim == "certified" else "allow that more"
+            proven,
+            content.write(tmp_path / "c"),
+            "is not the 4 inputs that are not lost" if claim == "certified" else "allow that more",
         )
 
 
@@ -606,12 +609,16 @@ def test_proofs_with_planes_hold_and_need_planes_that_fit(tmp_path: Path, monkey
     settings = replace(SETTINGS, branch_nodes=1)
     proven = prove(tiny_chain(0, hidden=12), tmp_path, 0.1, settings=settings)
     agrees(proven)
-    for change in (lambda share: share[1:], lambda share: share[:, 1:], lambda share: share.astype(np.float32)):
+    changes = {
+        "has the shape": (lambda share: share[1:], lambda share: share[:, 1:]),
+        "has the type '<f4', not |u1": (lambda share: share.astype(np.float32),),
+    }
+    for words, change in ((words, change) for words, some in changes.items() for change in some):
         content = Content.of(proven.path)
         group = next(group for group in content.groups if hulls(group))
         name = hulls(group)[0]
         group.arrays[name] = change(group.arrays[name])
-        rejected(proven, content.write(tmp_path / "c"), "does not fit")
+        rejected(proven, content.write(tmp_path / "c"), f"{name}: {re.escape(words)}")
 
 
 def test_views_belong_to_one_input(proven: Proven, tmp_path: Path) -> None:
@@ -639,7 +646,7 @@ def test_damaged_and_missing_files(proven: Proven, tmp_path: Path) -> None:
         check(proven.model.path, proven.model.path)
     content = Content.of(proven.path)
     del content.groups[0].facts["kinds"]
-    rejected(proven, content.write(tmp_path / "c"), "damaged or not as it should be")
+    rejected(proven, content.write(tmp_path / "c"), "group 0, facts: has no field kinds")
     (tmp_path / "cut").write_bytes(proven.path.read_bytes()[:1000])
     with pytest.raises(InputFileError, match="is no certificate"):
         proven.check(tmp_path / "cut")
