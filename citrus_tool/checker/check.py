@@ -49,8 +49,8 @@ class Checked:
         arithmetic: "float32": of every run of the file in float32; "real": of the network in real arithmetic.
         shape, mean, std, layout: of an input (C, H, W), and how it becomes the file's.
         indices: of the inputs, as ranges: "0-99,105".
-        compared: the checker's reading of the file agrees with onnxruntime on images of the proof; False where onnxruntime
-            is not installed.
+        compared: the checker's reading of the file agrees with onnxruntime on images of the proof; False without
+            onnxruntime.
         data, split, protocol, scope, version: what the proof says of its origin, which nothing verifies; None: nothing.
     """
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import click
 
-from citrus_tool.choices import Split
+from citrus_tool.checker.expected import Expected
+from citrus_tool.choices import ARITHMETICS, Split
 from citrus_tool.choices.settings import AttackSettings, CertifySettings
 from citrus_tool.cli import options, parameters, terminal
 from citrus_tool.cli.gathered import Outputs, gathered
@@ -96,12 +97,18 @@ def certify_uap(
 @options.data_root_option()
 @options.split_option
 @options.seed_option()
+@click.option("--eps", type=parameters.Eps(), help="Require this radius (pixel space), e.g. 0.1 or 2/255.")
+@click.option("--mean", type=parameters.Numbers(), help="Require this mean in front of the file, one per channel.")
+@click.option("--std", type=parameters.Numbers(), help="Require this standard deviation, one per channel.")
+@click.option("--arithmetic", type=parameters.Choice(ARITHMETICS), help="Require a proof about this arithmetic.")
+@click.option("--inputs", type=parameters.Ranges(), metavar="RANGES", help="Require these inputs, e.g. 0-99,105.")
 @options.output_options
 @gathered
 def check(
     certificate: Path,
     model: Path,
     choice: DataChoice | None,
+    expected: Expected,
     split: Split,
     context: RunContext,
     outputs: Outputs,
@@ -109,7 +116,8 @@ def check(
     """Verifies the proof that `certify-uap --certificate` wrote; exit code 4 where it does not hold.
 
     \b
-    Without --data the proof is about the inputs that it holds, whatever their origin.
+    Without --data the proof is about the inputs that it holds, whatever their origin. What the table says of data,
+    split, protocol and scope is what the proof says; the rest is verified.
 
     \b
     Example:
@@ -118,9 +126,14 @@ def check(
     """
     from citrus_tool.workflow.check import check_file
 
-    found = check_file(certificate, model, choice, context, split=split).to_json()
-    rows = [[name, f"{found[name]:g}" if name == "eps" else str(found[name])] for name in found if name != "holds"]
+    found = check_file(certificate, model, choice, context, split=split, expected=expected).to_json()
+    rows = [[name, f"{found[name]:g}" if name == "eps" else _plain(found[name])] for name in found if name != "holds"]
     terminal.show(found, outputs.json, ["the proof holds", ""], rows)
+
+
+def _plain(value: object) -> str:
+    """The value as text in which nothing moves the cursor: a proof's names are others' words."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in str(value))
 
 
 @click.command("attack-uap")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from citrus_tool.checker.expected import Expected
 from citrus_tool.choices import Tracker, fields
 from citrus_tool.choices.recipe import Recipe
 from citrus_tool.choices.settings import AttackSettings, CertifySettings, TuneSettings
@@ -173,6 +174,7 @@ _MAKERS: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
     "outputs": _outputs,
     "source": _source,
     "choice": _choice,
+    "expected": functools.partial(_same, Expected),
     "threats": _threats,
     "threat": lambda options: _threats(options)[0],
     "certify": functools.partial(_settings, CertifySettings),

@@ -51,6 +51,24 @@ class PartOption(click.ParamType[tuple[int, int]]):
         return int(found[1]), int(found[2])
 
 
+class Ranges(click.ParamType[frozenset[int]]):
+    """Whole numbers as `0-99,105`."""
+
+    name = "ranges"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> frozenset[int]:
+        """The numbers; fails with what it should be."""
+        if isinstance(value, frozenset):
+            return value
+        found: set[int] = set()
+        for part in str(value).split(","):
+            first, _, last = part.strip().partition("-")
+            if not (first.isdecimal() and (last or first).isdecimal() and int(first) <= int(last or first) < 10**7):
+                self.fail(f"{value!r} is no list of inputs; write 0-99 or 0-99,105.", param, ctx)
+            found.update(range(int(first), int(last or first) + 1))
+        return frozenset(found)
+
+
 class Numbers(click.ParamType[tuple[float, ...]]):
     """Numbers with commas between them, as `--mean 0.49,0.48,0.45`; a list in a TOML file."""
 

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from citrus_tool.checker.check import Checked, check
+from citrus_tool.checker.expected import Expected
 from citrus_tool.choices import Split
 from citrus_tool.context import RunContext
 from citrus_tool.errors import DataError
@@ -17,9 +18,17 @@ from citrus_tool.sources import DataChoice
 
 
 def check_file(
-    proof: Path, model: Path, choice: DataChoice | None, context: RunContext, *, split: Split = "test"
+    proof: Path,
+    model: Path,
+    choice: DataChoice | None,
+    context: RunContext,
+    *,
+    split: Split = "test",
+    expected: Expected | None = None,
 ) -> Checked:
-    """Verifies a proof that `certify_file` wrote; with a choice of data also that its inputs are those of the split.
+    """Verifies a proof that `certify_file` wrote, and that it is about what is expected.
+
+    With a choice of data also that its inputs are those of the split.
 
     Raises as `check.check`; DataError where an input is beyond the data.
     """
@@ -37,6 +46,6 @@ def check_file(
             return dataset.pixels(index).numpy(), dataset.labels[index].tolist()
 
     progress.start("check", None, "groups")
-    found = check(proof, model, images=images, progress=progress.advance)
+    found = check(proof, model, images=images, expected=expected, progress=progress.advance)
     progress.finish()
     return found
