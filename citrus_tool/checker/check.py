@@ -31,7 +31,7 @@ from citrus_tool.checker.expected import Expected, ranges
 from citrus_tool.checker.graph import read_graph
 from citrus_tool.checker.group import Group, Images, Subject
 from citrus_tool.checker.intervals import Intervals
-from citrus_tool.checker.proof_format import digest_of, require
+from citrus_tool.checker.proof_format import digest_of, refuse, require
 from citrus_tool.checker.schema import check_page
 from citrus_tool.errors import InputFileError
 
@@ -106,6 +106,8 @@ def check(
         with certificate.open("rb") as file, np.errstate(all="ignore"):  # what overflows is no margin above 0
             archive = Archive(file, "the file", compressed=False)
             return _CertificateFile(archive, model, digest, images, expected or Expected()).run(progress)
+    except MemoryError:
+        refuse(str(certificate), "takes more memory than there is")
     except OSError as error:
         raise InputFileError(f"{error.filename}: cannot be read ({error.strerror}); name another file.") from None
     except zipfile.BadZipFile:

@@ -120,6 +120,8 @@ class Combinations:
                     return False
                 product.append(front.part[head])
                 rest = rest[len(head) :]
+            if tuple(product) not in of:  # it is closed
+                return False
             of[tuple(product)].append(rest)
         return all(covers(rests) for rests in of.values())
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from citrus_tool.checker.proof_format import require
+from citrus_tool.checker.proof_format import cut, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class Expected:
         """Raises CheckFailedError where these inputs of a proof are others."""
         wanted = there if self.inputs is None else self.inputs
         same = set(wanted) == set(there)
-        require(same, "what is required", f"its inputs are {ranges(there)}, not {ranges(wanted)}")
+        require(same, "what is required", f"its inputs are {cut(ranges(there))}, not {cut(ranges(wanted))}")
 
 
 def ranges(numbers: Collection[int]) -> str:

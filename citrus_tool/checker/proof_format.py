@@ -15,8 +15,8 @@ GRID: Final = 255
 """Steps from slope 0 to slope 1: slopes are stored in one byte, as multiples of 1 / GRID."""
 LEAVES: Final = 256
 """Leaves that are bounded together: bounds the memory of their coefficients."""
-SHOWN: Final = 60
-"""Characters of a wrong value that a message shows."""
+SHOWN: Final = 72
+"""Characters of a value that a message or table shows: most of a line."""
 
 Atom = tuple[int, int]
 """(position of the input in its group, wrong label)."""
@@ -49,5 +49,9 @@ def escaped(text: str) -> str:
 
 def shown(value: Any) -> str:
     """A value of a proof as messages show it: in one printable line, cut."""
-    text = ascii(value) if not isinstance(value, int) or abs(value) < 2**64 else "a huge number"
+    return cut(ascii(value) if not isinstance(value, int) or abs(value) < 2**64 else "a huge number")
+
+
+def cut(text: str) -> str:
+    """At most SHOWN characters of the text."""
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."

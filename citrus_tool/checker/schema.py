@@ -251,7 +251,7 @@ class ArrayKind:
     rising: bool = False
 
 
-_FINITE: Final = float(np.finfo(np.float64).max)
+_FINITE: Final = float(np.finfo(np.float32).max)
 IMAGES: Final = ArrayKind(dtype="<f4", axes="inputs *shape", low=-_FINITE, high=_FINITE)
 VIEW: Final[Mapping[str, ArrayKind]] = {
     "final": ArrayKind(dtype="<i4", axes="final", below="entries", rising=True),
@@ -341,7 +341,7 @@ class GroupArrays:
         wanted = tuple(sizes[axis] for axis in axes if axis in sizes)
         require(array.shape == wanted, where, f"has the shape {shown(array.shape)}, not {shown(wanted)}")
         high = sizes[kind.below] - 1 if kind.below else kind.high
-        right = bool(((array >= kind.low) & (array <= high)).all())
+        right = bool((np.isfinite(array) & (array >= kind.low) & (array <= high)).all())
         require(right, where, f"has a value that is no number from {kind.low:g} to {high:g}")
         require(not kind.rising or bool((np.diff(array) > 0).all()), where, "is not in rising order")
         self.found[name] = array

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from citrus_tool.checker.expected import Expected
+from citrus_tool.checker.proof_format import cut, escaped
 from citrus_tool.choices import ARITHMETICS, Split
 from citrus_tool.choices.settings import AttackSettings, CertifySettings
 from citrus_tool.cli import options, parameters, terminal
@@ -127,13 +128,15 @@ def check(
     from citrus_tool.workflow.check import check_file
 
     found = check_file(certificate, model, choice, context, split=split, expected=expected).to_json()
-    rows = [[name, f"{found[name]:g}" if name == "eps" else _plain(found[name])] for name in found if name != "holds"]
+    rows = [[name, cut(escaped(_words(value)))] for name, value in found.items() if name != "holds"]
     terminal.show(found, outputs.json, ["the proof holds", ""], rows)
 
 
-def _plain(value: object) -> str:
-    """The value as text in which nothing moves the cursor: a proof's names are others' words."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in str(value))
+def _words(value: object) -> str:
+    """A field's value in a table."""
+    if value is None or isinstance(value, bool):
+        return {True: "yes", False: "no", None: "none"}[value]
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 @click.command("attack-uap")

@@ -17,6 +17,7 @@ import pytest
 
 from citrus_tool import __version__
 from citrus_tool.certification import chunks
+from tests.checker.corruption import Content
 from tests.cli.toys import Run, classifier
 
 CERTIFICATE = {
@@ -165,7 +166,21 @@ def test_certificate_and_check(run: Run, network: Path) -> None:
     checked = loaded("k.json")
     assert checked["holds"]
     assert (checked["certified"], checked["inputs"]) == (loaded("c.json")["certified"], 6)
+    about = {"eps": 1 / 255, "arithmetic": "float32", "indices": "0-5", "protocol": "all", "scope": "groups"}
+    assert about.items() <= checked.items()
     assert run("check", "proof", network, "--quiet").code == 0
+    meant = ("--eps", "1/255", "--mean", "0", "--std", "1", "--inputs", "0-2,3-5", "--arithmetic", "float32")
+    assert run("check", "proof", network, *meant, "--quiet").code == 0
+    for option, value, words in (
+        ("--eps", "2/255", "eps is 0.00392156862745098, not 0.00784313725490196"),
+        ("--mean", "0.5", r"mean is (0.0,), not (0.5,)"),
+        ("--std", "2", r"std is (1.0,), not (2.0,)"),
+        ("--inputs", "0-6", "its inputs are 0-5, not 0-6"),
+        ("--arithmetic", "real", "arithmetic is float32, not real"),
+    ):
+        other = run("check", "proof", network, option, value, "--quiet")
+        assert (other.code, words in other.err) == (4, True), other.err
+    assert run("check", "proof", network, "--inputs", "3-1", "--quiet").code == 2
     other = run("check", "proof", network, "--data", "digits", "--split", "train", "--quiet")
     assert other.code == 4
     assert "its images or labels are not those of the data set" in other.err
@@ -173,6 +188,21 @@ def test_certificate_and_check(run: Run, network: Path) -> None:
     assert refused.code == 2
     assert "leave --certificate out" in refused.err
     assert run("check", "missing", network).code == 3
+
+
+def test_names_in_a_proof_forge_no_rows(run: Run, network: Path) -> None:
+    limits = ("--limit", 2, "--attack-steps", 5, "--time-limit", 2)
+    assert (
+        run("certify-uap", network, "--eps", "0", *limits, "--bounds", "full", "--certificate", "p", "--quiet").code
+        == 0
+    )
+    content = Content.of(Path("p"))
+    content.head["data"] = "mnist\n\x1b[2Kinputs    10000\u202e"
+    content.write(Path("q"))
+    outcome = run("check", "q", network, "--quiet")
+    assert outcome.code == 0
+    (line,) = (line for line in outcome.out.splitlines() if line.startswith("data"))
+    assert line.endswith(r"mnist\n\x1b[2Kinputs    10000\u202e")
 
 
 def test_clip_and_target(run: Run, network: Path) -> None:
