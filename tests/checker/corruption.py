@@ -1,4 +1,4 @@
-"""Single values of a proof changed at random: `citrus check` has to reject every such change that matters.
+"""Single values, types and shapes of a proof changed at random: `citrus check` has to reject all that matter.
 
     python -m tests.checker.corruption PROOF MODEL [--data mnist] [--data-root D] [--count 100] [--seed 0]
 
@@ -14,20 +14,22 @@ import io
 import json
 import sys
 import tempfile
+import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from citrus_tool.certification.proof import front_page, packed
+from citrus_tool.certification.proof import packed
 from citrus_tool.checker.check import check
 from citrus_tool.checker.counting import choosable
 from citrus_tool.checker.group import Images
@@ -44,35 +46,54 @@ class Group:
 
 @dataclass(kw_only=True)
 class Content:
-    """A proof taken apart; `write` puts it together again with digests that fit."""
+    """A proof taken apart; `write` puts it together again with digests and sums that fit, where they were not changed.
+
+    head: the first page, without its digest.  original: as it was read.
+    """
 
     head: dict[str, Any]
     groups: list[Group]
+    original: dict[str, Any]
 
     @staticmethod
     def of(path: Path) -> Content:
         with zipfile.ZipFile(path) as archive:
             head = json.loads(archive.read("certificate.json"))
+            del head["digest"]
             groups = []
             for entry in head["groups"]:
                 with np.load(io.BytesIO(archive.read(entry["file"]))) as file:
                     arrays = {name: file[name].copy() for name in file.files}
                 facts = json.loads(arrays.pop("facts").tobytes())
                 groups.append(Group(facts=facts, arrays=arrays))
-        return Content(head=head, groups=groups)
+        return Content(head=head, groups=groups, original=deepcopy(head))
+
+    def members(self) -> dict[str, bytes]:
+        """The members of the file."""
+        parts = {f"groups/group{number:06d}.npz": packed(g.facts, g.arrays) for number, g in enumerate(self.groups)}
+        fresh = [{"file": name, "sha256": hashlib.sha256(part).hexdigest()} for name, part in parts.items()]
+        known = self.original["groups"]
+        for entry, group, old in zip_longest(fresh, self.groups, known[: len(fresh)], fillvalue={}):
+            indices, certified = group.facts.get("indices"), group.facts.get("certified")
+            entry["inputs"] = len(indices) if type(indices) is list else old["inputs"]
+            entry["certified"] = certified if type(certified) is int else old["certified"]
+        page = deepcopy(self.head)
+        if json.dumps(page.get("groups")) == json.dumps(known):
+            page["groups"] = fresh
+        elif type(page.get("groups")) is list:
+            for entry, old, new in zip(page["groups"], known, fresh, strict=False):
+                if isinstance(entry, dict) and entry.get("sha256") == old["sha256"]:
+                    entry["sha256"] = new["sha256"]
+        for name in ("inputs", "certified"):
+            if type(page.get(name)) is int and page[name] == self.original[name]:
+                page[name] = sum(entry[name] for entry in fresh)
+        digest = hashlib.sha256(json.dumps(page, sort_keys=True).encode()).hexdigest()
+        return {**parts, "certificate.json": json.dumps({**page, "digest": digest}).encode()}
 
     def write(self, path: Path) -> Path:
-        entries = []
         with zipfile.ZipFile(path, "w") as archive:
-            for number, group in enumerate(self.groups):
-                content = packed(group.facts, group.arrays)
-                name = f"groups/group{number:06d}.npz"
+            for name, content in self.members().items():
                 archive.writestr(name, content)
-                digest = hashlib.sha256(content).hexdigest()
-                counts = {"inputs": len(group.facts["indices"]), "certified": group.facts["certified"]}
-                entries.append({"file": name, "sha256": digest, **counts})
-            about = {name: self.head[name] for name in ("data", "split", "version", "protocol", "scope")}
-            archive.writestr("certificate.json", front_page(self.head["run"], entries, about))
         return path
 
 
@@ -93,12 +114,64 @@ def matters(group: Group, number: int, classes: int) -> bool:
     return choosable(options, refuted, facts["fooled"] + 1)
 
 
+STRANGE: Final = (True, False, None, "0", "lost", 0.5, 1.0, -0.0, 0, 1, -1, 2**40, [], [0], {}, {"a": 0})
+"""JSON values of every type."""
+DTYPES: Final = ("<f8", "<f4", "<f2", "<i8", "<i4", "<i2", "|i1", "|u1", "<u4", "|b1", "<c8", ">f4", ">i4")
+
+
+def places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """The container and key of everything inside a JSON value."""
+    for key in range(len(value)) if isinstance(value, list) else list(value) if isinstance(value, dict) else ():
+        yield value, key
+        yield from places(value[key])
+
+
+def retype(content: Content, rng: np.random.Generator) -> str:
+    """Gives one JSON field a value of another type, takes it away, or puts another one beside it."""
+    group = content.groups[int(rng.integers(len(content.groups)))]
+    some = list(places(group.facts if rng.random() < 0.7 else content.head))
+    where, key = some[int(rng.integers(len(some)))]
+    how = rng.random()
+    if how < 0.1 and isinstance(where, dict):
+        del where[key]
+        return "a field less"
+    if how < 0.2 and isinstance(where, dict):
+        where[f"{key}2"] = where[key]
+        return "a field more"
+    other = [value for value in STRANGE if type(value) is not type(where[key])]
+    where[key] = deepcopy(other[int(rng.integers(len(other)))])
+    return "type"
+
+
+def recast(content: Content, rng: np.random.Generator) -> str:
+    """Gives one array another dtype or shape, takes it away, or puts another one beside it."""
+    group = content.groups[int(rng.integers(len(content.groups)))]
+    name = str(rng.choice(sorted(group.arrays)))
+    array = group.arrays[name]
+    what = str(rng.choice(["dtype", "axis", "row", "gone", "more"]))
+    if what == "dtype":
+        other = [dtype for dtype in DTYPES if np.dtype(dtype) != array.dtype]
+        with np.errstate(all="ignore"), warnings.catch_warnings(action="ignore"):
+            group.arrays[name] = array.astype(str(rng.choice(other)))
+    elif what == "axis":
+        group.arrays[name] = array[..., None] if rng.random() < 0.5 else array[None]
+    elif what == "row":
+        group.arrays[name] = np.concatenate([array, np.ones((1, *array.shape[1:]), array.dtype)])
+    elif what == "gone":
+        del group.arrays[name]
+    else:
+        group.arrays[f"{name}7"] = array
+    return f"array: {what}"
+
+
 def corrupt(content: Content, rng: np.random.Generator, classes: int) -> str:
-    """Changes one value that matters in a proof about `classes` classes; says which.
+    """Changes one value, type or shape that matters in a proof about `classes` classes; says which.
 
     Slopes are left alone: whatever they are, they are valid, and a bound that stays above 0 with other ones is a proof.
     So is a combination that the count does not need.
     """
+    if (kind := rng.random()) < 0.3:
+        return retype(content, rng) if kind < 0.15 else recast(content, rng)
     while True:
         place = int(rng.integers(len(content.groups)))
         group = content.groups[place]
@@ -189,13 +262,13 @@ def alone(content: Content, place: int) -> Content:
     """A proof of one group of the content, by itself."""
     group = deepcopy(content.groups[place])
     group.facts["index"] = 0
-    return Content(head=content.head, groups=[group])
+    return Content(head=content.head, groups=[group], original=content.original)
 
 
 def corruptions(
     proof: Path, model: Path, images: Images, folder: Path, *, count: int, classes: int, seed: int
 ) -> Iterator[tuple[int, str, str | None]]:
-    """`count` proofs with one changed value, one after the other: group, what was changed, why it is rejected (None: it
+    """`count` proofs with one change, one after the other: group, what was changed, why it is rejected (None: it
     is accepted). Groups without combinations are left out.
     """
     content, rng = Content.of(proof), np.random.default_rng(seed)
