@@ -11,8 +11,8 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
-import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -127,4 +127,6 @@ def main(checkouts: list[Path]) -> None:
 
 
 if __name__ == "__main__":
-    main([Path(name) for name in sys.argv[1:]] or [Path(__file__).resolve().parent.parent])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkouts", nargs="*", type=Path, metavar="CHECKOUT", help="this one where none is named")
+    main(parser.parse_args().checkouts or [Path(__file__).resolve().parent.parent])

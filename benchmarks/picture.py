@@ -9,7 +9,7 @@ first network wrong on all of them while the second is proven right on all of th
 
 from __future__ import annotations
 
-import sys
+import argparse
 from html import escape
 from pathlib import Path
 
@@ -58,13 +58,17 @@ def bar(y: float, certified: float, attacked: float, clean: float, name: str) ->
         )
         done = share
     return (
-        text(x - 14, y + 15, name, "s", anchor="end") + "".join(parts)
+        text(x - 14, y + 15, name, "s", anchor="end")
+        + "".join(parts)
         + text(x + width + 14, y + 15, f"{certified:.1f} % to {attacked:.1f} %", "b", anchor="start")
-    )  # fmt: skip
+    )
 
 
 def main() -> None:
     """Certifies, attacks, draws."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, metavar="FILE.svg", help="the picture to write")
+    out: Path = parser.parse_args().out
     before, after = (citrus.load(MODELS / f"digits_convtiny{end}.onnx") for end in ("", "_citrus"))
     first, second = (model.certify("digits", eps=EPS, limit=LIMIT, group_size=SIZE) for model in (before, after))
     found = before.attack("digits", eps=EPS, limit=LIMIT, group_size=SIZE).perturbations
@@ -99,7 +103,7 @@ def main() -> None:
         tile(u[0].numpy() / EPS, middle[2] - SIDE / 2, 132, "signed"),
         text(middle[2] + 52, 175, "added to every image", fill=GREY, anchor="start"),
         text(middle[2] - 52, 178, "+ u", "t", anchor="end"),
-    ]  # fmt: skip
+    ]
     drawn += [tile((images + u)[i, 0].numpy(), x, 222, "grey") for i, x in enumerate(left)]
     drawn += [text(20, 258, "The same images + u", "b", anchor="start")]
     rows = (("before", "the network as it was:", seen), ("after", "hardened by citrus:", kept))
@@ -152,14 +156,14 @@ def main() -> None:
         "text{font-family:system-ui,'Segoe UI',Helvetica,Arial,sans-serif}.t{font-size:22px;font-weight:600}"
         ".b{font-size:15px;font-weight:600}.s{font-size:13.5px}"
     )
-    Path(sys.argv[1]).write_text(
+    out.write_text(
         '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 900 522" role="img"'
         ' aria-labelledby="idea-title idea-desc">\n'
         f'<title id="idea-title">One perturbation, five images</title>\n<desc id="idea-desc">{escape(about)}</desc>\n'
         f'<style>{style}</style>\n<rect width="900" height="522" rx="8" fill="#ffffff"/>\n'
         + "\n".join(drawn)
         + "\n</svg>\n"
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

@@ -94,8 +94,10 @@ def test_what_is_built_says_whose_it_is_and_under_which_licence(built: Path) -> 
     assert about.license_files == PROJECT["license-files"]
     done = subprocess.run(
         [sys.executable, "-m", "twine", "check", "--strict", *built.iterdir()],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout
 
 

@@ -11,7 +11,7 @@ import click
 from citrus_tool.cli import options, parameters, terminal
 from citrus_tool.cli.gathered import Outputs, gathered
 from citrus_tool.context import RunContext
-from citrus_tool.errors import CheckFailedError, UsageError
+from citrus_tool.errors import CheckFailedError, InputFileError, UsageError
 from citrus_tool.files import require_writable_folder
 
 
@@ -46,6 +46,8 @@ def vnncomp(
     """
     from citrus_tool.queries import benchmark
 
+    if instances.is_dir():
+        raise InputFileError(f"{instances}: is a folder; give the list of its instances, {instances}/instances.csv.")
     listed = benchmark.read_instances(instances)
     known = benchmark.read_answers(answers) if answers is not None else {}
     folder = context.run_dir or Path("runs") / f"vnncomp_{instances.resolve().parent.name}"

@@ -22,8 +22,10 @@ def read_npz(path: Path, split: Split, seed: int) -> Dataset:
     try:
         with np.load(path, allow_pickle=False) as archive:
             entries = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        what = f"cannot be read as .npz ({error})" if path.exists() else "does not exist"
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        # what is no archive NumPy takes for a pickle, and advises to trust it, or for one array, a TypeError
+        reason = error if zipfile.is_zipfile(path) or isinstance(error, OSError) else "it is no zip archive"
+        what = f"cannot be read as .npz ({reason})" if path.exists() else "does not exist"
         hint = ("" if path.exists() else near(path)) or "; write it with numpy.savez(FILE, x=images, y=labels)."
         raise DataError(f"{path}: {what}{hint}") from None
     missing = sorted({"x", "y"} - entries.keys())

@@ -60,8 +60,16 @@ class Splits(Tabular):
 
 
 def split_of(whole: Dataset, split: Split, seed: int) -> Dataset:
-    """One of the 70 / 15 / 15 % of `whole`, stratified, drawn by the seed, in shuffled order."""
+    """One of the 70 / 15 / 15 % of `whole`, stratified, drawn by the seed, in shuffled order.
+
+    Raises DataError where `whole` is too small for the split to get an image.
+    """
     index = torch.from_numpy(stratified(whole.labels.numpy(), (0.70, 0.15), seed)[split])
+    if len(index) == 0:
+        raise DataError(
+            f"data {whole.name} ({split}): there are no images: {len(whole)} in all are split 70/15/15 % class by"
+            " class; give a larger data set or another --split."
+        )
     return replace(whole, split=split, images=whole.images[index], labels=whole.labels[index])
 
 

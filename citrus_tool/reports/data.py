@@ -26,6 +26,12 @@ ACCEPTED: Final = (
 )
 OWN: Final = ("sweep.json", "certificate.json", "report.json")
 """Results in a run folder, whose journals are of the same run."""
+COMPARISON: Final = "comparison.json"
+"""The result of several runs, each in a folder beside it."""
+
+JOURNALS: Final = ("journal.jsonl", "before.jsonl", "after.jsonl")
+UNFINISHED: Final = ("settings.toml", "checkpoint.safetensors", *JOURNALS, "eps_*/journal.jsonl")
+"""What a run leaves in its folder before it has a result."""
 
 Result = Certificate | Sweep | HardenReport | TrainReport | Evaluation | AttackReport | tuple[Record, ...]
 
@@ -100,12 +106,29 @@ def read(path: Path) -> Reported:
                 return parse(_json(path / name), str(path / name), folder=path)
         if (path / "results.jsonl").is_file():
             return _benchmarked(path / "results.jsonl")
-        if (path / "journal.jsonl").is_file():
-            raise InputFileError(f"{path}: the run is not finished; run the same command again with --resume.")
-        raise InputFileError(f"{path}: holds no finished run; {ACCEPTED}.")
+        raise InputFileError(f"{path}: {_without_result(path)}")
     if path.name == "results.jsonl":
         return _benchmarked(path)
+    if path.name in JOURNALS and path.is_file():
+        raise InputFileError(f"{path}: is the journal of a run, not its result; give its folder, {path.parent}.")
+    if path.name == COMPARISON and path.is_file():
+        raise InputFileError(f"{path}: {_several(path.parent)}")
     return parse(_json(path), str(path), folder=path.parent if path.name in OWN else None)
+
+
+def _without_result(folder: Path) -> str:
+    """What is wrong with a folder that holds no result, and what to do about it."""
+    if not (folder / COMPARISON).is_file() and any(next(folder.glob(name), None) for name in UNFINISHED):
+        return "the run is not finished; run the same command again with --resume."
+    return _several(folder)
+
+
+def _several(folder: Path) -> str:
+    """What to give in place of a folder that is none of a single run, such as that of a comparison."""
+    inside = sorted({str(file.parent) for name in OWN for file in folder.glob(f"*/{name}")})
+    if inside:
+        return f"holds no finished run itself, but the folders in it do; give these: {' '.join(inside)}."
+    return f"holds no finished run; {ACCEPTED}."
 
 
 def parse(content: object, source: str, *, folder: Path | None = None, origin: Origin | None = None) -> Reported:

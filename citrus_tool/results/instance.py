@@ -32,5 +32,5 @@ class Record:
 
 def read_records(path: Path) -> list[Record]:
     """The records of a run, in their order; none where there is no file. Raises InputFileError naming a bad line."""
-    found = lines.read(path, damaged="is damaged ({reason}).")
+    found = lines.read(path, damaged="is damaged ({reason}); remove the line to run its instance again.")
     return [from_json(Record, one, Place(where=f"{path}, line {number}")) for number, one in enumerate(found, start=1)]

@@ -25,6 +25,8 @@ _NOT_SETTINGS: Final = (
     *("model sha256", "mean", "std", "data sha256", "split", "eps", "clip", "target", "version", "prover"),
 )
 """What a run is made of beside the settings."""
+DAMAGED: Final = "is damaged ({reason}); remove the file to start again."
+"""What is said of a line that no run can have written, in front of the torn end."""
 FINISHED: Final = {"finished": True}
 """The last line of a run whose groups are all there."""
 
@@ -148,9 +150,7 @@ def _unfinished(known: Sequence[Mapping[str, Any]]) -> int:
 
 def _lines(path: Path) -> list[dict[str, Any]]:
     return lines.read(
-        path,
-        damaged="is damaged; remove the file to start again.",
-        unreadable="cannot be read as a journal ({reason}); remove it to start again.",
+        path, damaged=DAMAGED, unreadable="cannot be read as a journal ({reason}); remove it to start again."
     )
 
 
@@ -172,7 +172,7 @@ def _result(path: Path, number: int, content: Mapping[str, Any]) -> GroupResult:
     except InputFileError as error:
         name, missing, _ = str(error).partition(" is missing")
         reason = repr(name) if missing else name
-        raise InputFileError(f"{path}, line {number}: is damaged ({reason}); remove the file to start again.") from None
+        raise InputFileError(f"{path}, line {number}: {DAMAGED.format(reason=reason)}") from None
 
 
 def certificate_of(path: Path, model: str, data: str) -> tuple[Certificate, Mapping[str, Any]] | None:
@@ -181,7 +181,7 @@ def certificate_of(path: Path, model: str, data: str) -> tuple[Certificate, Mapp
     Raises InputFileError for what is no journal, damaged or lacks groups; SoundnessError as `Certificate`.
     """
     place = Place(where=str(path))
-    known = lines.read(path, damaged="is damaged ({reason}); make the result again.")
+    known = _lines(path)
     if not known or not {"journal", "run"} <= known[0].keys():
         raise place.wrong("is not a journal of citrus; make the result again.")
     if not known[-1].get("finished"):
@@ -189,7 +189,7 @@ def certificate_of(path: Path, model: str, data: str) -> tuple[Certificate, Mapp
     at, run = Place(where=f"{path}, line 1: run"), known[0]["run"]
     found: dict[int, GroupResult] = {}
     for number, line in enumerate(known[1:-1], start=2):
-        group = GroupResult.from_json(line, Place(where=f"{path}, line {number}"))
+        group = _result(path, number, line)
         found[group.index] = group
     if sorted(found) != list(range(len(found))):
         raise place.wrong("groups are missing; make the result again.")

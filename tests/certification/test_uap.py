@@ -532,10 +532,10 @@ def test_a_journal_of_other_data_or_another_model_is_refused(run: Callable[..., 
     ("line", "text", "message"),
     [
         (0, '{"journal": 99}', "is not a journal of this citrus version"),
-        (0, "hello", "line 1: is damaged"),
-        (3, '{"index": 2', "line 4: is damaged"),
+        (0, "hello", "line 1: is damaged ("),
+        (3, '{"index": 2', "line 4: is damaged ("),
         (3, '{"index": 2}', "line 4: is damaged"),
-        (3, "[]", "line 4: is damaged"),
+        (3, "[]", "line 4: is damaged ("),
     ],
 )
 def test_a_damaged_journal_is_an_error(

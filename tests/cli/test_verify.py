@@ -122,6 +122,7 @@ def test_vnncomp_runs_resumes_and_scores(run: Run, network: Path, label: int, tm
         "missing.vnnlib": None,
     }
     assert "add --resume" in run("vnncomp", table, "--run-dir", "r").err
+    assert f"{tmp_path}: is a folder; give the list of its instances, {table}." in run("vnncomp", tmp_path).err
     start = time.monotonic()
     answers.write_text(f"{relative},safe.vnnlib,sat\n")
     again = run("vnncomp", table, "--run-dir", "r", "--resume", "--answers", answers, "--quiet", "--json", "-")

@@ -240,15 +240,23 @@ def test_npz_files_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none.npz: does not exist; write it with numpy.savez"):
         load(str(tmp_path / "none.npz"), split="test")
     (tmp_path / "text.npz").write_text("not a zip")
-    with pytest.raises(DataError, match=r"text.npz: cannot be read as .npz"):
-        load(str(tmp_path / "text.npz"), split="test")
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    (tmp_path / "array.npy").rename(tmp_path / "array.npz")
+    (tmp_path / "empty.npz").write_text("")
+    for name in ("text", "array", "empty"):
+        with pytest.raises(
+            DataError, match=rf"{name}.npz: cannot be read as .npz \(it is no zip archive\); write it with"
+        ):
+            load(str(tmp_path / f"{name}.npz"), split="test")
     np.savez(tmp_path / "other.npz", images=np.zeros(3))
     with pytest.raises(DataError, match=r"has no array 'x', only \['images'\]"):
         load(str(tmp_path / "other.npz"), split="test")
 
 
 def test_a_split_without_images_says_so(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"\(test\): there are no images"):
+    with pytest.raises(
+        DataError, match=r"\(test\): there are no images: 1 in all are split 70/15/15 % class by class;"
+    ):
         load(str(write_npz(tmp_path / "one.npz", n=1)), split="test")
 
 

@@ -218,8 +218,21 @@ TRAIN = (
     *(
         _train(f"harden_{method.replace('-', '_')}", f"{_BRIEF} --epochs 2 --method {method}")
         for method in (
-            "citrus-plus", "citrus-si", "kcp", "standard", "pgd", "uat", "cw-uat", "ibp", "crown-ibp", "sabr", "taps",
-            "staps", "mtl-ibp", "cc-ibp", "exp-ibp",
+            "citrus-plus",
+            "citrus-si",
+            "kcp",
+            "standard",
+            "pgd",
+            "uat",
+            "cw-uat",
+            "ibp",
+            "crown-ibp",
+            "sabr",
+            "taps",
+            "staps",
+            "mtl-ibp",
+            "cc-ibp",
+            "exp-ibp",
         )
     ),
     _train("harden_shi", f"{_HARDEN} --epochs 3 --init shi --batch-norm --same-input --tau-ratio 0.7 --pgd-steps 2"),
@@ -232,12 +245,28 @@ TRAIN = (
     _train("train_citrus", "train convtiny --method citrus --eps 0.1 --epochs 2"),
     _train("train_resnet", "train resnet --epochs 1"),
     _train("tune", f"tune {PLAIN} --eps 0.1 --epochs 2 --trials 2 --limit 10"),
-)  # fmt: skip
+)
 
 _COMMANDS = (
-    "demo", "init", "inspect", "harden", "certify-uap", "compare", "check", "attack-uap", "evaluate", "report",
-    "verify", "supports", "vnncomp", "export-query", "train", "tune", "bench", "data",
-)  # fmt: skip
+    "demo",
+    "init",
+    "inspect",
+    "harden",
+    "certify-uap",
+    "compare",
+    "check",
+    "attack-uap",
+    "evaluate",
+    "report",
+    "verify",
+    "supports",
+    "vnncomp",
+    "export-query",
+    "train",
+    "tune",
+    "bench",
+    "data",
+)
 _TABLES = ("table1", "table2", "table3", "table4", "fig4", "fig5", "published")
 
 LISTS = (

@@ -219,10 +219,35 @@ def keys(content: Any, path: str = "") -> set[str]:
 
 
 COUNTED = {
-    "ibp_certified", "individually_certified", "certified", "attacked", "clean_correct", "status", "statuses", "detail",
-    "verdicts", "perturbation", "stages", "together", "note", "arrays", "facts", "combinations", "leaves", "worst",
-    "fooled", "best_epoch", "history", "groups_of", "words", "text", "weights", "tensors", "sha256", "examined_correct",
-}  # fmt: skip
+    "ibp_certified",
+    "individually_certified",
+    "certified",
+    "attacked",
+    "clean_correct",
+    "status",
+    "statuses",
+    "detail",
+    "verdicts",
+    "perturbation",
+    "stages",
+    "together",
+    "note",
+    "arrays",
+    "facts",
+    "combinations",
+    "leaves",
+    "worst",
+    "fooled",
+    "best_epoch",
+    "history",
+    "groups_of",
+    "words",
+    "text",
+    "weights",
+    "tensors",
+    "sha256",
+    "examined_correct",
+}
 """Values that the last bits of floats may change."""
 
 STEADY = {"recipe", "settings", "epochs", "eps", "group_size", "inputs", "seed", "limit", "method", "data", "split"}

@@ -167,7 +167,8 @@ def test_what_is_wrong_with_a_certificate(edited: Callable[[Edit], Path], edit: 
         ("c.json", "7", "is int, not an object"),
         ("results.jsonl", "", "holds no result yet"),
         ("results.jsonl", "{", "holds no result yet"),  # torn
-        ("results.jsonl", "{\n", "line 1: is damaged"),
+        ("results.jsonl", "{\n", "line 1: is damaged ("),
+        ("results.jsonl", "{\n", "); remove the line to run its instance again."),
         ("results.jsonl", '{"onnx": 1}', "line 1: onnx is 1, not text"),
     ],
 )
@@ -182,16 +183,36 @@ def test_folders_without_a_finished_run(tmp_path: Path) -> None:
         read(tmp_path / "none.json")
     with pytest.raises(InputFileError, match="holds no finished run; give a run folder"):
         read(tmp_path)
-    (tmp_path / "journal.jsonl").write_text("")
-    with pytest.raises(InputFileError, match="the run is not finished; run the same command again with --resume"):
-        read(tmp_path)
+    for run, kept in enumerate(("journal.jsonl", "before.jsonl", "settings.toml", "eps_0.1/journal.jsonl")):
+        file = tmp_path / str(run) / kept
+        file.parent.mkdir(parents=True)
+        file.write_text("")
+        with pytest.raises(InputFileError, match="the run is not finished; run the same command again with --resume"):
+            read(tmp_path / str(run))
+        if file.suffix == ".jsonl":
+            with pytest.raises(InputFileError, match=f"is the journal of a run, not its result; give .*{file.parent}"):
+                read(file)
+
+
+def test_a_folder_of_several_runs_says_which(gold: Path, tmp_path: Path) -> None:
+    both = tmp_path / "both"
+    for name in ("a", "b"):
+        shutil.copytree(gold, both / name)
+    (both / "settings.toml").write_text("")  # as `compare` leaves it
+    (both / "comparison.json").write_text("{}")
+    for path in (both, both / "comparison.json"):
+        with pytest.raises(InputFileError) as raised:
+            read(path)
+        words = f"holds no finished run itself, but the folders in it do; give these: {both / 'a'} {both / 'b'}."
+        assert str(raised.value) == f"{path}: {words}"
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda lines: lines[:2] + lines[3:], "groups are missing"),
-        (lambda lines: [lines[0], "{", *lines[2:]], "line 2: is damaged"),
+        (lambda lines: [lines[0], "{", *lines[2:]], r"line 2: is damaged \(.*\); remove the file to start again"),
+        (lambda lines: [lines[0], "{}", *lines[2:]], r"line 2: is damaged \(.*\); remove the file to start again"),
         (lambda lines: lines[1:], "is not a journal of citrus"),
         (
             lambda lines: [lines[0], lines[1].replace("[0, 1, 2, 3]", "[9, 1, 2, 3]"), *lines[2:]],
