@@ -1,0 +1,1 @@
+"""Whether certificates hold for the files that they are about: crafted and random networks against onnxruntime."""
