@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from citrus_tool.choices.settings import CertifySettings as CertifySettings
     from citrus_tool.data import Dataset as Dataset
     from citrus_tool.data import Splits as Splits
-    from citrus_tool.data import load as load_data
+    from citrus_tool.data import load as load_data  # noqa: F401 (listed in __all__ by way of _HOME)
     from citrus_tool.errors import CitrusError as CitrusError
     from citrus_tool.network import Network as Network
     from citrus_tool.onnx_io import OnnxModel as OnnxModel
@@ -56,85 +56,32 @@ if TYPE_CHECKING:
     from citrus_tool.training.trainer import fit as fit
     from citrus_tool.workflow.train import train_file as train_file
 
-_HOME = {
-    "Answer": "citrus_tool.queries.verify",
-    "AttackReport": "citrus_tool.results.attack",
-    "Certificate": "citrus_tool.results.certificate",
-    "CertifySettings": "citrus_tool.choices.settings",
-    "CitrusError": "citrus_tool.errors",
-    "Dataset": "citrus_tool.data",
-    "Evaluation": "citrus_tool.results.evaluation",
-    "Figures": "citrus_tool.results.evaluation",
-    "HardenReport": "citrus_tool.results.harden",
-    "Hardened": "citrus_tool.api",
-    "Model": "citrus_tool.api",
-    "Network": "citrus_tool.network",
-    "OnnxModel": "citrus_tool.onnx_io",
-    "OnnxRunner": "citrus_tool.onnx_io",
-    "Progress": "citrus_tool.progress",
-    "Recipe": "citrus_tool.choices.recipe",
-    "Splits": "citrus_tool.data",
-    "Step": "citrus_tool.api",
-    "Threat": "citrus_tool.threat",
-    "TrainResult": "citrus_tool.training.trainer",
-    "Verdict": "citrus_tool.queries.verify",
-    "attack": "citrus_tool.api",
-    "certify": "citrus_tool.api",
-    "certify_uap": "citrus_tool.certification.uap",
-    "evaluate": "citrus_tool.api",
-    "export": "citrus_tool.onnx_io",
-    "fit": "citrus_tool.training.trainer",
-    "harden": "citrus_tool.api",
-    "load": "citrus_tool.api",
-    "report": "citrus_tool.api",
-    "load_data": "citrus_tool.data:load",
-    "read": "citrus_tool.onnx_io",
-    "train_file": "citrus_tool.workflow.train",
-    "verify": "citrus_tool.api",
-    "write": "citrus_tool.onnx_io",
-    "write_report": "citrus_tool.reports.write",
+_NAMES = {
+    "api": "Hardened Model Step attack certify evaluate harden load report verify",
+    "certification.uap": "certify_uap",
+    "choices.recipe": "Recipe",
+    "choices.settings": "CertifySettings",
+    "data": "Dataset Splits",
+    "errors": "CitrusError",
+    "network": "Network",
+    "onnx_io": "OnnxModel OnnxRunner export read write",
+    "progress": "Progress",
+    "queries.verify": "Answer Verdict",
+    "reports.write": "write_report",
+    "results.attack": "AttackReport",
+    "results.certificate": "Certificate",
+    "results.evaluation": "Evaluation Figures",
+    "results.harden": "HardenReport",
+    "threat": "Threat",
+    "training.trainer": "TrainResult fit",
+    "workflow.train": "train_file",
 }
+_HOME = {name: f"citrus_tool.{home}" for home, names in _NAMES.items() for name in names.split()}
+_HOME["load_data"] = "citrus_tool.data:load"
 """Public name -> the module (and the name there, where it is another one) that it is loaded from at first use."""
 
-__all__ = [
-    "Answer",
-    "AttackReport",
-    "Certificate",
-    "CertifySettings",
-    "CitrusError",
-    "Dataset",
-    "Evaluation",
-    "Figures",
-    "HardenReport",
-    "Hardened",
-    "Model",
-    "Network",
-    "OnnxModel",
-    "OnnxRunner",
-    "Progress",
-    "Recipe",
-    "Splits",
-    "Step",
-    "Threat",
-    "TrainResult",
-    "Verdict",
-    "__version__",
-    "attack",
-    "certify",
-    "certify_uap",
-    "evaluate",
-    "export",
-    "fit",
-    "harden",
-    "load",
-    "load_data",
-    "read",
-    "report",
-    "train_file",
-    "verify",
-    "write",
-    "write_report",
-]
+__all__ = ["__version__", *_HOME]
+__all__.sort()
 
 __getattr__ = on_first_use(__name__, _HOME)
 

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from citrus_tool import __version__
 from citrus_tool.results.certificate import clean_name
-from citrus_tool.results.record import about, to_json
+from citrus_tool.results.record import JsonRecord, about
 from citrus_tool.tables import Table, Tabular, percent
 from citrus_tool.threat import Threat
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class AttackReport(Tabular):
+class AttackReport(JsonRecord, Tabular):
     """The result of `attack-uap`: the strongest perturbations found and what the network does under them.
 
     `perturbations` is (g, C, H, W) in pixel space; `correct` and `attacked` count inputs that are classified correctly
@@ -47,10 +46,6 @@ class AttackReport(Tabular):
     def attacked_uap_accuracy(self) -> float:
         """`attacked` in percent of the inputs."""
         return 100 * self.attacked / self.inputs
-
-    def to_json(self) -> dict[str, Any]:
-        """Every field but the perturbations, and accuracies in percent."""
-        return to_json(self)
 
     def table(self) -> Table:
         """Inputs that hold without and with the perturbations."""

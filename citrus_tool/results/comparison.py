@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from scipy.stats import binomtest
 
 from citrus_tool import __version__
 from citrus_tool.errors import CitrusError
 from citrus_tool.results.certificate import Certificate
-from citrus_tool.results.record import about, to_json
+from citrus_tool.results.record import JsonRecord, about
 from citrus_tool.results.sweep import Sweep, csv_rows, percents
 from citrus_tool.tables import Cell
 from citrus_tool.threat import spelled
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judged:
+class Judged(JsonRecord):
     """One network: its certificates and its standard accuracy on the whole split in percent, or why there are none."""
 
     name: str
@@ -26,10 +25,6 @@ class Judged:
     standard_accuracy: float | None = None
     sweep: Sweep | None = about(default=None, write=lambda value: None if value is None else value.to_json()["sweep"])
     error: CitrusError | None = about(default=None, write=lambda value: None if value is None else str(value))
-
-    def to_json(self) -> dict[str, Any]:
-        """Every field, None where absent; `sweep` is the list of certificates, `error` the text."""
-        return to_json(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +75,7 @@ class Pair:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class Comparison(JsonRecord):
     """The result of `compare_files`; `pairs` holds those of all networks that were judged, for each eps."""
 
     networks: tuple[Judged, ...]
@@ -90,10 +85,6 @@ class Comparison:
     @property
     def failed(self) -> tuple[Judged, ...]:
         return tuple(entry for entry in self.networks if entry.error is not None)
-
-    def to_json(self) -> dict[str, Any]:
-        """{"networks": [...], "pairs": [...], "version"}."""
-        return to_json(self)
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Headings and one row for each network and eps, in percent; a network that failed has one row that says so."""

@@ -11,12 +11,12 @@ from typing import Any
 from citrus_tool import __version__
 from citrus_tool.errors import InputFileError
 from citrus_tool.results.certificate import Certificate
-from citrus_tool.results.record import Place, about, from_json, to_json
+from citrus_tool.results.record import JsonRecord, Place, about, from_json, to_json
 from citrus_tool.tables import Table, Tabular, percent
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class Figures(Tabular):
+class Figures(JsonRecord, Tabular):
     """What a network is worth on the test split, in percent.
 
     `standard_accuracy` is of the whole split, by the ONNX file on onnxruntime; the others are of the certificate's
@@ -27,10 +27,6 @@ class Figures(Tabular):
     ibp_certified_accuracy: float
     certified_uap_accuracy: float
     attacked_uap_accuracy: float
-
-    def to_json(self) -> dict[str, float]:
-        """The fields by name."""
-        return to_json(self)
 
     def require(self, certificate: Certificate, source: str) -> None:
         """Raises InputFileError unless these figures are the certificate's; `source` is where that stands."""

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from citrus_tool.results.record import Place, about, to_json
+from citrus_tool.results.record import JsonRecord, Place, about
 
 
 class InputVerdict(Enum):
@@ -80,7 +80,7 @@ def unpacked(value: object, name: str, place: Place) -> NDArray[np.float32] | No
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evidence:
+class Evidence(JsonRecord):
     """The inputs of one group, in the order of its indices.
 
     Attributes:
@@ -102,10 +102,6 @@ class Evidence:
             labels=tuple(self.labels[place] for place in places),
             verdicts=tuple(self.verdicts[place] for place in places),
         )
-
-    def to_json(self) -> dict[str, Any]:
-        """Labels and verdicts by name."""
-        return to_json(self)
 
     def packed(self) -> dict[str, Any]:
         """`to_json` and the perturbation as base64 of a zlib-packed .npy file (None where there is none)."""

@@ -10,13 +10,13 @@ from typing import Any
 from citrus_tool import __version__
 from citrus_tool.choices.recipe import Recipe
 from citrus_tool.results.evaluation import Figures, figure_rows
-from citrus_tool.results.record import about, to_json
+from citrus_tool.results.record import JsonRecord, about
 from citrus_tool.results.train import read_history, read_recipe
 from citrus_tool.tables import Table, Tabular
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpecVerdict:
+class SpecVerdict(JsonRecord):
     """A property that was trained for: how many images it speaks of, its radius (pixel space), and its verdicts.
 
     Verdicts are before and after training; unsat: it holds.
@@ -28,13 +28,9 @@ class SpecVerdict:
     before: str
     after: str
 
-    def to_json(self) -> dict[str, Any]:
-        """The fields by name."""
-        return to_json(self)
-
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class HardenReport(Tabular):
+class HardenReport(JsonRecord, Tabular):
     """The result of `harden`: where the new file is, how training went, and the figures before and after.
 
     `eps` is in pixel space; `arithmetic` is what is certified, as in Certificate; `spec` has an entry for each property
@@ -58,10 +54,6 @@ class HardenReport(Tabular):
     history: Sequence[Mapping[str, Any]] = about(read=read_history)
     arithmetic: str = about(default_factory=lambda: "real")
     version: str = __version__
-
-    def to_json(self) -> dict[str, Any]:
-        """The fields of docs/cli.md and what is needed to repeat the run."""
-        return to_json(self)
 
     def table(self) -> Table:
         """Before and after, in percent."""

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from citrus_tool.results.certificate import Certificate
-from citrus_tool.results.record import about, to_json
+from citrus_tool.results.record import JsonRecord, about
 from citrus_tool.tables import Cell
 
 COLUMNS: Mapping[str, str] = {
@@ -21,26 +20,15 @@ COLUMNS: Mapping[str, str] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sweep:
+class Sweep(JsonRecord):
     """Certificates of one network on the same groups, by ascending eps, each bracket narrowed by the others."""
 
     certificates: tuple[Certificate, ...] = about(key="sweep")
 
-    def to_json(self) -> dict[str, Any]:
-        """{"sweep": [a certificate for each eps]}."""
-        return to_json(self)
-
 
 def percents(certificate: Certificate) -> dict[str, float]:
     """The counts of COLUMNS in percent of the certificate's inputs, by field."""
-    counts = (
-        certificate.clean_correct,
-        certificate.ibp_certified,
-        certificate.individually_certified,
-        certificate.certified,
-        certificate.attacked,
-    )
-    return {name: 100 * count / certificate.inputs for name, count in zip(COLUMNS, counts, strict=True)}
+    return {name: 100 * getattr(certificate, name) / certificate.inputs for name in COLUMNS}
 
 
 def judged(certificate: Certificate) -> str:

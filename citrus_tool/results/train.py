@@ -11,7 +11,7 @@ from typing import Any
 from citrus_tool import __version__
 from citrus_tool.choices.recipe import Recipe
 from citrus_tool.errors import CitrusError
-from citrus_tool.results.record import Place, about, from_json, to_json, value_of
+from citrus_tool.results.record import JsonRecord, Place, about, from_json, value_of
 from citrus_tool.tables import Table, Tabular, percent
 
 
@@ -46,7 +46,7 @@ def read_history(value: Any, name: str, place: Place) -> list[Mapping[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class TrainReport(Tabular):
+class TrainReport(JsonRecord, Tabular):
     """The result of `train`: the file, how training went, and its standard accuracy on the test split (percent)."""
 
     architecture: str
@@ -61,10 +61,6 @@ class TrainReport(Tabular):
     recipe: Recipe | Mapping[str, Any] = about(read=read_recipe)
     history: Sequence[Mapping[str, Any]] = about(read=read_history)
     version: str = __version__
-
-    def to_json(self) -> dict[str, Any]:
-        """Every field, plain."""
-        return to_json(self)
 
     def table(self) -> Table:
         """Standard accuracy, best epoch and time."""

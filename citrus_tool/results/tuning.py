@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from citrus_tool import __version__
 from citrus_tool.choices.recipe import Recipe
 from citrus_tool.choices.settings import TuneSettings
 from citrus_tool.choices.space import Space, plain
-from citrus_tool.results.record import about, to_json
+from citrus_tool.results.record import JsonRecord, about
 from citrus_tool.results.trial import Trial
 
 
 @dataclass(frozen=True, kw_only=True)
-class TuneReport:
+class TuneReport(JsonRecord):
     """The result of a search.
 
     Attributes:
@@ -49,7 +48,3 @@ class TuneReport:
     def split(self) -> str:
         """Whose inputs judge the trials."""
         return "validation"
-
-    def to_json(self) -> dict[str, Any]:
-        """Every field, plain."""
-        return to_json(self)
