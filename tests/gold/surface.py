@@ -16,7 +16,9 @@ def described(name: str) -> object:
         return "function" if callable(thing) else type(thing).__name__
     if issubclass(thing, enum.Enum):
         return {member.name: str(member.value) for member in thing}
-    members = (key for key, value in vars(thing).items() if inspect.isroutine(value) or isinstance(value, property))
+    own = [base for base in thing.__mro__ if base.__module__.startswith("citrus_tool")]  # what it inherits counts
+    values = {key: value for base in own for key, value in vars(base).items()}
+    members = (key for key, value in values.items() if inspect.isroutine(value) or isinstance(value, property))
     return sorted(member for member in members if not member.startswith("_"))
 
 
