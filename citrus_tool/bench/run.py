@@ -33,7 +33,7 @@ from citrus_tool.training import checkpoint, trainer
 from citrus_tool.training.batches import training_images
 
 BATCH = 500
-"""Inputs in one call of onnxruntime."""
+"""Inputs in one call of onnxruntime; it bounds memory, figures do not depend on it."""
 JUDGE = 2
 """Raised when figures of the journal no longer compare with new ones. The prover's number is 3 now: in real arithmetic
 it proves what 2 did, less a guard of 8e-6 of the logits."""

@@ -18,7 +18,7 @@ from citrus_tool.queries.black_box import sample
 from citrus_tool.queries.verify import Verdict, read_models, verify
 
 BLIND: Final = 5.0
-"""Seconds of the search for a witness where a network is not supported."""
+"""Seconds of the search for a witness where a network is not supported: short, since only chance can find one."""
 
 
 def answer(

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from citrus_tool.sources import DataChoice, ModelChoice
 
 LINE_SECONDS = 10.0
-"""Seconds between two progress lines when stderr is not a terminal."""
+"""Seconds between two progress lines when stderr is not a terminal: a log of an hour has some hundreds."""
 
 
 def progress(quiet: bool) -> Progress:

@@ -21,7 +21,7 @@ from citrus_tool.errors import UsageError
 STARTED: Final = time.monotonic()
 """When this process began, but for the interpreter's own start: what --timeout counts from."""
 SPARE: Final = 2.0
-"""Seconds before --timeout at which the answer is out, at most a quarter of it."""
+"""Seconds before --timeout at which the answer is out, at most a quarter of it, for a step that overruns."""
 
 OPERATORS: Final = (
     "Add",

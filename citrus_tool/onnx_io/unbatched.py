@@ -64,7 +64,7 @@ AFFINE: Final = frozenset(
 TOGETHER: Final = frozenset({"Add", "Concat", "Sub", "Sum"})
 FLOATS: Final = (TensorProto.FLOAT, TensorProto.DOUBLE)
 MOST_RUNS: Final = 4096
-"""Largest input of an affine node, in entries: the node is run once for each."""
+"""Largest input of an affine node, in entries: the node is run once for each, which takes seconds at this size."""
 MOST_ENTRIES: Final = 1 << 22
 """Largest matrix of an affine node, in entries (32 MiB of float64)."""
 

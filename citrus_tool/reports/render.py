@@ -29,9 +29,9 @@ from citrus_tool.results.train import TrainReport
 
 TEMPLATES: Final = Path(__file__).parent / "templates"
 PICTURE_BYTES: Final = 4 * 2**20
-"""What pictures may take of a page; inputs beyond it are listed without one."""
+"""What pictures may take of a page; inputs beyond it are listed without one. So a page can still be mailed."""
 GALLERY: Final = 24
-"""Images in one row of pictures, at most."""
+"""Images in one row of pictures, at most: two lines of it on a wide screen."""
 FIGURES: Final[Mapping[str, str]] = {
     "standard_accuracy": "Standard",
     "ibp_certified_accuracy": "IBP certified",

@@ -29,7 +29,7 @@ from citrus_tool.results.certificate import GroupResult
 from citrus_tool.results.evidence import InputVerdict
 
 BATCH: Final = 256
-"""Inputs in one pass of onnxruntime."""
+"""Inputs in one pass of onnxruntime; it bounds memory."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ from citrus_tool.results.record import Place, from_json, value_of
 from citrus_tool.threat import Threat
 
 FORMAT: Final = 1
+"""Version of the lines; another one is refused."""
 _NOT_SETTINGS: Final = (
     *("model sha256", "mean", "std", "data sha256", "split", "eps", "clip", "target", "version", "prover"),
 )

@@ -21,7 +21,10 @@ from citrus_tool.training.schedule import Point
 from citrus_tool.training.standard import standard
 
 _WARM_RADIUS = 0.01
-"""Radius of the boxes that Shi et al.'s regularisers read in the warm-up, in units of the target tau: near eps = 0."""
+"""Radius of the boxes that Shi et al.'s regularisers read in the warm-up, in units of the target tau.
+
+Near eps = 0, where the ramp begins, and not 0: the regularisers are ratios of widths.
+"""
 
 
 class Optimiser:

@@ -32,10 +32,16 @@ from citrus_tool.threat.clip import perturbed_network
 from citrus_tool.workflow.normalisation import warn_of_accuracy
 
 BATCH = 256
-"""Inputs that are attacked side by side, at most, where groups are small; larger groups go one by one."""
+"""Inputs that are attacked side by side, at most, where groups are small; larger groups go one by one.
+
+It bounds the memory of a backward pass.
+"""
 
 GROWN = 512
-"""Inputs of one perturbation up to which it is grown input by input; above, it is descended on minibatches."""
+"""Inputs of one perturbation up to which it is grown input by input; above, it is descended on minibatches.
+
+As many as attacks/growth.py puts into one forward pass (ROWS).
+"""
 
 
 def attack_file(

@@ -18,7 +18,7 @@ from citrus_tool.results.evaluation import Figures
 from citrus_tool.threat import Threat
 
 BATCH = 256
-"""Inputs in one forward pass of a figure that needs no gradients."""
+"""Inputs in one forward pass of a figure that needs no gradients: it bounds memory, figures do not depend on it."""
 
 
 def judged_figures(model: OnnxModel, dataset: Dataset, certificate: Certificate, context: RunContext) -> Figures:

@@ -33,9 +33,9 @@ BY_SHAPE: Final[Mapping[tuple[tuple[int, ...], int], str]] = {
 """The named data set that a network with this input (without axes of 1 in front of a flat one) and classes is for."""
 
 INPUTS: Final = 512
-"""Validation inputs on which normalisations are compared."""
+"""Validation inputs on which normalisations are compared: accuracy's standard error is then at most 2.2 points."""
 LIMIT: Final = 1000
-"""Test inputs that the file asks for, at most."""
+"""Test inputs that the file asks for, at most: as many as `harden` judges by default."""
 
 EPS: Final[Mapping[str, tuple[str, str]]] = {
     "digits": ("0.11", "0.02, 0.05, 0.11"),

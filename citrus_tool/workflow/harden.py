@@ -33,9 +33,12 @@ from citrus_tool.workflow.normalisation import warn_of_accuracy
 from citrus_tool.workflow.run_folder import metadata, require_outputs, save_settings
 
 NORM_SAMPLES = 5120
-"""Training inputs whose statistics a batch norm starts with that `harden` puts in; a multiple of NORM_BATCH."""
+"""Training inputs whose statistics a batch norm starts with that `harden` puts in; a multiple of NORM_BATCH.
+
+The mean of so many entries is within 1.4 % of their standard deviation, as a rule.
+"""
 NORM_BATCH = 256
-"""Inputs in one batch of these statistics."""
+"""Inputs in one batch of these statistics; it bounds memory."""
 
 
 def read_spec(source: ModelSource, choice: DataSource, paths: Sequence[Path], *, seconds: float) -> Target:

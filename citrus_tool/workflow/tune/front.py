@@ -8,7 +8,10 @@ from typing import Final
 from citrus_tool.results.trial import Trial
 
 COMPARED: Final = 4
-"""Finished trials that must have been judged at a share of the run before a trial is given up there."""
+"""Finished trials that must have been judged at a share of the run before a trial is given up there.
+
+More than half of fewer would be one trial or two.
+"""
 
 
 def front(trials: Sequence[Trial]) -> list[int]:

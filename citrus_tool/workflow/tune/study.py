@@ -19,7 +19,7 @@ from citrus_tool.names import differing
 NAME: Final = "citrus"
 """The study's name in its file."""
 RANDOM_TRIALS: Final = 8
-"""Trials before the sampler reads the results of earlier ones."""
+"""Trials before the sampler reads the results of earlier ones; Optuna's own 10 are half of a search of 20."""
 SQLITE: Final = b"SQLite format 3\x00"
 """What an SQLite file begins with."""
 
