@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from citrus_tool.checker.archive import JSON_BYTES, Archive, parse_array, parse_json
 from citrus_tool.checker.bounds import AffineForms, Execution, NeuronLines
 from citrus_tool.checker.graph import Floats, Graph, Index
-from citrus_tool.checker.proof_format import GRID, Member, require
+from citrus_tool.checker.proof_format import GRID, Member, refuse, require
 from citrus_tool.checker.schema import GroupArrays, check_facts
 
 Images = Callable[[Sequence[int]], tuple[NDArray[np.float32], Sequence[int]]]
@@ -57,7 +58,10 @@ class Group:
         self.radius = math.nextafter(subject.eps, math.inf) if subject.eps else 0.0
         self.views: dict[Member, ProofView] = {}
         self.margins: dict[int, AffineForms] = {}
-        archive = Archive(io.BytesIO(content), where, compressed=True)
+        try:
+            archive = Archive(io.BytesIO(content), where, compressed=True)
+        except zipfile.BadZipFile:
+            refuse(where, "is no zip file")
         self.facts = facts = parse_json(
             parse_array(archive.read("facts.npy", JSON_BYTES), "|u1", f"{where}, facts").tobytes(), f"{where}, facts"
         )

@@ -23,6 +23,7 @@ from citrus_tool.threat import Threat
 from tests.certification.toys import tiny_residual
 from tests.checker.corruption import Content, packed
 from tests.checker.forgeries import FORGERIES, Forgery
+from tests.checker.fuzz import Seed, fuzz
 from tests.checker.test_check import SETTINGS, Proven, deep_chain, prove
 
 Members = dict[str, bytes]
@@ -270,3 +271,13 @@ def test_images_are_numbers(proofs: Mapping[str, tuple[Proven, Content]], tmp_pa
     content.groups[0].arrays["images"][...] = np.finfo(np.float32).max
     with pytest.raises(CheckFailedError):
         check(content.write(tmp_path / "c"), proven.model.path)
+
+
+def test_fuzzing_raises_nothing_but_the_checkers_errors(
+    proofs: Mapping[str, tuple[Proven, Content]], tmp_path: Path
+) -> None:
+    """A few seconds of what `python -m tests.checker.fuzz` does for as long as one likes."""
+    seeds = [Seed.of(proven.path, proven.model.path) for proven, _ in proofs.values()]
+    counts, failures = fuzz(seeds, tmp_path, 4.0, 0)
+    assert failures == []
+    assert sum(counts.values()) > 20
