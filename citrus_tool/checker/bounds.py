@@ -11,7 +11,7 @@ above their lines is bounded for all of them at once (`SharedNeurons`). Nothing 
 What a run in float32 may err by at each entry of each node (intervals.py) is one more variable e, |e| <= 1, of its own.
 
 Rounding: a sum of n products is off by at most gamma(n) = n 2^-52 (twice what Higham 2002, section 3.1, says, which
-pays for the roundings of the error itself) times the sum of their absolute values. docs/certificate.md has the rest.
+pays for the roundings of the error itself) times the sum of their absolute values. docs/proof-format.md has the rest.
 """
 
 from __future__ import annotations

@@ -260,9 +260,12 @@ def corrupt(content: Content, rng: np.random.Generator, classes: int) -> str:
 
 def alone(content: Content, place: int) -> Content:
     """A proof of one group of the content, by itself."""
-    group = deepcopy(content.groups[place])
+    group, head, original = deepcopy((content.groups[place], content.head, content.original))
     group.facts["index"] = 0
-    return Content(head=content.head, groups=[group], original=content.original)
+    entry = {**original["groups"][place], "file": "groups/group000000.npz"}
+    for page in (head, original):
+        page |= {"groups": [dict(entry)], "inputs": entry["inputs"], "certified": entry["certified"]}
+    return Content(head=head, groups=[group], original=original)
 
 
 def corruptions(
