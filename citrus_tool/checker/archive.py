@@ -133,7 +133,7 @@ def parse_json(content: bytes, where: str) -> Any:
 
 
 def parse_array(content: bytes, dtype: str, where: str) -> NDArray[Any]:
-    """An .npy array of the type `dtype` ("<f4"), as numpy writes it: version 1.0, rows first."""
+    """An .npy array (of any shape) of the type `dtype` ("<f4"), as numpy writes it: version 1.0, rows first."""
     start = 10 + int.from_bytes(content[8:10], "little")
     header = HEADER.fullmatch(content[10:start])
     if content[:8] != NPY or len(content) < start or header is None:

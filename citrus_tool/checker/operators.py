@@ -154,7 +154,7 @@ def require_read(node: onnx.NodeProto, names: Sequence[str], attributes: Mapping
 
 
 def require_constant(name: str, value: NDArray[Any]) -> NDArray[Any]:
-    """The constant; raises UnsupportedNetworkError for other types than TYPES and numbers that are none."""
+    """The constant (any shape); raises UnsupportedNetworkError for other types than TYPES and numbers that are none."""
     if value.dtype.name not in TYPES or not bool(np.isfinite(value).all()):
         raise UnsupportedNetworkError(f"the constant {name!r} has type {value.dtype}, or is not finite.")
     return value
