@@ -9,11 +9,11 @@ DEVELOPED := $(VENV)/.developed
 # test processes side by side; tests compute with one thread each
 WORKERS ?= 2
 
-.PHONY: help install develop demo test coverage test-slow gpu-check lint format docs dist clean
+.PHONY: help install develop demo test coverage test-slow soundness gpu-check lint format docs dist clean
 
 help:
 	@echo "make install | demo"
-	@echo "make develop | test | coverage | test-slow | gpu-check | lint | format | docs | dist | clean"
+	@echo "make develop | test | coverage | test-slow | soundness | gpu-check | lint | format | docs | dist | clean"
 
 install: $(INSTALLED)
 
@@ -47,6 +47,10 @@ coverage: develop
 
 test-slow: develop
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow
+
+# random networks, crafted files and planted bugs: about 15 minutes
+soundness: develop
+	$(BIN)/python -m tests.soundness
 
 gpu-check: develop
 	PYTHON=$(BIN)/python sh benchmarks/gpu.sh
