@@ -153,7 +153,7 @@ def group(
     x, labels = data.pixels(), data.labels
     wrong = [tuple(c for c in range(network.num_classes) if c != label) for label in labels.tolist()]
     bounded = network.frozen(dtype=torch.float64, device="cpu")
-    inputs = executions(bounded, x, labels.tolist(), wrong, [0.0] * k, Threat(eps=eps))
+    inputs = executions(bounded, x, labels.tolist(), wrong, Threat(eps=eps))
     found = bracket_group(
         network.frozen(dtype=torch.float32, device="cpu"),
         inputs,
