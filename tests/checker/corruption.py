@@ -327,6 +327,8 @@ def pictures(data: Dataset) -> Images:
     """What the checker compares a proof's inputs with."""
 
     def images(indices: Sequence[int]) -> tuple[NDArray[np.float32], Sequence[int]]:
+        if max(indices) >= len(data):
+            raise CheckFailedError(f"the data has no input {max(indices)}.")
         index = torch.tensor(list(indices))
         return data.pixels(index).numpy(), data.labels[index].tolist()
 

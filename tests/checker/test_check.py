@@ -575,11 +575,10 @@ def test_a_raised_count(proven: Proven, tmp_path: Path) -> None:
         )
 
 
-@pytest.mark.parametrize("count", [150, pytest.param(1000, marks=pytest.mark.slow)])
-def test_random_single_corruptions_are_rejected(count: int, proven: Proven, tmp_path: Path) -> None:
-    rng = np.random.default_rng(count)
+def test_random_single_corruptions_are_rejected(proven: Proven, tmp_path: Path) -> None:
+    rng = np.random.default_rng(150)
     kinds = set()
-    for number in range(count):
+    for number in range(150):
         content = Content.of(proven.path)
         what = corrupt(content, rng, 3)
         kinds.add(what)

@@ -21,7 +21,7 @@ from citrus_tool.errors import CheckFailedError, InputFileError
 from citrus_tool.onnx_io import read
 from citrus_tool.threat import Threat
 from tests.certification.toys import tiny_residual
-from tests.checker.corruption import Content, packed
+from tests.checker.corruption import Content, corrupt, packed
 from tests.checker.forgeries import FORGERIES, Forgery
 from tests.checker.fuzz import Seed, fuzz
 from tests.checker.test_check import SETTINGS, Proven, deep_chain, prove
@@ -79,6 +79,22 @@ def test_every_forgery_on_every_proof(proofs: Mapping[str, tuple[Proven, Content
     for name, one in proofs.items():
         found = [refused(forgery, *one, tmp_path / "forged") for forgery in FORGERIES]
         assert sum(found) >= 200, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["chain", "residual", "digits"])
+def test_random_corruptions(name: str, proofs: Mapping[str, tuple[Proven, Content]], tmp_path: Path) -> None:
+    """A thousand on the three proofs, each of one value, type or shape."""
+    proven, genuine = proofs[name]
+    rng = np.random.default_rng(1)
+    for number in range(334):
+        content = deepcopy(genuine)
+        what = corrupt(content, rng, proven.data.num_classes)
+        try:
+            proven.check(content.write(tmp_path / "c"))
+        except CheckFailedError:
+            continue
+        pytest.fail(f"corruption {number} of {what} was accepted")
 
 
 # --- files
