@@ -10,12 +10,18 @@ import zipfile
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 
 from citrus_tool.certification.uap import certify_uap
+from citrus_tool.checker import archive, combinations, counting, schema
+from citrus_tool.checker import check as check_module
+from citrus_tool.checker import group as group_module
 from citrus_tool.checker.check import check
+from citrus_tool.checker.expected import Expected, ranges
+from citrus_tool.checker.proof_format import cut, escaped, shown
 from citrus_tool.data import load
 from citrus_tool.errors import CheckFailedError, InputFileError
 from citrus_tool.onnx_io import read
@@ -297,3 +303,59 @@ def test_fuzzing_raises_nothing_but_the_checkers_errors(
     counts, failures = fuzz(seeds, tmp_path, 4.0, 0)
     assert failures == []
     assert sum(counts.values()) > 20
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "limit", "words"),
+    [
+        (archive, "MEMBERS", 3, "has 7 members, more than 3"),
+        (archive, "TOTAL_BYTES", 1000, "bytes, more than 1000"),
+        (check_module, "JSON_BYTES", 100, "member 'certificate.json': has .* bytes, more than 100"),
+        (group_module, "JSON_BYTES", 100, "group 0, member 'facts.npy': has .* bytes, more than 100"),
+        (schema, "ARRAY_BYTES", 100, "member 'images.npy': has 192 bytes, more than 100"),
+        (archive, "DEPTH", 2, "certificate.json: is nested too deep"),
+        (archive, "DIGITS", 1, "certificate.json: has a huge number"),
+        (combinations, "PRODUCTS", 0, "has more than 0 products of open parts"),
+        (counting, "STEPS", 1, "the counting argument: takes more than 1 steps"),
+    ],
+)
+def test_limits(
+    module: ModuleType,
+    name: str,
+    limit: int,
+    words: str,
+    proofs: Mapping[str, tuple[Proven, Content]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    proven, _ = proofs["chain"]
+    monkeypatch.setattr(module, name, limit)
+    with pytest.raises(CheckFailedError, match=words):
+        proven.check()
+
+
+def test_words() -> None:
+    assert ranges([]) == ""
+    assert ranges([7]) == "7"
+    assert ranges([3, 0, 1, 2, 9, 11, 12, 2]) == "0-3,9,11-12"
+    assert escaped("a é\n\x1b[2K\u202e\ud800") == r"a é\n\x1b[2K\u202e\ud800"
+    assert cut("x" * 72) == "x" * 72
+    assert cut("x" * 73) == "x" * 72 + "..."
+    assert shown(2**70) == "a huge number"
+    assert shown("\n") == r"'\n'"
+
+
+def test_what_is_required(proofs: Mapping[str, tuple[Proven, Content]]) -> None:
+    proven, _ = proofs["digits"]
+    whole = Expected(eps=0.05, mean=(0.0,), std=(1.0,), arithmetic="float32", inputs=range(10))
+    assert check(proven.path, proven.model.path, expected=whole).indices == "0-9"
+    for other in (
+        Expected(eps=0.1),
+        Expected(mean=(0.1,)),
+        Expected(std=(1.0, 1.0)),
+        Expected(arithmetic="real"),
+        Expected(inputs=range(9)),
+        Expected(inputs=range(11)),
+        Expected(inputs=()),
+    ):
+        with pytest.raises(CheckFailedError, match=r"what is required: .* (is|are) .*, not"):
+            check(proven.path, proven.model.path, expected=other)
