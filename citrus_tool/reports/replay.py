@@ -150,7 +150,7 @@ def _together(
     if one.perturbation is None:
         return ()
     u = torch.from_numpy(one.perturbation)
-    if tuple(u.shape) != dataset.shape or float(u.abs().max()) > one.threat.eps:
+    if tuple(u.shape) != dataset.shape or not one.threat.allows(u):
         raise CheckFailedError(f"{run.source}: the perturbation of all inputs is not within eps.")
     found, still = [], 0
     for part in torch.split(torch.tensor([seen.index for group in groups for seen in group]), BATCH):
@@ -200,7 +200,7 @@ def _group(
     shifted, after = None, None
     if kept.perturbation is not None:
         u = torch.from_numpy(kept.perturbation)
-        if tuple(u.shape) != dataset.shape or float(u.abs().max()) > threat.eps:
+        if tuple(u.shape) != dataset.shape or not threat.allows(u):
             raise CheckFailedError(f"{run.source}: the perturbation of group {group.index} is not within eps.")
         moved = threat.inputs(x, u)
         shifted, after = moved.numpy(), _alone(runner, moved)

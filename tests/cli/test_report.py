@@ -128,9 +128,10 @@ def test_one_perturbation_of_a_whole_data_set_is_shown(run: Run, repository: Pat
     outcome = run("report", "c.json", "--quiet")
     assert outcome.code == 4
     assert "inputs correct on onnxruntime, not" in outcome.err
-    content["perturbation"] = pack(2 * worst)
-    Path("c.json").write_text(json.dumps(content))
-    assert "the perturbation of all inputs is not within eps" in run("report", "c.json", "--quiet").err
+    for factor in (2, np.nan):
+        content["perturbation"] = pack(np.float32(factor) * worst)
+        Path("c.json").write_text(json.dumps(content))
+        assert "the perturbation of all inputs is not within eps" in run("report", "c.json", "--quiet").err
     content["perturbation"] = "AAAA"
     Path("c.json").write_text(json.dumps(content))
     assert "make the result again" in run("report", "c.json", "--quiet").err

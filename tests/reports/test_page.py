@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -216,7 +217,10 @@ def test_a_perturbation_that_does_less_than_it_says_is_an_error(gold: Path, repo
         reported(gold)
 
 
-def test_a_perturbation_larger_than_eps_is_an_error(gold: Path, reported: Reported) -> None:
+@pytest.mark.parametrize("factor", [2, math.nan])
+def test_a_perturbation_larger_than_eps_or_of_no_numbers_is_an_error(
+    gold: Path, reported: Reported, factor: float
+) -> None:
     from citrus_tool.results.evidence import Evidence
     from citrus_tool.results.record import Place, from_json
 
@@ -225,7 +229,11 @@ def test_a_perturbation_larger_than_eps_is_an_error(gold: Path, reported: Report
     line = next(line for line in lines if line.get("perturbation"))
     kept = from_json(Evidence, line, Place(where="line"))
     assert kept.perturbation is not None
-    line.update(Evidence(labels=kept.labels, verdicts=kept.verdicts, perturbation=2 * kept.perturbation).packed())
+    line.update(
+        Evidence(
+            labels=kept.labels, verdicts=kept.verdicts, perturbation=np.float32(factor) * kept.perturbation
+        ).packed()
+    )
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(CheckFailedError, match="is not within eps"):
         reported(gold)
