@@ -112,9 +112,21 @@ class Execution(Intervals):
         lines: CROWN's.
     """
 
-    def __init__(self, graph: Graph, x: Floats, radius: float, forced: Mapping[int, Index], arithmetic: str) -> None:
-        """`x` (d,) pixels; `forced`: by ReLU, entries that are neurons whatever their bounds say."""
-        self.x, self.forced = x, forced
+    def __init__(
+        self,
+        graph: Graph,
+        x: Floats,
+        radius: float,
+        forced: Mapping[int, Index],
+        arithmetic: str,
+        *,
+        fine: bool = True,
+    ) -> None:
+        """`x` (d,) pixels; `forced`: by ReLU, entries that are neurons whatever their bounds say.
+
+        `fine`: errors of float32 are variables of the functionals; else each functional is off by the most they make.
+        """
+        self.x, self.forced, self.fine = x, forced, fine
         self.stages: dict[int, ReluNeurons] = {}
         self._number: dict[int, int] = {}  # of a node, the number of its ReLU
         self._slope: dict[int, Floats] = {}
@@ -213,14 +225,14 @@ class Execution(Intervals):
         pending: dict[int, Matrix] = {node: coefficient}
         count = coefficient.shape[0]
         offset, slack, hidden = np.zeros(count), np.zeros(count), np.zeros((count, len(self.floor)))
-        starts = np.cumsum([0, *(int((error > 0).sum()) for error in self.errors)])
+        starts = np.cumsum([0, *(int((error > 0).sum()) if self.fine else 0 for error in self.errors)])
         run = np.zeros((count, starts[node + 1]))
         for number in range(node, 0, -1):
             if number not in pending:
                 continue
             a, layer = pending.pop(number), self.graph.layers[number - 1]
             slack += abs(a) @ self.noise[number][:, 0]
-            self._note(run, starts, number, a)
+            slack += self._note(run, starts, number, a)
             if isinstance(layer, Relu):
                 stage = self.stages.get(self._number[number])
                 if stage is not None:
@@ -232,15 +244,16 @@ class Execution(Intervals):
                     _merge(pending, source, compact(a @ matrix))
         a = dense(pending.get(0, np.zeros((count, len(self.x)))))
         slack += gamma(len(self.x) + 64) * (np.abs(a) @ (np.abs(self.x) + self.radius))
-        self._note(run, starts, 0, a)
+        slack += self._note(run, starts, 0, a)
         return AffineForms(at_v=a * self.radius, at_e=run, at_h=hidden, offset=offset + a @ self.x, slack=slack)
 
-    def _note(self, run: Floats, starts: Index, number: int, coefficient: Matrix) -> None:
-        """Puts the coefficients of a node's errors into `run`."""
+    def _note(self, run: Floats, starts: Index, number: int, coefficient: Matrix) -> Floats | float:
+        """Puts the coefficients of a node's errors into `run`; where these are not `fine`, the most that they make."""
         error = self.errors[number][:, 0]
         some = np.flatnonzero(error > 0)
-        if len(some):
+        if len(some) and self.fine:
             run[:, starts[number] : starts[number + 1]] = dense(coefficient[:, some]) * error[some]
+        return 0.0 if self.fine or not len(some) else abs(coefficient) @ (error * (1 + WIDER))
 
     def margins(self, rival: int) -> AffineForms:
         """logit[rival] - logit[c] for every class c."""

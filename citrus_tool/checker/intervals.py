@@ -59,9 +59,9 @@ class Intervals:
         errors: by node, (entries, n): the most that a run of the file differs by there; 0 in real arithmetic.
     """
 
-    def __init__(self, graph: Graph, x: Floats, radius: float, arithmetic: str) -> None:
-        """`x` (d, n): the centres; `arithmetic`: `float32` or `real`."""
-        self.graph, self.radius, self.values, self.float32 = graph, radius, [x], arithmetic == "float32"
+    def __init__(self, graph: Graph, x: Floats, radius: float, arithmetic: str, *, rough: bool = False) -> None:
+        """`x` (d, n): the centres; `arithmetic`: `float32` or `real`; `rough`: errors by row sums, in half the time."""
+        self.graph, self.radius, self.float32, self.rough = graph, radius, arithmetic == "float32", rough
         self._hopeless = np.zeros(x.shape[1], dtype=np.bool_)
         self.noise: list[Floats] = [np.zeros((0, x.shape[1]))]
         self.errors: list[Floats] = [np.zeros(x.shape)]
@@ -81,25 +81,23 @@ class Intervals:
         return np.maximum(np.abs(self.lower[node]), np.abs(self.upper[node]))
 
     def _affine(self, layer: AffineMap) -> None:
-        value = middle = layer.bias[:, None]
-        wide, noise = np.zeros((1, 1)), np.abs(value)
+        middle = layer.bias[:, None]
+        wide, noise = np.zeros((1, 1)), np.abs(middle)
         terms = layer.terms if self.float32 else None
-        sums = [] if terms is None else [layer.bias_size[:, None]]
+        sums = [layer.bias_size[:, None]]
         for matrix, size, source in zip(layer.matrices, layer.sizes, layer.sources, strict=True):
             centre = (self.upper[source] + self.lower[source]) / 2
             reach = np.maximum(self.upper[source] - centre, centre - self.lower[source]) * (1 + WIDER)
-            at = matrix @ np.concatenate([centre, self.values[source]], axis=1)
-            n = centre.shape[1]
-            spread = size @ (reach if terms is None else np.concatenate([reach, self.size(source)], axis=1))
-            middle, value, wide = middle + at[:, :n], value + at[:, n:], wide + spread[:, :n]
-            sums += [] if terms is None else [spread[:, n:]]
-            noise = noise + size.sum(axis=1)[:, None] * self.size(source).max(axis=0)
+            n, largest = centre.shape[1], size.sum(axis=1)[:, None] * self.size(source).max(axis=0)
+            fine = terms is not None and not self.rough
+            spread = size @ (np.concatenate([reach, self.size(source)], axis=1) if fine else reach)
+            middle, wide, noise = middle + matrix @ centre, wide + spread[:, :n], noise + largest
+            sums.append(spread[:, n:] if fine else largest * (1 + WIDER))
         unit = gamma(sum(self.graph.sizes) + 64)  # no sum here or in a step back has more terms
         error = 4 * unit * noise + TINY
-        own = np.zeros_like(value) if terms is None else self._own([*sums[1:], sums[0]], terms)
+        own = np.zeros_like(middle) if terms is None else self._own([*sums[1:], sums[0]], terms)
         if len(self.lower) == len(self.graph.layers):
             own = np.where(self._hopeless, HOPELESS, own)
-        self.values.append(value)
         self.lower.append(middle - wide - error - own)
         self.upper.append(middle + wide + error + own)
         self.noise.append(unit * (noise + self.size(-1)) + TINY)
@@ -116,11 +114,10 @@ class Intervals:
     def _relu(self, node: int, layer: Relu) -> None:
         source, floor = layer.source, layer.floor
         self.lower[source], self.upper[source] = self._refined(node, layer)
-        z, lower, upper = self.values[source], self.lower[source], self.upper[source]
-        own = np.zeros_like(z)
+        lower, upper = self.lower[source], self.upper[source]
+        own = np.zeros_like(lower)
         if self.float32 and floor:
             own = gamma32(SPARE) * floor * self.size(source) + SPARE * FLOOR
-        self.values.append(np.where(z > 0, z, floor * z))
         self.lower.append(np.where(lower > 0, lower, np.nextafter(floor * lower, -np.inf)) - own)
         self.upper.append(np.where(upper > 0, upper, np.nextafter(floor * upper, np.inf)) + own)
         self.noise.append(gamma(8) * self.size(source) + TINY)
