@@ -131,13 +131,13 @@ def _several(folder: Path) -> str:
     return f"holds no finished run; {ACCEPTED}."
 
 
-def parse(content: object, source: str, *, folder: Path | None = None, origin: Origin | None = None) -> Reported:
-    """The run of a result in JSON values, as `to_json` gives it; `folder` and `origin` as `Reported.of` takes them.
+def parse(content: object, source: str, *, folder: Path | None = None) -> Reported:
+    """The run of a result in JSON values, as `to_json` gives it; `folder` as `Reported.of` takes it.
 
     Raises InputFileError, with `source` in front.
     """
     try:
-        return Reported.of(_result(content, Place(where=source)), source, origin, folder)
+        return Reported.of(_result(content, Place(where=source)), source, folder=folder)
     except InputFileError:
         raise
     except CitrusError as error:  # a count that lies above another one, an eps that is none

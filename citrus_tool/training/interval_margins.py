@@ -32,26 +32,25 @@ def box_margins(
     *,
     record: dict[str, Box] | None = None,
     rules: Rules | None = None,
-    start: str = INPUT,
 ) -> Tensor:
     """Lower bounds (n * m, c) of f_y - f_c over n * m boxes, the m of one input in a row; 0 at the true class.
 
     A last layer that is Linear is elided: W_y - W_c is bounded as one row (Gowal et al. 2018, section 3).
 
     Args:
-        box: boxes of the node `start`.
+        box: boxes of the network's input.
         labels: (n,) classes of the inputs.
-        record: filled with the box of `start` and of every node up to the last layer's input when given.
+        record: filled with the boxes of the input and of every node up to the last layer's input when given.
         rules: the reading; default TRAINING.
     """
     rules = TRAINING if rules is None else rules
     if record is not None:
-        record[start] = box
+        record[INPUT] = box
     last = network.nodes[-1]
     if isinstance(last.layer, nn.Linear):
-        features = walk(network, rules, box, stop=last.inputs[0], record=record, start=start)
+        features = walk(network, rules, box, stop=last.inputs[0], record=record)
         return _elided(last.layer, features, labels)
-    logits = walk(network, rules, box, record=record, start=start)
+    logits = walk(network, rules, box, record=record)
     own = labels.repeat_interleave(logits.centre.shape[0] // len(labels))[:, None]
     return (logits.lower.gather(1, own) - logits.upper).scatter(1, own, 0.0)
 
