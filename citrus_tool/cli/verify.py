@@ -13,6 +13,7 @@ from typing import Final
 import click
 
 from citrus_tool.choices import Arithmetic
+from citrus_tool.choices.operators import OPERATORS
 from citrus_tool.choices.settings import CertifySettings
 from citrus_tool.cli import options, parameters
 from citrus_tool.context import RunContext
@@ -22,47 +23,6 @@ STARTED: Final = time.monotonic()
 """When this process began, but for the interpreter's own start: what --timeout counts from."""
 SPARE: Final = 2.0
 """Seconds before --timeout at which the answer is out, at most a quarter of it, for a step that overruns."""
-
-OPERATORS: Final = (
-    "Add",
-    "AveragePool",
-    "BatchNormalization",
-    "Cast",
-    "Concat",
-    "Constant",
-    "Conv",
-    "Div",
-    "Dropout",
-    "Expand",
-    "Flatten",
-    "Gather",
-    "Gemm",
-    "GlobalAveragePool",
-    "GlobalMaxPool",
-    "Identity",
-    "LeakyRelu",
-    "MatMul",
-    "MaxPool",
-    "Mul",
-    "Neg",
-    "Pad",
-    "ReduceMean",
-    "ReduceSum",
-    "Relu",
-    "Reshape",
-    "Shape",
-    "Sigmoid",
-    "Slice",
-    "Split",
-    "Squeeze",
-    "Sub",
-    "Sum",
-    "Tanh",
-    "Tile",
-    "Transpose",
-    "Unsqueeze",
-)
-"""ONNX operators between activations (`citrus inspect` says more about a file); constants are folded beyond these."""
 
 CAPABILITIES: Final = {
     "onnx-opset-versions": ("7", "22"),

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
+from citrus_tool.choices.operators import AFFINE
 from citrus_tool.errors import UnsupportedNetworkError
 from citrus_tool.network import INPUT, Concat, GraphBuilder, Network
 from citrus_tool.onnx_io.contract import InputContract
@@ -28,40 +29,8 @@ from citrus_tool.onnx_io.model import OnnxModel
 from citrus_tool.onnx_io.onnx_file import OLDEST_OPSET, OnnxFile, evaluated, load, named, upgraded
 from citrus_tool.onnx_io.runner import OnnxRunner, require_parity
 
-AFFINE: Final = frozenset(
-    {
-        "Add",
-        "AveragePool",
-        "BatchNormalization",
-        "Cast",
-        "Concat",
-        "Conv",
-        "Div",
-        "Expand",
-        "Flatten",
-        "Gather",
-        "Gemm",
-        "GlobalAveragePool",
-        "Identity",
-        "MatMul",
-        "Mul",
-        "Neg",
-        "Pad",
-        "ReduceMean",
-        "ReduceSum",
-        "Reshape",
-        "Slice",
-        "Split",
-        "Squeeze",
-        "Sub",
-        "Sum",
-        "Tile",
-        "Transpose",
-        "Unsqueeze",
-    }
-)
-"""Operators that are affine in one operand; those of TOGETHER in all of them."""
 TOGETHER: Final = frozenset({"Add", "Concat", "Sub", "Sum"})
+"""Those of AFFINE that are affine in all operands together, not in one alone."""
 FLOATS: Final = (TensorProto.FLOAT, TensorProto.DOUBLE)
 MOST_RUNS: Final = 4096
 """Largest input of an affine node, in entries: the node is run once for each, which takes seconds at this size."""

@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from citrus_tool.choices.operators import AFFINE
 from citrus_tool.cli.verify import CAPABILITIES
+from citrus_tool.onnx_io.operators import RULES
 from citrus_tool.queries import read
 from citrus_tool.queries.witness import parse_witness
 from tests.cli.toys import Run, classifier
@@ -82,6 +84,13 @@ def test_errors_leave_stdout_empty(run: Run, tmp_path: Path, arguments: tuple[st
     assert found.out == ""
     assert found.code in (2, 3)
     assert words in found.err
+
+
+def test_supports_lists_the_operators_that_are_read(run: Run) -> None:
+    refused = {"Softmax", "LogSoftmax"}
+    listed = run("supports", "--onnx-operators").out.split()
+    assert listed == sorted(listed)
+    assert AFFINE | RULES.keys() - refused < set(listed)
 
 
 def test_supports_answers_every_capability(run: Run) -> None:
