@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from citrus_tool.checker.graph import Floats, Graph
 from citrus_tool.checker.intervals import Intervals
+from citrus_tool.checker.operators import first_line
 from citrus_tool.errors import CheckFailedError
 
 COMPARED: Final = 16
@@ -48,10 +49,10 @@ def require_agreement(path: Path, graph: Graph, x: Floats, run: Mapping[str, Any
             session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
             found = np.stack([_logits(session, one) for one in given])
         except Exception as error:  # onnxruntime has a class of its own for each failure
-            reason = str(error).splitlines()[0]
-            raise CheckFailedError(f"{path}: onnxruntime does not run it on the proof's images ({reason}).") from None
-        inside = (lower <= found) & (found <= upper)
-        if found.shape != lower.shape or not bool(inside.all()):
+            raise CheckFailedError(
+                f"{path}: onnxruntime does not run it on the proof's images ({first_line(error)})."
+            ) from None
+        if found.shape != lower.shape or not bool(((lower <= found) & (found <= upper)).all()):
             raise CheckFailedError(
                 f"{path}: onnxruntime ({level}) does not compute what the checker reads, beyond rounding; the proof is"
                 " not about what this file does."

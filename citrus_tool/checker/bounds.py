@@ -38,8 +38,8 @@ class AffineForms:
     e, |e| <= 1: each entry's error in a run in float32, over the most that it can be, node after node.
     """
 
-    at_v: Floats
-    at_e: Floats
+    at_v: Matrix
+    at_e: Matrix
     at_h: Floats
     offset: Floats
     slack: Floats
@@ -53,8 +53,9 @@ class AffineForms:
     def times(self, factor: Floats) -> AffineForms:
         """Every functional times a number of its own (roundings are paid by `Execution.plane`)."""
         size = np.abs(factor) * (1 + WIDER)
-        at_v, at_e, at_h = (part * factor[:, None] for part in (self.at_v, self.at_e, self.at_h))
-        return AffineForms(at_v=at_v, at_e=at_e, at_h=at_h, offset=self.offset * factor, slack=self.slack * size)
+        at_v, at_e = (_rows_times(part, factor) for part in (self.at_v, self.at_e))
+        at_h, offset = self.at_h * factor[:, None], self.offset * factor
+        return AffineForms(at_v=at_v, at_e=at_e, at_h=at_h, offset=offset, slack=self.slack * size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,21 +113,9 @@ class Execution(Intervals):
         lines: CROWN's.
     """
 
-    def __init__(
-        self,
-        graph: Graph,
-        x: Floats,
-        radius: float,
-        forced: Mapping[int, Index],
-        arithmetic: str,
-        *,
-        fine: bool = True,
-    ) -> None:
-        """`x` (d,) pixels; `forced`: by ReLU, entries that are neurons whatever their bounds say.
-
-        `fine`: errors of float32 are variables of the functionals; else each functional is off by the most they make.
-        """
-        self.x, self.forced, self.fine = x, forced, fine
+    def __init__(self, graph: Graph, x: Floats, radius: float, forced: Mapping[int, Index], arithmetic: str) -> None:
+        """`x` (d,) pixels; `forced`: by ReLU, entries that are neurons whatever their bounds say."""
+        self.x, self.forced = x, forced
         self.stages: dict[int, ReluNeurons] = {}
         self._number: dict[int, int] = {}  # of a node, the number of its ReLU
         self._slope: dict[int, Floats] = {}
@@ -160,8 +149,8 @@ class Execution(Intervals):
             rows = _stacked(parts).pick(wanted[entry])
             start = len(self.floor)
             self.stages[number] = ReluNeurons(start=start, stop=start + len(kept), entry=kept, rows=rows)
-            terms = np.abs(rows.at_v).sum(1) + np.abs(rows.at_h) @ self.largest + np.abs(rows.offset) + rows.slack
-            terms += np.abs(rows.at_e).sum(1)
+            terms = _reach(rows.at_v) + np.abs(rows.at_h) @ self.largest + np.abs(rows.offset) + rows.slack
+            terms += _reach(rows.at_e)
             terms += np.maximum(np.abs(lower[kept]), np.abs(upper[kept]))
             cost = rows.slack + 8 * gamma(len(self.x) + rows.at_e.shape[1] + start + len(kept) + 64) * terms
             self._cost = np.concatenate([self._cost, cost])
@@ -207,11 +196,11 @@ class Execution(Intervals):
         """
         stage = self.stages[0]
         rows, floor = stage.rows.pick(neurons), self.floor[neurons]
-        c = share * rows.at_v
-        run = np.abs(rows.at_e).sum(1)
-        on = rows.offset + np.abs(rows.at_v - c).sum(1)
-        off = floor * rows.offset + np.abs(floor[:, None] * rows.at_v - c).sum(1)
-        size = np.abs(rows.at_v).sum(1) + np.abs(c).sum(1) + np.abs(rows.offset)
+        a, run = dense(rows.at_v), _reach(rows.at_e)
+        c = share * a
+        on = rows.offset + np.abs(a - c).sum(1)
+        off = floor * rows.offset + np.abs(floor[:, None] * a - c).sum(1)
+        size = np.abs(a).sum(1) + np.abs(c).sum(1) + np.abs(rows.offset)
         given = np.zeros(stage.stop, dtype=np.bool_)
         slope, offset = np.zeros((stage.stop, len(self.x))), np.zeros(stage.stop)
         given[neurons], slope[neurons] = True, c
@@ -225,14 +214,13 @@ class Execution(Intervals):
         pending: dict[int, Matrix] = {node: coefficient}
         count = coefficient.shape[0]
         offset, slack, hidden = np.zeros(count), np.zeros(count), np.zeros((count, len(self.floor)))
-        starts = np.cumsum([0, *(int((error > 0).sum()) if self.fine else 0 for error in self.errors)])
-        run = np.zeros((count, starts[node + 1]))
+        run: list[Matrix] = [sparse.csr_array((count, int((error > 0).sum()))) for error in self.errors[: node + 1]]
         for number in range(node, 0, -1):
             if number not in pending:
                 continue
             a, layer = pending.pop(number), self.graph.layers[number - 1]
             slack += abs(a) @ self.noise[number][:, 0]
-            slack += self._note(run, starts, number, a)
+            run[number] = self._erring(number, a)
             if isinstance(layer, Relu):
                 stage = self.stages.get(self._number[number])
                 if stage is not None:
@@ -241,19 +229,19 @@ class Execution(Intervals):
             else:
                 offset += a @ layer.bias
                 for matrix, source in zip(layer.matrices, layer.sources, strict=True):
-                    _merge(pending, source, compact(a @ matrix))
-        a = dense(pending.get(0, np.zeros((count, len(self.x)))))
-        slack += gamma(len(self.x) + 64) * (np.abs(a) @ (np.abs(self.x) + self.radius))
-        slack += self._note(run, starts, 0, a)
-        return AffineForms(at_v=a * self.radius, at_e=run, at_h=hidden, offset=offset + a @ self.x, slack=slack)
+                    _merge(pending, source, _product(a, matrix))
+        a = pending.get(0, sparse.csr_array((count, len(self.x))))
+        slack += gamma(len(self.x) + 64) * (abs(a) @ (np.abs(self.x) + self.radius))
+        run[0] = self._erring(0, a)
+        return AffineForms(
+            at_v=a * self.radius, at_e=_joined(run, 1), at_h=hidden, offset=offset + a @ self.x, slack=slack
+        )
 
-    def _note(self, run: Floats, starts: Index, number: int, coefficient: Matrix) -> Floats | float:
-        """Puts the coefficients of a node's errors into `run`; where these are not `fine`, the most that they make."""
+    def _erring(self, number: int, coefficient: Matrix) -> Matrix:
+        """The coefficients (R, E) of a node's errors."""
         error = self.errors[number][:, 0]
         some = np.flatnonzero(error > 0)
-        if len(some) and self.fine:
-            run[:, starts[number] : starts[number + 1]] = dense(coefficient[:, some]) * error[some]
-        return 0.0 if self.fine or not len(some) else abs(coefficient) @ (error * (1 + WIDER))
+        return _scaled(coefficient[:, some], error[some])
 
     def margins(self, rival: int) -> AffineForms:
         """logit[rival] - logit[c] for every class c."""
@@ -273,14 +261,15 @@ class Execution(Intervals):
     ) -> tuple[Floats, Floats, Floats, Floats]:
         """As `plane`, for the functional less w h - nu z of the first ReLU's neurons `apart` (C,); and w, nu (R, C)."""
         left = np.zeros((2, len(rows.offset), len(apart)))
-        a, offset, weight, run = rows.at_v.copy(), rows.offset.copy(), rows.at_h.copy(), rows.at_e.copy()
+        a, offset, weight, run = rows.at_v, rows.offset.copy(), rows.at_h.copy(), rows.at_e
         width = weight.shape[1]
-        terms = np.abs(a).sum(1) + np.abs(weight) @ self.largest[:width] + np.abs(offset) + np.abs(run).sum(1)
+        terms = _reach(a) + np.abs(weight) @ self.largest[:width] + np.abs(offset) + _reach(run)
         slack = rows.slack + 8 * gamma(len(self.x) + run.shape[1] + width + 64) * terms
-        for stage in reversed(self.stages.values()):
+        stages = [stage for stage in reversed(self.stages.values()) if stage.stop <= width]
+        if stages:
+            a, run = np.array(dense(a)), np.array(dense(run))
+        for stage in stages:
             part = slice(stage.start, stage.stop)
-            if stage.stop > width:
-                continue
             w = weight[:, part]
             positive = w > 0
             slope = np.where(positive, lines.low[part] if low is None else low[:, part], lines.up[part])
@@ -313,7 +302,7 @@ class Execution(Intervals):
             weight[:, : stage.start] += nu @ stage.rows.at_h
             run[:, : stage.rows.at_e.shape[1]] += nu @ stage.rows.at_e
             slack += (np.abs(nu) + np.abs(w)) @ self._cost[part]
-        return a, offset - slack - np.abs(run).sum(1) * (1 + WIDER), *left
+        return dense(a), offset - slack - _reach(run) * (1 + WIDER), *left
 
     def least(self, rows: AffineForms, lines: NeuronLines, low: Floats | None = None) -> Floats:
         """Lower bounds (R,) of the functionals over the box."""
@@ -358,8 +347,8 @@ class SharedNeurons:
         for m, (execution, stage) in enumerate(zip(executions, plain if len(entry) else (), strict=False)):
             mine, here = np.flatnonzero(np.isin(stage.entry, entry)), np.isin(entry, stage.entry)
             rows, self.apart[m], self._has[m] = stage.rows.pick(mine), mine, here
-            run = np.abs(rows.at_e).sum(1)
-            size = np.abs(rows.offset) + np.abs(rows.at_v).sum(1) + run
+            run = _reach(rows.at_e)
+            size = np.abs(rows.offset) + _reach(rows.at_v) + run
             terms = rows.at_v.shape[1] + rows.at_e.shape[1] + 64
             b, slack = rows.offset, rows.slack + run + 8 * gamma(terms) * size
             self._floor[here], self._b[m, here], self._slack[m, here] = execution.floor[mine], b, slack
@@ -392,9 +381,9 @@ class SharedNeurons:
         return total, np.asarray((low > high).any(1))
 
 
-def lowest(a: Floats, offset: Floats) -> Floats:
+def lowest(a: Matrix, offset: Floats) -> Floats:
     """The least value of a v + offset over |v| <= 1, outward."""
-    reach: Floats = np.abs(a).sum(1)
+    reach = _reach(a)
     return offset - reach - gamma(a.shape[1] + 64) * (reach + np.abs(offset))
 
 
@@ -421,9 +410,37 @@ def _merge(pending: dict[int, Matrix], node: int, part: Matrix) -> None:
 
 def _stacked(parts: list[AffineForms]) -> AffineForms:
     return AffineForms(
-        at_v=np.concatenate([part.at_v for part in parts]),
-        at_e=np.concatenate([part.at_e for part in parts]),
+        at_v=_joined([part.at_v for part in parts], 0),
+        at_e=_joined([part.at_e for part in parts], 0),
         at_h=np.concatenate([part.at_h for part in parts]),
         offset=np.concatenate([part.offset for part in parts]),
         slack=np.concatenate([part.slack for part in parts]),
     )
+
+
+def _joined(parts: list[Matrix], axis: int) -> Matrix:
+    """Matrices one below the other (axis 0) or side by side (1)."""
+    if all(sparse.issparse(part) for part in parts):
+        return compact((sparse.hstack if axis else sparse.vstack)(parts, format="csr"))
+    return np.concatenate([dense(part) for part in parts], axis=axis)
+
+
+def _reach(matrix: Matrix) -> Floats:
+    """The sums of each row's absolute values."""
+    found: Floats = abs(matrix).sum(1)
+    return found
+
+
+def _rows_times(matrix: Matrix, factor: Floats) -> Matrix:
+    if not sparse.issparse(matrix):
+        return matrix * factor[:, None]
+    data = matrix.data * np.repeat(factor, np.diff(matrix.indptr))
+    return sparse.csr_array((data, matrix.indices, matrix.indptr), matrix.shape)
+
+
+def _product(a: Matrix, matrix: Matrix) -> Matrix:
+    """a @ matrix, without the entries that no row of a dense `a` uses."""
+    if sparse.issparse(a):
+        return compact(a @ matrix)
+    used = np.flatnonzero(a.any(axis=0))
+    return a[:, used] @ matrix[used]

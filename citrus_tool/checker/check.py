@@ -33,7 +33,7 @@ from citrus_tool.checker.group import Group, Images, Subject
 from citrus_tool.checker.intervals import Intervals
 from citrus_tool.checker.proof_format import digest_of, refuse, require
 from citrus_tool.checker.schema import check_page
-from citrus_tool.errors import CheckFailedError, InputFileError
+from citrus_tool.errors import InputFileError
 
 INPUTS: Final = 64
 """Inputs whose intervals are computed together: bounds the memory of their values in every layer."""
@@ -144,7 +144,7 @@ class _CertificateFile:
                 compared = require_agreement(self.model, self.subject.graph, x, self.run_facts)
             self._intervals(batch)
             for entry, group in batch:
-                indices, (found, bounded) = group.facts["indices"], _certified(group)
+                indices, (found, bounded) = group.facts["indices"], certified(group)
                 require(not seen.intersection(indices), group.where, "has inputs of an earlier group")
                 seen.update(indices)
                 stated = (entry["inputs"], entry["certified"])
@@ -195,28 +195,13 @@ class _CertificateFile:
     def _intervals(self, batch: Sequence[tuple[Mapping[str, Any], Group]]) -> None:
         """Computes what intervals say about the inputs that need nothing else."""
         wanted = [(g, p) for _, g in batch for p, kind in enumerate(g.facts["kinds"]) if kind == "interval"]
-        for rough in (True, False):
-            if wanted:
-                self._bound(wanted, rough=rough)
-            wanted = [(group, position) for group, position in wanted if not group.holds(position)]
-
-    def _bound(self, wanted: Sequence[tuple[Group, int]], *, rough: bool) -> None:
-        first, centres = wanted[0][0], np.stack([g.x[p] for g, p in wanted], axis=1)
-        found = Intervals(self.subject.graph, centres, first.radius, first.arithmetic, rough=rough)
+        if not wanted:
+            return
+        first, centres = batch[0][1], np.stack([g.x[p] for g, p in wanted], axis=1)
+        found = Intervals(self.subject.graph, centres, first.radius, first.arithmetic)
         rivals = np.array([group.facts["rivals"][position] for group, position in wanted])
         for rival in np.unique(rivals):
             least = found.interval_margins(int(rival))
-            for column in np.flatnonzero(rivals == rival).tolist():
+            for column in np.flatnonzero(rivals == rival):
                 group, position = wanted[column]
                 group.intervals[position] = least[:, column]
-
-
-def _certified(group: Group) -> tuple[int, int]:
-    """`counting.certified`, with fine errors of float32 where rough ones do not show what the proof says."""
-    try:
-        return certified(group)
-    except CheckFailedError:
-        if group.fine:
-            raise
-    group.refine()
-    return certified(group)

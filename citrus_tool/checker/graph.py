@@ -8,7 +8,7 @@ folded by it too.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -21,13 +21,17 @@ from scipy import sparse
 
 from citrus_tool.checker.operators import (
     MOVES,
+    SMALLEST,
     attributes_of,
+    first_line,
     opened,
     operands_of,
     require_constant,
     require_folded,
+    require_one_result,
     require_read,
 )
+from citrus_tool.checker.windows import Windows, places_of
 from citrus_tool.errors import UnsupportedNetworkError
 
 Floats = NDArray[np.float64]
@@ -55,6 +59,7 @@ class AffineMap:
 
     `bias_size`: the sum of the absolute values that the bias is computed from. `terms`: through how many additions the
     products of each source may go in float32, and last the bias; None: entries are moved, and nothing is rounded.
+    `windows`: the one matrix once more, of a convolution.
     """
 
     sources: tuple[int, ...]
@@ -63,6 +68,7 @@ class AffineMap:
     bias: Floats
     bias_size: Floats
     terms: tuple[int, ...] | None
+    windows: Windows | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,10 +84,12 @@ class Graph:
     """The network as nodes in topological order, each a vector; node 0 is the flat input in pixel space.
 
     layers: of the nodes 1, 2, ...; the last is the vector of logits.  sizes: entries of every node, the input first.
+    largest: |constant| of the file.
     """
 
     layers: tuple[AffineMap | Relu, ...]
     sizes: tuple[int, ...]
+    largest: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +113,16 @@ class _GraphReader:
         self.sizes = [size]
         self.values: dict[str, _Value] = {}
         self.constants: dict[str, NDArray[Any]] = {}
+        self.rounded: set[str] = set()  # constants that are computed, and rounded
+        self.largest = 0.0
         self.opsets = opsets
         self.carried = [0]  # by node: terms of the sum that it ends, moved or scaled since; 0 behind a ReLU
+
+    def constant(self, name: str, value: NDArray[Any]) -> None:
+        """Keeps a constant of the file."""
+        self.constants[name] = require_constant(name, value)
+        if value.dtype == np.float32:
+            self.largest = max(self.largest, float(np.abs(value).max(initial=0.0)))
 
     def push(self, layer: AffineMap | Relu, size: int, carried: int) -> int:
         self.layers.append(layer)
@@ -122,6 +138,7 @@ class _GraphReader:
         *,
         terms: int | Literal["carried", "none"],
         bias_size: Floats | float | None = None,
+        windows: Windows | None = None,
     ) -> _Value:
         """The sum of matrix @ value.flatten() as a new node of the given shape.
 
@@ -147,6 +164,7 @@ class _GraphReader:
             bias=full,
             bias_size=largest,
             terms=None if terms == "none" else self.additions(before, terms),
+            windows=windows,
         )
         carried = terms if isinstance(terms, int) else max(before)
         return _Value(node=self.push(layer, count, carried), index=np.arange(count).reshape(shape))
@@ -201,18 +219,10 @@ class _GraphReader:
             self._read(node)
         except UnsupportedNetworkError as refused:
             raise UnsupportedNetworkError(f"node {node.name!r} ({node.op_type}): {refused}") from None
-        except (
-            IndexError,
-            KeyError,
-            TypeError,
-            ValueError,
-            AttributeError,
-            NotImplementedError,
-            RuntimeError,
-        ) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        except EVALUATOR_ERRORS as error:
             raise UnsupportedNetworkError(
-                f"node {node.name!r} ({node.op_type}) does not fit its inputs ({reason}); the checker does not read it."
+                f"node {node.name!r} ({node.op_type}) does not fit its inputs ({first_line(error)}); the checker does"
+                " not read it."
             ) from None
 
     def _read(self, node: onnx.NodeProto) -> None:
@@ -224,8 +234,13 @@ class _GraphReader:
             raise UnsupportedNetworkError("its output is given twice.")
         if all(not name or name in self.constants for name in names):
             require_folded(node, names)
-            (folded,) = self.evaluated(node, {name: self.constants[name] for name in names if name})
-            self.constants[node.output[0]] = require_constant(node.output[0], np.asarray(folded))
+            given = {name: self.constants[name] for name in names if name}
+            folded = np.asarray(self.evaluated(node, given)[0])
+            operands = [self.constants[name] for name in names if name]
+            rounded = not self.rounded.isdisjoint(names)
+            if require_one_result(node.op_type, operands, folded, rounded=rounded):
+                self.rounded.add(node.output[0])
+            self.constant(node.output[0], folded)
             return
         require_read(node, names, attributes)
         if node.op_type == "Shape":
@@ -255,6 +270,8 @@ class _GraphReader:
             raise UnsupportedNetworkError("a Dropout in training mode is not read by the checker.")
         if kind == "Reshape" and given.get("allowzero", 0):
             raise UnsupportedNetworkError("a Reshape with allowzero is not read by the checker.")
+        if kind == "Slice" and len(rest) == 4 and bool((rest[3] < 1).any()):
+            raise UnsupportedNetworkError("a Slice that goes backwards is not read by the checker.")
         if kind in MOVES:
             fixed = {name: self.constants[name] for name in names[1:] if name}
             moved = self.evaluated(node, {names[0]: x.index, **fixed})[0]
@@ -262,7 +279,7 @@ class _GraphReader:
         if kind == "Relu":
             return self.relu(x, 0.0)
         if kind == "LeakyRelu":
-            return self.relu(x, float(given.get("alpha", 0.01)))
+            return self.relu(x, float(given.get("alpha", np.float32(0.01))))
         if kind == "Neg":
             return self.scaled(x, -1.0, 0.0)
         if kind == "Conv":
@@ -272,16 +289,20 @@ class _GraphReader:
         if kind == "Pad" and given.get("mode", b"constant") == b"constant":
             return self.pad(node, x, rest, given)
         if kind == "BatchNormalization" and not given.get("training_mode", 0):
-            channels = x.index.shape[1] if x.index.ndim > 1 else 0
-            if any(c.shape != (channels,) for c in rest) or not bool((rest[3] + given.get("epsilon", 1e-5) > 0).all()):
-                raise UnsupportedNetworkError("its parameters are not one number for each channel, or have no root.")
-            gamma, beta, mean, var = (c.reshape(-1, *[1] * (x.index.ndim - 2)) for c in rest)
-            scale = gamma / np.sqrt(var + given.get("epsilon", 1e-5))
-            size = np.abs(beta) + np.abs(mean * scale)
-            return self.scaled(x, scale, beta - mean * scale, bias_size=size)
+            return self.normalised(x, rest, float(given.get("epsilon", np.float32(1e-5))))
         if kind in ("Gemm", "MatMul"):
             return self.product(kind, x, rest, given)
         raise UnsupportedNetworkError("in this form it is not read by the checker.")
+
+    def normalised(self, x: _Value, rest: list[Floats], epsilon: float) -> _Value:
+        channels = x.index.shape[1] if x.index.ndim > 1 else 0
+        if any(c.shape != (channels,) for c in rest):
+            raise UnsupportedNetworkError("its parameters are not one number for each channel.")
+        if epsilon < 0 or not bool(((rest[3] >= 0) & (rest[3] + epsilon >= SMALLEST)).all()):
+            raise UnsupportedNetworkError("it divides by the root of a negative number, or of one close to 0.")
+        gamma, beta, mean, var = (c.reshape(-1, *[1] * (x.index.ndim - 2)) for c in rest)
+        scale = gamma / np.sqrt(var + epsilon)
+        return self.scaled(x, scale, beta - mean * scale, bias_size=np.abs(beta) + np.abs(mean * scale))
 
     def arithmetic(self, kind: str, a: Any, b: Any) -> _Value:
         if isinstance(a, _Value) and isinstance(b, _Value):
@@ -325,35 +346,13 @@ class _GraphReader:
         weight = rest[0].T if given.get("transB", 0) else rest[0]  # (in, out)
         if x.index.shape[-1] != len(weight):
             raise UnsupportedNetworkError(f"{x.index.shape[-1]} entries meet {len(weight)} weights.")
-        weight = weight * given.get("alpha", 1.0) if kind == "Gemm" else weight
-        bias = rest[1] * given.get("beta", 1.0) if len(rest) > 1 else np.zeros(1)
+        alpha, beta = given.get("alpha", 1.0), given.get("beta", 1.0)
+        self.largest = max(self.largest, abs(alpha), abs(beta))
+        weight = weight * alpha
+        bias = rest[1] * beta if len(rest) > 1 else np.zeros(1)
         count = x.index.size // x.index.shape[-1]
         matrix = weight.T if count == 1 else sparse.kron(sparse.eye_array(count), weight.T, format="csr")
         return self.affine((*x.index.shape[:-1], weight.shape[1]), [(x, matrix)], bias, terms=len(weight))
-
-    def windows(self, x: _Value, kernel: tuple[int, ...], given: dict[str, Any]) -> Index:
-        """Flat positions in x of every window's entries, -1 in the padding: (C, kh, kw, oh, ow)."""
-        pads = tuple(given.get("pads", (0, 0, 0, 0)))
-        automatic = given.get("auto_pad", b"NOTSET")
-        padded = automatic != b"NOTSET" and (automatic != b"VALID" or any(pads))
-        if x.index.ndim != 4 or given.get("ceil_mode", 0) or padded:
-            raise UnsupportedNetworkError("windows with automatic padding, rounded up, or not over (C, H, W) maps.")
-        (sy, sx), (dy, dx) = given.get("strides", (1, 1)), given.get("dilations", (1, 1))
-        reach = (dy * (kernel[0] - 1) + 1, dx * (kernel[1] - 1) + 1)
-        if (
-            len(pads) != 4
-            or min(pads) < 0
-            or min(sy, sx, dy, dx, *kernel) < 1
-            or tuple(given.get("kernel_shape", kernel)) != kernel
-        ):
-            raise UnsupportedNetworkError("windows of odd size, step or padding.")
-        top, left, bottom, right = pads
-        if max(top, bottom) >= reach[0] or max(left, right) >= reach[1]:
-            raise UnsupportedNetworkError("windows that may lie in the padding alone.")
-        place = np.arange(x.index.size).reshape(x.index.shape[1:])
-        place = np.pad(place, ((0, 0), (top, bottom), (left, right)), constant_values=-1)
-        view = np.lib.stride_tricks.sliding_window_view(place, reach, axis=(1, 2))[:, ::sy, ::sx, ::dy, ::dx]
-        return view.transpose(0, 3, 4, 1, 2)
 
     def conv(self, x: _Value, weight: Floats, bias: Floats | None, given: dict[str, Any]) -> _Value:
         groups = given.get("group", 1)
@@ -361,26 +360,31 @@ class _GraphReader:
             raise UnsupportedNetworkError(f"weights of shape {weight.shape} for {groups} groups of its channels.")
         if bias is not None and bias.shape != (len(weight),):
             raise UnsupportedNetworkError(f"a bias of shape {bias.shape}.")
-        places = self.windows(x, weight.shape[2:], given)
+        places = places_of(x.index.shape, weight.shape[2:], given)
         maps, each = places.shape[3:], weight.shape[0] // groups
-        out = np.arange(weight.shape[0] * maps[0] * maps[1]).reshape(weight.shape[0], 1, 1, 1, *maps)
-        parts = []
-        for group in range(groups):
-            of = slice(group * each, (group + 1) * each)
-            here = places[group * weight.shape[1] : (group + 1) * weight.shape[1]][None]
-            rows, columns, entries = np.broadcast_arrays(out[of], here, weight[of, ..., None, None])
-            inside = columns >= 0
-            parts.append((rows[inside], columns[inside], entries[inside]))
-        rows, columns, entries = (np.concatenate(some) for some in zip(*parts, strict=True))
-        matrix = sparse.csr_array((entries, (rows, columns)), shape=(out.size, x.index.size))
+        windows = Windows(
+            weights=weight.reshape(groups, each, -1), places=places.reshape(groups, weight[0].size, maps[0] * maps[1])
+        )
+        out = np.arange(len(weight) * maps[0] * maps[1]).reshape(groups, each, 1, -1)
+        rows, columns, entries = (
+            part.ravel() for part in np.broadcast_arrays(out, windows.places[:, None], windows.weights[..., None])
+        )
+        inside = columns >= 0
+        placed = (entries[inside], (rows[inside], columns[inside]))
+        matrix = sparse.csr_array(placed, shape=(out.size, x.index.size))
         shift = 0.0 if bias is None else bias.reshape(-1, 1, 1)
-        return self.affine((1, weight.shape[0], *maps), [(x, matrix)], shift, terms=weight[0].size)
+        flat = x.index.ravel()
+        windows = replace(windows, places=np.where(windows.places < 0, -1, flat[windows.places]))
+        shape, terms = (1, len(weight), *maps), weight[0].size
+        return self.affine(shape, [(x, matrix)], shift, terms=terms, windows=windows)
 
     def average(self, x: _Value, given: dict[str, Any], *, whole: bool) -> _Value:
         if x.index.ndim != 4:
             raise UnsupportedNetworkError("an average over something else than (C, H, W) maps.")
         kernel = x.index.shape[2:] if whole else tuple(given["kernel_shape"])
-        places = self.windows(x, kernel, {} if whole else given)
+        if len(kernel) != 2:
+            raise UnsupportedNetworkError(f"an average over windows of shape {kernel}.")
+        places = places_of(x.index.shape, kernel, {} if whole else given)
         channels, maps = len(places), places.shape[3:]
         rows = np.broadcast_to(np.arange(channels * maps[0] * maps[1]).reshape(channels, 1, 1, *maps), places.shape)
         inside = places >= 0
@@ -421,10 +425,6 @@ def read_graph(
     """
     proto, opsets = opened(path)
     reader = _GraphReader(int(np.prod(shape)), opsets)
-    for tensor in proto.initializer:
-        if tensor.name in reader.constants:
-            raise UnsupportedNetworkError(f"{path}: the constant {tensor.name!r} is given twice.")
-        reader.constants[tensor.name] = require_constant(tensor.name, numpy_helper.to_array(tensor))
     x = _Value(node=0, index=np.arange(reader.sizes[0]).reshape(1, *shape))
     if clip:
         for _ in range(2):
@@ -433,13 +433,16 @@ def read_graph(
         place = (-1, *[1] * (len(shape) - 1))
         scale, shift = 1 / np.asarray(std, dtype=np.float64), -np.asarray(mean) / np.asarray(std)
         x = reader.scaled(x, _rounded(scale).reshape(place), _rounded(shift).reshape(place))
-    (wanted,) = [value for value in proto.input if value.name not in reader.constants]
+    constants = {tensor.name for tensor in proto.initializer}
+    (wanted,) = [value for value in proto.input if value.name not in constants]
     sizes = [int(axis.dim_value) for axis in wanted.type.tensor_type.shape.dim][1:]
     index = x.index.transpose(0, 2, 3, 1) if layout == "nhwc" else x.index
     if int(np.prod(sizes)) != index.size:
         raise UnsupportedNetworkError(f"{path}: its input has shape {sizes} per image, not that of {tuple(shape)}.")
     reader.values[wanted.name] = _Value(node=x.node, index=index.reshape(1, *sizes))
     try:
+        for tensor in proto.initializer:
+            reader.constant(tensor.name, numpy_helper.to_array(tensor))
         for node in proto.node:
             reader.read(node)
     except UnsupportedNetworkError as refused:
@@ -449,7 +452,7 @@ def read_graph(
         raise UnsupportedNetworkError(f"{path}: its output is no vector of logits that depends on the input.")
     count = logits.index.size
     reader.affine((count,), [(logits, sparse.eye_array(count, format="csr"))], 0.0, terms="none")
-    return Graph(layers=tuple(reader.layers), sizes=tuple(reader.sizes))
+    return Graph(layers=tuple(reader.layers), sizes=tuple(reader.sizes), largest=reader.largest)
 
 
 def _rounded(values: Floats) -> Floats:

@@ -55,7 +55,6 @@ class Group:
         self.intervals: dict[int, Floats] = {}
         self.graph, self.target = subject.graph, subject.run["target"]
         self.arithmetic = subject.run.get("arithmetic", "real")
-        self.fine = self.arithmetic == "real"  # there are no errors to be fine about
         self.radius = math.nextafter(subject.eps, math.inf) if subject.eps else 0.0
         self.views: dict[Member, ProofView] = {}
         self.margins: dict[int, AffineForms] = {}
@@ -75,15 +74,6 @@ class Group:
             pixels, labels = subject.images(facts["indices"])
             same = bool(np.array_equal(pixels, x)) and list(labels) == facts["labels"]
             require(same, where, "its images or labels are not those of the data set")
-
-    def refine(self) -> None:
-        """Forgets what was computed with rough errors of float32; the next look is fine."""
-        self.fine, self.views, self.margins = True, {}, {}
-
-    def holds(self, position: int) -> bool:
-        """Whether intervals exclude the labels that an input's proof says they do."""
-        least = self.intervals[position]
-        return all(bool(least[label] > 0) for label in self.facts["excluded"][position])
 
     def individual(self, position: int) -> set[int] | None:
         """The labels of an input that bounds over the whole box leave open; None for one that counts as lost."""
@@ -106,7 +96,7 @@ class Group:
         listings = {view: self._listings(view) for view in self.facts["views"][position]}
         every = [(number, entry) for pair in listings.values() for part in pair for number, entry in part.items()]
         forced = {n: np.unique(np.concatenate([e for m, e in every if m == n])) for n in {n for n, _ in every}}
-        execution = Execution(self.graph, self.x[position], self.radius, forced, self.arithmetic, fine=self.fine)
+        execution = Execution(self.graph, self.x[position], self.radius, forced, self.arithmetic)
         rows = self.margins[position] = execution.margins(rival)
         for view, (base, final) in listings.items():
             self.views[position, view] = self._view(execution, view, base, final)

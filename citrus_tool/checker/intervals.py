@@ -42,26 +42,34 @@ def gamma32(terms: int) -> float:
 
 
 def require_moderate(graph: Graph) -> None:
-    """Raises UnsupportedNetworkError for constants with which runs in float32 may overflow."""
+    """Raises UnsupportedNetworkError for constants with which runs in float32 may overflow.
+
+    Between two ReLUs a runtime may multiply constants with each other before it multiplies them with values.
+    """
+    together = [1.0]
     for layer in graph.layers:
+        largest = 0.0
         if isinstance(layer, AffineMap):
-            sizes = [*(size.data if sparse.issparse(size) else size for size in layer.sizes), layer.bias_size]
-            if not all(bool((np.asarray(size) <= LARGEST).all()) for size in sizes):
-                raise UnsupportedNetworkError("a constant above 2^60, with which float32 may overflow, is not read.")
+            each = [np.asarray(size.data if sparse.issparse(size) else size).max(initial=1.0) for size in layer.sizes]
+            largest = max(float(one) * together[source] for one, source in zip(each, layer.sources, strict=True))
+            largest = max(largest, float(layer.bias_size.max(initial=0.0)))
+        together.append(max(largest, 1.0))
+    if not max(graph.largest, *together) <= LARGEST:
+        raise UnsupportedNetworkError("a file with constants above 2^60, with which float32 may overflow, is not read.")
 
 
 class Intervals:
     """Interval bounds of n boxes, of every run in float32 or in real arithmetic.
 
     Attributes:
-        lower, upper, values: by node, (entries, n): bounds over the boxes, and the exact values at their centres.
+        lower, upper: by node, (entries, n): bounds over the boxes.
         noise: by node, (entries, n): what this computation rounds in one step back through it, per unit of coefficient.
         errors: by node, (entries, n): the most that a run of the file differs by there; 0 in real arithmetic.
     """
 
-    def __init__(self, graph: Graph, x: Floats, radius: float, arithmetic: str, *, rough: bool = False) -> None:
-        """`x` (d, n): the centres; `arithmetic`: `float32` or `real`; `rough`: errors by row sums, in half the time."""
-        self.graph, self.radius, self.float32, self.rough = graph, radius, arithmetic == "float32", rough
+    def __init__(self, graph: Graph, x: Floats, radius: float, arithmetic: str) -> None:
+        """`x` (d, n): the centres; `arithmetic`: `float32` or `real`."""
+        self.graph, self.radius, self.float32 = graph, radius, arithmetic == "float32"
         self._hopeless = np.zeros(x.shape[1], dtype=np.bool_)
         self.noise: list[Floats] = [np.zeros((0, x.shape[1]))]
         self.errors: list[Floats] = [np.zeros(x.shape)]
@@ -84,15 +92,16 @@ class Intervals:
         middle = layer.bias[:, None]
         wide, noise = np.zeros((1, 1)), np.abs(middle)
         terms = layer.terms if self.float32 else None
-        sums = [layer.bias_size[:, None]]
-        for matrix, size, source in zip(layer.matrices, layer.sizes, layer.sources, strict=True):
+        sums = [] if terms is None else [layer.bias_size[:, None]]
+        for whole, size, source in zip(layer.matrices, layer.sizes, layer.sources, strict=True):
+            matrix, absolute = (layer.windows, layer.windows.sizes()) if layer.windows else (whole, size)
             centre = (self.upper[source] + self.lower[source]) / 2
             reach = np.maximum(self.upper[source] - centre, centre - self.lower[source]) * (1 + WIDER)
-            n, largest = centre.shape[1], size.sum(axis=1)[:, None] * self.size(source).max(axis=0)
-            fine = terms is not None and not self.rough
-            spread = size @ (np.concatenate([reach, self.size(source)], axis=1) if fine else reach)
-            middle, wide, noise = middle + matrix @ centre, wide + spread[:, :n], noise + largest
-            sums.append(spread[:, n:] if fine else largest * (1 + WIDER))
+            middle, n = middle + matrix @ centre, centre.shape[1]
+            spread = absolute @ (reach if terms is None else np.concatenate([reach, self.size(source)], axis=1))
+            wide = wide + spread[:, :n]
+            sums += [] if terms is None else [spread[:, n:]]
+            noise = noise + size.sum(axis=1)[:, None] * self.size(source).max(axis=0)
         unit = gamma(sum(self.graph.sizes) + 64)  # no sum here or in a step back has more terms
         error = 4 * unit * noise + TINY
         own = np.zeros_like(middle) if terms is None else self._own([*sums[1:], sums[0]], terms)
@@ -118,8 +127,11 @@ class Intervals:
         own = np.zeros_like(lower)
         if self.float32 and floor:
             own = gamma32(SPARE) * floor * self.size(source) + SPARE * FLOOR
-        self.lower.append(np.where(lower > 0, lower, np.nextafter(floor * lower, -np.inf)) - own)
-        self.upper.append(np.where(upper > 0, upper, np.nextafter(floor * upper, np.inf)) + own)
+        low, high = floor * lower, floor * upper
+        if floor:  # and else 0 exactly, no denormal number, with which products are slow
+            low, high = np.nextafter(low, -np.inf), np.nextafter(high, np.inf)
+        self.lower.append(np.where(lower > 0, lower, low) - own)
+        self.upper.append(np.where(upper > 0, upper, high) + own)
         self.noise.append(gamma(8) * self.size(source) + TINY)
         self.errors.append(own)
 

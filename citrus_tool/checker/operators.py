@@ -5,7 +5,7 @@ Anything else is refused, so that nothing is read otherwise than a runtime reads
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -64,16 +64,23 @@ READ: Final[Mapping[str, Form]] = {
 """Operators of the default domain that are read where an input depends on the network's."""
 MOVES: Final = {"Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Gather", "Identity", "Dropout"}
 """Operators that only move entries (the data is their first input)."""
-FOLDED: Final = {
-    *MOVES - {"Dropout"},
-    *("Constant", "ConstantOfShape", "Shape", "Concat", "Expand", "Tile", "Range", "Cast", "Where", "ReduceProd"),
-    *("Add", "Sub", "Mul", "Div", "Neg", "Sqrt", "Floor", "Ceil", "Equal", "Less", "Greater", "Not", "And", "Or"),
+EXACT: Final[Mapping[str, Callable[..., NDArray[Any]]]] = {
+    **{"Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": np.divide, "Neg": np.negative},
+    **{"Sqrt": np.sqrt, "Equal": np.equal, "Cast": np.copy},
 }
-"""Operators that are evaluated where all their inputs are constants: each has one result, whoever computes it."""
+"""What is computed of constants, in float64: a whole number, a truth or a cast has to come out as it does there."""
+FOLDED: Final = {
+    *(MOVES - {"Dropout"}),
+    *("Constant", "ConstantOfShape", "Shape", "Concat", "Expand", "Where"),
+    *EXACT,
+}
+"""Operators that are evaluated where all their inputs are constants."""
 OPSETS: Final = range(7, 24)
 """Versions of the operator set whose meaning READ states: from numpy's broadcasting (7) on."""
 TYPES: Final = ("float32", "int64", "int32", "bool")
 """Types that constants may have; those of arithmetic are float32."""
+SMALLEST: Final = 2.0**-60
+"""The least divisor and radicand: flushing smaller numbers to zero might change a quotient by more than is counted."""
 SIMPLE: Final = (
     *(AttributeProto.FLOAT, AttributeProto.INT, AttributeProto.STRING, AttributeProto.TENSOR),
     *(AttributeProto.FLOATS, AttributeProto.INTS),
@@ -86,7 +93,7 @@ def opened(path: Path) -> tuple[onnx.GraphProto, Sequence[Any]]:
     try:
         model = onnx.load(path, load_external_data=False)
     except (OSError, ValueError, DecodeError) as error:
-        raise UnsupportedNetworkError(f"{path}: is no ONNX file ({str(error).splitlines()[0]}).") from None
+        raise UnsupportedNetworkError(f"{path}: is no ONNX file ({first_line(error)}).") from None
     graph = model.graph
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in graph.initializer):
         raise UnsupportedNetworkError(
@@ -108,7 +115,19 @@ def opened(path: Path) -> tuple[onnx.GraphProto, Sequence[Any]]:
         raise UnsupportedNetworkError(f"{path}: the checker reads networks with one float32 input and one such output.")
     if len(given) != len(graph.initializer):
         raise UnsupportedNetworkError(f"{path}: two constants have one name.")
+    batch = list(inputs[0].type.tensor_type.shape.dim)[:1]
+    if batch and batch[0].HasField("dim_value") and batch[0].dim_value != 1:
+        raise UnsupportedNetworkError(f"{path}: takes {batch[0].dim_value} inputs at a time; the checker reads one.")
+    try:
+        onnx.checker.check_model(onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True))
+    except (ValueError, RuntimeError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise UnsupportedNetworkError(f"{path}: is no valid ONNX ({first_line(error)}).") from None
     return graph, model.opset_import
+
+
+def first_line(error: Exception) -> str:
+    """What the error says in its first line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def operands_of(node: onnx.NodeProto) -> list[str]:
@@ -124,7 +143,8 @@ def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
     if node.domain not in ("", "ai.onnx"):
         raise UnsupportedNetworkError(f"it belongs to the operator set {node.domain!r}, which is not read.")
     for attribute in node.attribute:
-        if attribute.type not in SIMPLE or attribute.ref_attr_name:
+        outside = attribute.t.data_location == onnx.TensorProto.EXTERNAL
+        if attribute.type not in SIMPLE or attribute.ref_attr_name or outside:
             raise UnsupportedNetworkError(f"its attribute {attribute.name!r} is of a kind that is not read.")
     found = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     if len(found) != len(node.attribute):
@@ -133,9 +153,34 @@ def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
 
 
 def require_folded(node: onnx.NodeProto, names: Sequence[str]) -> None:
-    """Raises UnsupportedNetworkError unless the node, whose inputs are constants, has one result that all agree on."""
+    """Raises UnsupportedNetworkError unless the node makes one constant of constants in a way that is known."""
     if node.op_type not in FOLDED or (not names and node.op_type != "Constant") or len(node.output) != 1:
         raise UnsupportedNetworkError("it makes a constant in a way that the checker does not know.")
+
+
+def require_one_result(kind: str, operands: Sequence[NDArray[Any]], found: NDArray[Any], *, rounded: bool) -> bool:
+    """Whether the result of constants is a rounded one.
+
+    Args:
+        operands, found: of any shape.
+        rounded: an operand is.
+
+    Raises UnsupportedNetworkError unless all runtimes agree on the result: numbers are rounded once, by no operation
+    that magnifies what flushing to zero loses; nothing else depends on rounding, overflows or is cut off.
+    """
+    if kind not in EXACT:
+        return rounded
+    if kind != "Equal" and kind != "Cast" and found.dtype == np.float32:
+        small = kind in ("Div", "Sqrt") and bool((np.abs(operands[-1]) < SMALLEST).any())
+        if rounded or small:
+            raise UnsupportedNetworkError("it makes a constant that depends on how numbers are rounded.")
+        return True
+    wide = [np.asarray(one, dtype=np.float64) for one in operands]
+    odd = kind == "Equal" and operands[0].dtype == np.float32
+    with np.errstate(all="ignore"):
+        if rounded or odd or not np.array_equal(EXACT[kind](*wide), found):
+            raise UnsupportedNetworkError("it makes a constant that runtimes may not agree on.")
+    return False
 
 
 def require_read(node: onnx.NodeProto, names: Sequence[str], attributes: Mapping[str, Any]) -> None:

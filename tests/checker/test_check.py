@@ -10,15 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import numpy_helper
 from torch import nn
 
 from citrus_tool.bounds.ascent import ROOT
@@ -263,133 +261,6 @@ def neurons(
         z.append(values[layer.source][stage.entry])  # type: ignore[union-attr]
         h.append(values[nodes[number]][stage.entry])
     return np.concatenate(z), np.concatenate(h)
-
-
-# --- the checker's reader
-
-
-def graph_file(nodes: list[onnx.NodeProto], constants: dict[str, Any], folder: Path, shape: list[int]) -> Path:
-    tensors = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
-    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, *shape])]
-    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
-    graph = helper.make_graph(nodes, "g", inputs, outputs, tensors)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    path = folder / "graph.onnx"
-    onnx.save(model, path)
-    return path
-
-
-def every_operator(rng: np.random.Generator) -> tuple[list[onnx.NodeProto], dict[str, Any]]:
-    node = helper.make_node
-
-    def some(*shape: int) -> NDArray[np.float32]:
-        return rng.standard_normal(shape).astype(np.float32)
-
-    constants = {
-        "w1": some(4, 1, 3, 2),
-        "b1": some(4),
-        "w2": some(2, 4, 2, 2),
-        "scale": some(1, 4, 1, 1) ** 2 + 1,
-        "g": some(4),
-        "bb": some(4),
-        "m": some(4),
-        "v": some(4) ** 2,
-        "three": np.float32(3),
-        "shift": some(1, 2, 1, 1),
-        "axes": np.array([0, 2, 3, 1]),
-        "pads": np.array([0, 0, 1, 0, 0, 0, 0, 2]),
-        "minus": np.array([1, -1]),
-        "start": np.array([0]),
-        "stop": np.array([20]),
-        "axis": np.array([1]),
-        "w3": some(20, 6),
-        "w4": some(5, 6),
-        "b4": some(5),
-        "zero": np.array(0),
-        "one": np.array([-1]),
-    }
-    nodes = [
-        node("Pad", ["x", "pads"], ["p"]),
-        node("Conv", ["p", "w1", "b1"], ["c"], strides=[2, 1], pads=[1, 0, 0, 1], dilations=[1, 2]),
-        node("BatchNormalization", ["c", "g", "bb", "m", "v"], ["n"]),
-        node("Relu", ["n"], ["r"]),
-        node("Div", ["r", "scale"], ["d"]),
-        node("Sub", ["three", "d"], ["s"]),
-        node("Add", ["s", "r"], ["sum"]),
-        node("AveragePool", ["sum"], ["pool"], kernel_shape=[2, 2], pads=[0, 0, 1, 1], strides=[2, 2]),
-        node("Conv", ["pool", "w2"], ["c2"], group=1, pads=[1, 1, 1, 1]),
-        node("Mul", ["c2", "shift"], ["mul"]),
-        node("LeakyRelu", ["mul"], ["leak"], alpha=0.25),
-        node("Transpose", ["leak"], ["t"], perm=[0, 2, 3, 1]),
-        node("Relu", ["t"], ["t2"]),
-        node("Neg", ["t2"], ["neg"]),
-        node("Concat", ["neg", "t"], ["cat"], axis=2),
-        node("Shape", ["cat"], ["size"]),
-        node("Gather", ["size", "zero"], ["batch"]),
-        node("Unsqueeze", ["batch", "start"], ["first"]),
-        node("Concat", ["first", "one"], ["target"], axis=0),
-        node("Reshape", ["cat", "target"], ["flat"]),
-        node("Slice", ["flat", "start", "stop", "axis"], ["cut"]),
-        node("MatMul", ["cut", "w3"], ["mm"]),
-        node("Relu", ["mm"], ["mr"]),
-        node("Gemm", ["mr", "w4", "b4"], ["y"], transB=1, alpha=0.5, beta=2.0),
-    ]
-    return nodes, constants
-
-
-def test_the_reader_agrees_with_onnxruntime_on_every_operator(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    path = graph_file(*every_operator(rng), tmp_path, [1, 7, 8])
-    graph = read_graph(path, (1, 7, 8), mean=(0.3,), std=(0.5,), layout="nchw", clip=True)
-    session = onnxruntime.InferenceSession(str(path))
-    for _ in range(10):
-        x = rng.uniform(-0.5, 1.5, (1, 1, 7, 8)).astype(np.float32)
-        seen = session.run(None, {"x": (np.clip(x, 0, 1) - np.float32(0.3)) / np.float32(0.5)})[0]
-        assert np.allclose(forward(graph, x.astype(np.float64).ravel())[-1], seen.ravel(), atol=1e-5)
-
-
-@pytest.mark.parametrize("name", ["resnet_2b.onnx", "marabou_cifar10_small.onnx", "mnist-net_256x2.onnx"])
-def test_the_reader_agrees_with_onnxruntime_on_published_networks(name: str, shared_models: Path) -> None:
-    shape = (1, 28, 28) if name.startswith("mnist") else (3, 32, 32)
-    layout = "nhwc" if name.startswith("marabou") else "nchw"
-    mean, std = ((0.0,) * 3, (1.0,) * 3) if len(shape) == 3 else ((0.0,), (1.0,))
-    graph = read_graph(shared_models / name, shape, mean=mean, std=std, layout=layout, clip=False)
-    session = onnxruntime.InferenceSession(str(shared_models / name))
-    given = session.get_inputs()[0]
-    x = np.random.default_rng(0).random(shape).astype(np.float32)
-    wanted = x.transpose(1, 2, 0) if layout == "nhwc" else x
-    seen = session.run(None, {given.name: wanted.reshape(1, *[int(axis) for axis in given.shape[1:]])})[0]
-    assert np.allclose(forward(graph, x.astype(np.float64).ravel())[-1], seen.ravel(), atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("operator", "words"),
-    [
-        (helper.make_node("Sigmoid", ["x"], ["y"]), "Sigmoid"),
-        (helper.make_node("LeakyRelu", ["x"], ["y"], alpha=1.5), "slope 1.5"),
-        (helper.make_node("Mul", ["x", "x"], ["y"]), "Mul of two values"),
-        (helper.make_node("Div", ["c", "x"], ["y"]), "quotient by a computed value"),
-        (helper.make_node("Concat", ["x", "c"], ["y"], axis=1), "with constants"),
-        (helper.make_node("MatMul", ["c", "x"], ["y"]), "computed weights"),
-        (helper.make_node("Gemm", ["x", "c"], ["y"], transA=1), "transposed input"),
-        (helper.make_node("Conv", ["x", "c"], ["y"], auto_pad="SAME_UPPER"), "automatic padding"),
-        (helper.make_node("Pad", ["x", "p"], ["y"]), "crops"),
-        (helper.make_node("Pad", ["x", "q", "", "a"], ["y"]), "has 4 inputs"),
-        (helper.make_node("Dropout", ["x", "r", "t"], ["y"]), "training mode"),
-    ],
-)
-def test_operators_that_are_not_read(operator: onnx.NodeProto, words: str, tmp_path: Path) -> None:
-    constants = {
-        "c": np.ones((1, 1, 2, 2), dtype=np.float32),
-        "p": np.array([0, 0, 0, 0, 0, 0, 0, -1]),
-        "t": np.array(True),
-        "q": np.array([0, 1, 2, 3, 0, 1, 2, 3]),
-        "a": np.array([0, 1, 2, 3]),
-        "r": np.array(0.5, dtype=np.float32),
-    }
-    path = graph_file([operator], constants, tmp_path, [1, 2, 2])
-    with pytest.raises(UnsupportedNetworkError, match=words):
-        read_graph(path, (1, 2, 2), mean=(0.0,), std=(1.0,), layout="nchw", clip=False)
 
 
 # --- covers and the counting argument

@@ -51,8 +51,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("bounds", "scope"),
     [
+        ("ibp", "groups"),
         ("crown", "groups"),
-        pytest.param("ibp", "groups", marks=pytest.mark.slow),
         pytest.param("crown", "dataset", marks=pytest.mark.slow),
         pytest.param("full", "groups", marks=pytest.mark.slow),
     ],
