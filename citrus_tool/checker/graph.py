@@ -7,6 +7,7 @@ folded by it too.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from citrus_tool.checker.operators import (
     require_folded,
     require_one_result,
     require_read,
+    require_size,
 )
 from citrus_tool.checker.windows import Windows, places_of
 from citrus_tool.errors import UnsupportedNetworkError
@@ -235,8 +237,10 @@ class _GraphReader:
         if all(not name or name in self.constants for name in names):
             require_folded(node, names)
             given = {name: self.constants[name] for name in names if name}
-            folded = np.asarray(self.evaluated(node, given)[0])
             operands = [self.constants[name] for name in names if name]
+            if node.op_type in ("ConstantOfShape", "Expand"):
+                require_size(math.prod(int(axis) for axis in operands[-1].ravel()))
+            folded = np.asarray(self.evaluated(node, given)[0])
             rounded = not self.rounded.isdisjoint(names)
             if require_one_result(node.op_type, operands, folded, rounded=rounded):
                 self.rounded.add(node.output[0])
@@ -362,6 +366,7 @@ class _GraphReader:
             raise UnsupportedNetworkError(f"a bias of shape {bias.shape}.")
         places = places_of(x.index.shape, weight.shape[2:], given)
         maps, each = places.shape[3:], weight.shape[0] // groups
+        require_size(places.size * each)
         windows = Windows(
             weights=weight.reshape(groups, each, -1), places=places.reshape(groups, weight[0].size, maps[0] * maps[1])
         )
@@ -399,6 +404,7 @@ class _GraphReader:
         half = len(pads) // 2
         if half != x.index.ndim or min(pads) < 0 or len(node.input) > 3:
             raise UnsupportedNetworkError("a Pad that crops, or of some axes only, is not read by the checker.")
+        require_size(math.prod(size + a + b for size, a, b in zip(x.index.shape, pads, pads[half:], strict=False)))
         constant = float(rest[1].item()) if len(rest) > 1 else float(given.get("value", 0.0))
         place = np.pad(
             np.arange(x.index.size).reshape(x.index.shape),

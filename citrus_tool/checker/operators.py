@@ -81,6 +81,8 @@ TYPES: Final = ("float32", "int64", "int32", "bool")
 """Types that constants may have; those of arithmetic are float32."""
 SMALLEST: Final = 2.0**-60
 """The least divisor and radicand: flushing smaller numbers to zero might change a quotient by more than is counted."""
+ENTRIES: Final = 2**27
+"""Entries of a tensor or a matrix that are read: 2 GB with their places."""
 SIMPLE: Final = (
     *(AttributeProto.FLOAT, AttributeProto.INT, AttributeProto.STRING, AttributeProto.TENSOR),
     *(AttributeProto.FLOATS, AttributeProto.INTS),
@@ -146,6 +148,8 @@ def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
         outside = attribute.t.data_location == onnx.TensorProto.EXTERNAL
         if attribute.type not in SIMPLE or attribute.ref_attr_name or outside:
             raise UnsupportedNetworkError(f"its attribute {attribute.name!r} is of a kind that is not read.")
+        if not np.isfinite([attribute.f, *attribute.floats]).all():
+            raise UnsupportedNetworkError(f"its attribute {attribute.name!r} is not finite.")
     found = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     if len(found) != len(node.attribute):
         raise UnsupportedNetworkError("it has an attribute twice.")
@@ -156,6 +160,12 @@ def require_folded(node: onnx.NodeProto, names: Sequence[str]) -> None:
     """Raises UnsupportedNetworkError unless the node makes one constant of constants in a way that is known."""
     if node.op_type not in FOLDED or (not names and node.op_type != "Constant") or len(node.output) != 1:
         raise UnsupportedNetworkError("it makes a constant in a way that the checker does not know.")
+
+
+def require_size(count: int) -> None:
+    """Raises UnsupportedNetworkError where that many entries take more memory than the checker spends."""
+    if count > ENTRIES:
+        raise UnsupportedNetworkError(f"{count} entries are more than the checker reads.")
 
 
 def require_one_result(kind: str, operands: Sequence[NDArray[Any]], found: NDArray[Any], *, rounded: bool) -> bool:

@@ -138,6 +138,7 @@ def refused(nodes: list[NodeProto], words: str, folder: Path, change: Change | N
     constants = {
         "c": np.ones((1, 1, 2, 2), dtype=np.float32),
         "crop": np.array([0, 0, 0, 0, 0, 0, 0, -1]),
+        "vast": np.array([0, 0, 0, 0, 0, 0, 2**30, 2**30]),
         "t": np.array(True),
         "pads": np.array([0, 1, 2, 3, 0, 1, 2, 3]),
         "axes": np.array([0, 1, 2, 3]),
@@ -183,6 +184,9 @@ def refused(nodes: list[NodeProto], words: str, folder: Path, change: Change | N
         (node("AveragePool", ["x"], ["y"], kernel_shape=[2, 2], auto_pad="VALID", pads=[1, 1, 1, 1]), "automatic"),
         (node("AveragePool", ["x"], ["y"], kernel_shape=[1, 1], strides=[2, 2], ceil_mode=1), "rounded up"),
         (node("Pad", ["x", "crop"], ["y"]), "crops"),
+        (node("Pad", ["x", "vast"], ["y"]), "more than the checker reads"),
+        (node("ConstantOfShape", ["huge"], ["y"]), "more than the checker reads"),
+        (node("LeakyRelu", ["x"], ["y"], alpha=np.nan), "is not finite"),
         (node("Pad", ["x", "pads"], ["y"], mode="reflect"), "in this form"),
         (node("Pad", ["x", "pads", "", "axes"], ["y"]), "no valid ONNX|has 4 inputs"),
         (node("Dropout", ["x", "r", "t"], ["y"]), "training mode"),
