@@ -137,6 +137,8 @@ class Execution(Intervals):
         """
         wanted = ~((lower >= 0) | (upper <= 0))
         wanted[given] = True
+        if not layer.floor and self.graph.users[layer.source] == 1:
+            self.errors[layer.source][~wanted & (upper <= 0)] = 0.0
         entry, lines, parts = np.flatnonzero(wanted), self._crown(), []
         for here in np.split(entry, range(ROWS, len(entry), ROWS)):
             parts.append(self._fold(layer.source, _units(here, len(lower))))
@@ -249,7 +251,7 @@ class Execution(Intervals):
 
     def plane(
         self, rows: AffineForms, lines: NeuronLines, low: Floats | None = None, signs: Signs | None = None
-    ) -> tuple[Floats, Floats]:
+    ) -> tuple[Matrix, Floats]:
         """(a (R, d), o (R,)) with functional >= a v + o, on the part of the box where the signs hold.
 
         low: (R, U) slopes below, in [floor, 1]; None: those of the lines.
@@ -258,7 +260,7 @@ class Execution(Intervals):
 
     def plane_apart(
         self, rows: AffineForms, lines: NeuronLines, low: Floats | None, signs: Signs | None, apart: Index
-    ) -> tuple[Floats, Floats, Floats, Floats]:
+    ) -> tuple[Matrix, Floats, Floats, Floats]:
         """As `plane`, for the functional less w h - nu z of the first ReLU's neurons `apart` (C,); and w, nu (R, C)."""
         left = np.zeros((2, len(rows.offset), len(apart)))
         a, offset, weight, run = rows.at_v, rows.offset.copy(), rows.at_h.copy(), rows.at_e
@@ -302,7 +304,7 @@ class Execution(Intervals):
             weight[:, : stage.start] += nu @ stage.rows.at_h
             run[:, : stage.rows.at_e.shape[1]] += nu @ stage.rows.at_e
             slack += (np.abs(nu) + np.abs(w)) @ self._cost[part]
-        return dense(a), offset - slack - _reach(run) * (1 + WIDER), *left
+        return a, offset - slack - _reach(run) * (1 + WIDER), *left
 
     def least(self, rows: AffineForms, lines: NeuronLines, low: Floats | None = None) -> Floats:
         """Lower bounds (R,) of the functionals over the box."""

@@ -11,7 +11,7 @@ import numpy as np
 from citrus_tool.checker.bounds import SharedNeurons, Signs, lowest
 from citrus_tool.checker.graph import Floats
 from citrus_tool.checker.group import Group
-from citrus_tool.checker.intervals import gamma
+from citrus_tool.checker.intervals import dense, gamma
 from citrus_tool.checker.leaves import Leaves, covers
 from citrus_tool.checker.proof_format import LEAVES, Atom, Member, Splits, require
 
@@ -161,7 +161,7 @@ class Combinations:
             )
             some = rows.pick(leaves.label[:, place]).times(leaves.share[:, place])
             a, offset, w, nu = view.execution.plane_apart(some, view.lines, low, signs, shared.apart[place])
-            planes.append((a, offset))
+            planes.append((dense(a), offset))
             left.append((w, nu))
             given.append(signs)
             first = last

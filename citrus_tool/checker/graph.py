@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -72,6 +73,14 @@ class AffineMap:
     terms: tuple[int, ...] | None
     windows: Windows | None = None
 
+    @cached_property
+    def diagonal(self) -> bool:
+        """Whether each entry is a multiple of the same entry of one source, and a shift."""
+        matrix, entries = self.matrices[0], np.arange(len(self.bias))
+        if len(self.matrices) > 1 or not sparse.issparse(matrix) or matrix.shape[1] != len(entries):
+            return False
+        return np.array_equal(matrix.indptr[1:], entries + 1) and np.array_equal(matrix.indices, entries)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Relu:
@@ -92,6 +101,15 @@ class Graph:
     layers: tuple[AffineMap | Relu, ...]
     sizes: tuple[int, ...]
     largest: float
+
+    @cached_property
+    def users(self) -> tuple[int, ...]:
+        """By node, how many layers take it."""
+        taken = [0] * len(self.sizes)
+        for layer in self.layers:
+            for source in layer.sources if isinstance(layer, AffineMap) else (layer.source,):
+                taken[source] += 1
+        return tuple(taken)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -64,7 +64,8 @@ class Intervals:
     Attributes:
         lower, upper: by node, (entries, n): bounds over the boxes.
         noise: by node, (entries, n): what this computation rounds in one step back through it, per unit of coefficient.
-        errors: by node, (entries, n): the most that a run of the file differs by there; 0 in real arithmetic.
+        errors: by node, (entries, n): the most that a run of the file differs by there; 0 in real arithmetic, and where
+            the next layer is alone to take the node and has its errors among its own, or makes nothing of them.
     """
 
     def __init__(self, graph: Graph, x: Floats, radius: float, arithmetic: str) -> None:
@@ -110,6 +111,10 @@ class Intervals:
         self.lower.append(middle - wide - error - own)
         self.upper.append(middle + wide + error + own)
         self.noise.append(unit * (noise + self.size(-1)) + TINY)
+        source = layer.sources[0]
+        if self.float32 and layer.diagonal and self.graph.users[source] == 1:
+            own = own + layer.sizes[0] @ self.errors[source] * (1 + WIDER)
+            self.errors[source] = np.zeros_like(own)
         self.errors.append(own)
 
     def _own(self, sums: Sequence[Floats], terms: Sequence[int]) -> Floats:

@@ -164,3 +164,23 @@ def test_an_answer_that_only_rounding_changes_is_not_shown(tmp_path: Path) -> No
         execution = Execution(graph, x, RADIUS, {}, kind)
         assert bool(execution.least(execution.margins(0), execution.lines)[1] > 0) is shown
         assert bool(execution.interval_margins(0)[1, 0] > 0) is shown
+
+
+@pytest.mark.parametrize("build", [cancelling, biased, normalised, residual])
+def test_errors_that_go_into_the_next_layers_cost_the_same(
+    build: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = graph_file(*build(np.random.default_rng(0)), tmp_path, SHAPE)
+    found, columns = [], []
+    for kind, together in (("float32", True), ("float32", False), ("real", True)):
+        graph = read_graph(path, SHAPE, mean=(0.4, 0.5), std=(0.2, 0.3), layout="nchw", clip=False)
+        if not together:
+            monkeypatch.setattr(Graph, "users", property(lambda self: (2,) * len(self.sizes)))
+        execution = Execution(graph, np.full(graph.sizes[0], 0.5), RADIUS, {}, kind)
+        rows = execution.margins(0)
+        found.append(np.append(execution.least(rows, execution.lines)[1:], execution.interval_margins(0)[1:, 0]))
+        columns.append(rows.at_e.shape[1])
+    assert columns[0] < columns[1]
+    price = found[2] - found[1]
+    assert bool((price > 0).all())
+    assert np.allclose(found[0], found[1], rtol=0, atol=1e-6 * price.min())
