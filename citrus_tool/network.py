@@ -127,6 +127,38 @@ class Slice(nn.Module):
         return x[tuple(index)]
 
 
+class Select(nn.Module):
+    """out[i] = x.flat[index[i]], or 0 where index[i] is -1: moves, repeats and drops entries.
+
+    `index` (*shape,) is int64 of the output's shape; it counts in the flattened sample. Gather, Expand, Tile, Resize
+    to the nearest entry, reflected and edge padding, and the zeros between the entries of a transposed convolution.
+    """
+
+    index: Tensor
+
+    def __init__(self, index: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("index", index)
+
+    def forward(self, x: Tensor) -> Tensor:
+        taken = x.flatten(1)[:, self.index.clamp(min=0).flatten()].masked_fill(self.index.flatten() < 0, 0.0)
+        return taken.reshape(len(x), *self.index.shape)
+
+
+class Multiply(nn.Module):
+    """Product of two tensors of one shape, entry by entry."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return x * y
+
+
+class MatMul(nn.Module):
+    """Matrix products x @ y over the last two axes, (..., n, k) and (..., k, m), per sample."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return x @ y
+
+
 CANONICAL: tuple[type[nn.Module], ...] = (
     nn.Conv2d,
     nn.Linear,
@@ -145,6 +177,7 @@ CANONICAL: tuple[type[nn.Module], ...] = (
     Pad,
     Concat,
     Slice,
+    Select,
 )
 """Every layer type that a Network may hold. Conv2d pads with zeros; BatchNorm is read with its running statistics."""
 

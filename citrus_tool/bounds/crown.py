@@ -34,6 +34,7 @@ from citrus_tool.network import (
     Reshape,
     Rule,
     Rules,
+    Select,
     Slice,
     Transpose,
     find_rule,
@@ -92,6 +93,12 @@ def _joined(layer: nn.Module, *values: Exactness) -> Exactness:
     return max(*values, Exactness.ENTRYWISE)
 
 
+def _selected(layer: Select, value: Exactness) -> Exactness:
+    """Entries that are taken twice move together, so that sums of them are no longer bounded exactly."""
+    taken = layer.index[layer.index >= 0].tolist()
+    return value if len(set(taken)) == len(taken) else _joined(layer, value)
+
+
 def _monotone(layer: nn.Module, value: Exactness) -> Exactness:
     return Exactness.POINTWISE if value is Exactness.POINTWISE else Exactness.LOOSE
 
@@ -106,6 +113,7 @@ EXACTNESS: Rules = {
     **dict.fromkeys((nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.Tanh), _monotone),
     **dict.fromkeys((nn.MaxPool2d, Add), _loose),
     Concat: _joined,
+    Select: _selected,
 }
 """Reads where interval bounds equal CROWN's, so that rows there would be wasted."""
 

@@ -27,6 +27,7 @@ from citrus_tool.network import (
     Pad,
     Reshape,
     Rules,
+    Select,
     Slice,
     Transpose,
     find_rule,
@@ -123,7 +124,7 @@ SUMS: Rules = {
     nn.LeakyReLU: _leaky,
     nn.Sigmoid: _smooth,
     nn.Tanh: _smooth,
-    **dict.fromkeys((nn.ReLU, nn.MaxPool2d, Pad, Reshape, Transpose, Concat, Slice), _exact),
+    **dict.fromkeys((nn.ReLU, nn.MaxPool2d, Pad, Reshape, Transpose, Concat, Slice, Select), _exact),
 }
 """(layer, terms carried to its inputs, magnitudes at its inputs) -> Sums, none where a layer is exact, or the error.
 
@@ -140,6 +141,7 @@ CARRYING: tuple[type[nn.Module], ...] = (
     Transpose,
     Concat,
     Slice,
+    Select,
 )
 """Layers that runtimes may fuse into the sum before them, or move past such a layer: a summand of theirs can go through
 as many additions as that sum has."""

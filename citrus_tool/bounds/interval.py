@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from citrus_tool.errors import UnsupportedNetworkError
-from citrus_tool.network import Add, Affine, Concat, Network, Pad, Reshape, Rules, Slice, Transpose, walk
+from citrus_tool.network import Add, Affine, Concat, Network, Pad, Reshape, Rules, Select, Slice, Transpose, walk
 from citrus_tool.threat import Box
 
 
@@ -99,6 +99,7 @@ INTERVAL: Rules = {
     Transpose: _both,
     Concat: _both,
     Slice: _both,
+    Select: _both,
     Pad: _pad,
 }
 """Box in, box out, for every canonical layer."""

@@ -30,6 +30,7 @@ from citrus_tool.network import (
     Pad,
     Reshape,
     Rule,
+    Select,
     Slice,
     Transpose,
     size,
@@ -263,6 +264,16 @@ def _slice(relaxed: RelaxedNetwork, layer: Slice, node: Node, rows: Rows) -> tup
     return (replace(rows, coefficient=coefficient, offset=relaxed.settle(node, rows), shape=shape),)
 
 
+def _select(relaxed: RelaxedNetwork, layer: Select, node: Node, rows: Rows) -> tuple[Rows]:
+    rows, shape = rows.dense(), relaxed.shape(node)
+    index = layer.index.flatten()
+    taken = index >= 0
+    coefficient = rows.coefficient.new_zeros(len(rows.offset), size(shape))
+    coefficient = coefficient.index_add(1, index[taken], rows.coefficient.flatten(1)[:, taken])
+    coefficient = coefficient.reshape(-1, *shape)
+    return (replace(rows, coefficient=coefficient, offset=relaxed.settle(node, rows), shape=shape),)
+
+
 def _pad(relaxed: RelaxedNetwork, layer: Pad, node: Node, rows: Rows) -> tuple[Rows]:
     rows, shape = rows.dense(), relaxed.shape(node)
     offset = relaxed.settle(node, rows)
@@ -301,6 +312,7 @@ BACKWARD: Mapping[type[nn.Module], Rule] = {
     Add: _add,
     Concat: _concat,
     Slice: _slice,
+    Select: _select,
     Pad: _pad,
     Reshape: _reshape,
     Transpose: _transpose,

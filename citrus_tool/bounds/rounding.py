@@ -28,6 +28,7 @@ from citrus_tool.network import (
     Pad,
     Reshape,
     Rules,
+    Select,
     Slice,
     Transpose,
     find_rule,
@@ -136,6 +137,7 @@ GAINS: Rules = {
     Transpose: _plain,
     Concat: _plain,
     Slice: _plain,
+    Select: _plain,
 }
 
 

@@ -26,9 +26,11 @@ from citrus_tool.network import (
     Node,
     Pad,
     Reshape,
+    Select,
     Slice,
     Transpose,
     find_rule,
+    size,
 )
 
 OPSETS = range(13, 18)
@@ -263,6 +265,19 @@ def _slice(emission: Emission, node: Node, inputs: list[str], network: Network) 
     return emission.node(node.name, "Slice", inputs + names)
 
 
+def _select(emission: Emission, node: Node, inputs: list[str], network: Network) -> str:
+    """Gather on the flattened sample, with one zero behind it where an entry of the output is 0."""
+    layer = node.layer
+    assert isinstance(layer, Select)
+    entries, index = size(network.shape_of(node.inputs[0])), layer.index.cpu()
+    flat = emission.node(f"{node.name}_flat", "Flatten", inputs, axis=1)
+    if bool((index < 0).any()):
+        pads = emission.constant(f"{node.name}_pads", np.array([0, 0, 0, 1], dtype=np.int64))
+        flat = emission.node(f"{node.name}_zero", "Pad", [flat, pads])
+    places = emission.constant(f"{node.name}_index", torch.where(index < 0, entries, index).numpy())
+    return emission.node(node.name, "Gather", [flat, places], axis=1)
+
+
 def _pair(value: int | Sequence[int]) -> list[int]:
     return [value, value] if isinstance(value, int) else list(value)
 
@@ -285,4 +300,5 @@ RULES: Mapping[type[nn.Module], Callable[..., str]] = {
     Pad: _pad,
     Concat: _plain("Concat", lambda layer: {"axis": layer.axis + 1}),
     Slice: _slice,
+    Select: _select,
 }

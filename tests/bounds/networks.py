@@ -17,6 +17,7 @@ from citrus_tool.network import (
     Network,
     Pad,
     Reshape,
+    Select,
     Slice,
     Transpose,
     size,
@@ -109,6 +110,12 @@ class _Sketch:
     def border(self) -> None:
         self.add(Pad((1, 0, self.random.choice((0, -1)), 1), self.random.choice((0.0, 0.7))))
 
+    def pick(self) -> None:
+        """Entries moved, taken several times, dropped, and zeros between them."""
+        count = size(self.shape)
+        index = torch.tensor([self.random.randrange(-1, count) for _ in range(count)]).reshape(self.shape)
+        self.add(Select(index))
+
     def cut(self) -> None:
         axis = self.random.randrange(len(self.shape))
         if self.shape[axis] > 3:
@@ -142,6 +149,24 @@ def random_network(seed: int) -> Network:
     sketch.add(nn.Linear(sketch.shape[0], CLASSES))
     if sketch.random.random() < 0.2:
         sketch.activation()
+    return sketch.builder.build().frozen(dtype=torch.float64)
+
+
+def varied_network(seed: int) -> Network:
+    """As `random_network`, with the layers that entries are picked, multiplied and bent by; in float64."""
+    torch.manual_seed(seed)
+    sketch = _Sketch(seed)
+    plain = (sketch.conv, sketch.norm, sketch.activation, sketch.average, sketch.residual)
+    varied = (sketch.pick, sketch.pick)
+    sketch.conv()
+    for _ in range(sketch.random.randrange(1, 4)):
+        sketch.random.choice(plain)()
+        sketch.random.choice(varied)()
+    sketch.add(Reshape((size(sketch.shape),)))
+    sketch.add(nn.Linear(sketch.shape[0], 9))
+    sketch.activation()
+    sketch.random.choice(varied)()
+    sketch.add(nn.Linear(sketch.shape[0], CLASSES))
     return sketch.builder.build().frozen(dtype=torch.float64)
 
 

@@ -22,10 +22,12 @@ from citrus_tool.network import (
     Network,
     Pad,
     Reshape,
+    Select,
     Slice,
     Transpose,
     chain,
 )
+from citrus_tool.onnx_io import export_graph
 from onnx_io.build import answer, classifier, node, random_inputs, save, weights
 
 SHAPE = (2, 6, 6)
@@ -94,6 +96,16 @@ def test_each_layer_is_exported(case: str, tmp_path: Path) -> None:
     x = random_inputs(4)
     with torch.no_grad():
         np.testing.assert_allclose(answer(onnx.load(tmp_path / "e.onnx"), x), network(x).numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("index", [[70, 3, 3, 0, 71, 5], [70, -1, 3, 3, -1, 5]])
+def test_picked_entries_are_exported(index: list[int]) -> None:
+    network = chain(after(Select(torch.tensor(index).reshape(2, 3)), features=6), SHAPE).eval()
+    model = export_graph.to_proto(network, input_name="x", output_name="y", opset=17, ir_version=8)
+    onnx.checker.check_model(model)
+    x = random_inputs(4)
+    with torch.no_grad():
+        np.testing.assert_allclose(answer(model, x), network(x).numpy(), atol=1e-5)
 
 
 def branches() -> Network:
