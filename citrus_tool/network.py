@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from citrus_tool.choices import Arithmetic
+from citrus_tool.elementwise import FUNCTIONS
 from citrus_tool.errors import UnsupportedNetworkError
 
 T = TypeVar("T")
@@ -145,6 +146,22 @@ class Select(nn.Module):
         return taken.reshape(len(x), *self.index.shape)
 
 
+class Pointwise(nn.Module):
+    """A function of one number, entry by entry: `kind` is one of `elementwise.FUNCTIONS`.
+
+    Raises UnsupportedNetworkError for another kind.
+    """
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        if kind not in FUNCTIONS:
+            raise UnsupportedNetworkError(f"no function is called {kind!r}; there are {', '.join(FUNCTIONS)}.")
+        self.kind = kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        return FUNCTIONS[self.kind](x)
+
+
 class Multiply(nn.Module):
     """Product of two tensors of one shape, entry by entry."""
 
@@ -178,6 +195,7 @@ CANONICAL: tuple[type[nn.Module], ...] = (
     Concat,
     Slice,
     Select,
+    Pointwise,
 )
 """Every layer type that a Network may hold. Conv2d pads with zeros; BatchNorm is read with its running statistics."""
 

@@ -17,7 +17,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor, nn
 
-from citrus_tool.bounds.float32 import FileErrors, grown
+from citrus_tool.bounds.float32 import HOPELESS, FileErrors, grown
 from citrus_tool.bounds.linear import BACKWARD, LinearBounds, RelaxedNetwork, backward_error, concretise, seed, to_input
 from citrus_tool.bounds.relaxation import OPEN, RELAXATIONS, Relaxation
 from citrus_tool.bounds.rounding import OUTWARD_INTERVAL, exact_products, outward_margins, widen
@@ -31,6 +31,7 @@ from citrus_tool.network import (
     Network,
     Node,
     Pad,
+    Pointwise,
     Reshape,
     Rule,
     Rules,
@@ -110,7 +111,7 @@ def _loose(layer: nn.Module, *values: Exactness) -> Exactness:
 EXACTNESS: Rules = {
     **dict.fromkeys((Affine, nn.BatchNorm1d, nn.BatchNorm2d, Reshape, Transpose, Pad, Slice), _moved),
     **dict.fromkeys((nn.Linear, nn.Conv2d, nn.AvgPool2d), _mixed),
-    **dict.fromkeys((nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.Tanh), _monotone),
+    **dict.fromkeys((nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.Tanh, Pointwise), _monotone),
     **dict.fromkeys((nn.MaxPool2d, Add), _loose),
     Concat: _joined,
     Select: _selected,
@@ -231,7 +232,9 @@ def margin_planes(
     """LinearBounds below the margins; `interval` (n, c) are known lower bounds, +inf at the true class."""
     network = relaxed.network
     n, classes = interval.shape
-    lower, offset = interval.clone(), interval.clone()
+    hopeless = -min(HOPELESS, torch.finfo(interval.dtype).max)
+    lower = torch.nan_to_num(interval, nan=hopeless, posinf=math.inf)
+    offset = lower.clone()
     coefficient = relaxed.box.centre.new_zeros(n, classes, size(network.input_shape))
     wanted = ~(interval > 0) if skip_decided else interval != math.inf
     sample, label = wanted.nonzero(as_tuple=True)
@@ -244,8 +247,11 @@ def margin_planes(
 
     for part, planes in sweep(relaxed, wanted, margins, row_bytes):
         s, c = sample[part], label[part]
-        coefficient[s, c], offset[s, c] = planes.coefficient.flatten(1), planes.offset
-        lower[s, c] = torch.maximum(lower[s, c], planes.lower)
+        # values beyond float64, or outside a function's domain, give planes of which nothing is proven
+        known = torch.isfinite(planes.lower)
+        coefficient[s, c] = planes.coefficient.flatten(1).where(known[:, None], 0.0)
+        offset[s, c] = planes.offset.where(known, hopeless)
+        lower[s, c] = torch.maximum(lower[s, c], planes.lower.where(known, hopeless))
     return LinearMargins(lower=lower, offset=offset, coefficient=coefficient.reshape(n, classes, *network.input_shape))
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from citrus_tool.bounds.curves import CURVES, image
 from citrus_tool.bounds.interval import batch_norm_affine
 from citrus_tool.errors import UnsupportedNetworkError
 from citrus_tool.network import (
@@ -25,6 +26,7 @@ from citrus_tool.network import (
     Network,
     Node,
     Pad,
+    Pointwise,
     Reshape,
     Rules,
     Select,
@@ -109,6 +111,15 @@ def _smooth(layer: nn.Module, before: Sequence[int], z: Tensor) -> Tensor:
     return torch.full_like(z, SMOOTH)
 
 
+def _pointwise(layer: Pointwise, before: Sequence[int], box: Box) -> Tensor:
+    """As measured (`curves.FileError`), of the largest value and input in the box; HOPELESS outside the domain."""
+    curve = CURVES[layer.kind]
+    value = torch.stack([end.abs() for end in image(curve, box.lower, box.upper)]).amax(0)
+    size, error = box.centre.abs() + box.radius, curve.file_error
+    found = error.of_value * value + error.of_input * size + error.constant + FLOOR
+    return found.masked_fill(~((value <= LARGEST) & (size <= LARGEST)), HOPELESS)
+
+
 def _exact(layer: nn.Module, before: Sequence[int], *zs: Tensor) -> Sums:
     return []
 
@@ -119,6 +130,7 @@ SUMS: Rules = {
     nn.BatchNorm1d: _batch_norm,
     nn.BatchNorm2d: _batch_norm,
     Affine: _affine,
+    Pointwise: _pointwise,
     Add: _add,
     nn.AvgPool2d: _pool,
     nn.LeakyReLU: _leaky,
@@ -215,8 +227,10 @@ class FileErrors:
         return torch.stack(hopeless).amax(0) if any(bool(one.any()) for one in hopeless) else None
 
     def _at(self, node: Node, inputs: Sequence[Box]) -> Tensor | None:
-        sizes = [box.centre.abs() + box.radius for box in inputs]
         before = [self.carried[name] for name in node.inputs]
+        if isinstance(node.layer, Pointwise):
+            return _pointwise(node.layer, before, *inputs)
+        sizes = [box.centre.abs() + box.radius for box in inputs]
         found: Sums | Tensor = find_rule(SUMS, node)(node.layer, before, *sizes)
         if isinstance(found, Tensor) or not found:
             return found if isinstance(found, Tensor) else None

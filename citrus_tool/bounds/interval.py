@@ -17,8 +17,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from citrus_tool.bounds.curves import CURVES, image
 from citrus_tool.errors import UnsupportedNetworkError
-from citrus_tool.network import Add, Affine, Concat, Network, Pad, Reshape, Rules, Select, Slice, Transpose, walk
+from citrus_tool.network import (
+    Add,
+    Affine,
+    Concat,
+    Network,
+    Pad,
+    Pointwise,
+    Reshape,
+    Rules,
+    Select,
+    Slice,
+    Transpose,
+    walk,
+)
 from citrus_tool.threat import Box
 
 
@@ -65,6 +79,10 @@ def _monotone(layer: nn.Module, box: Box) -> Box:
     return Box.from_bounds(layer(box.lower), layer(box.upper))
 
 
+def _pointwise(layer: Pointwise, box: Box) -> Box:
+    return Box.from_bounds(*image(CURVES[layer.kind], box.lower, box.upper))
+
+
 def _leaky_relu(layer: nn.LeakyReLU, box: Box) -> Box:
     if not 0.0 <= layer.negative_slope <= 1.0:
         raise UnsupportedNetworkError(
@@ -100,6 +118,7 @@ INTERVAL: Rules = {
     Concat: _both,
     Slice: _both,
     Select: _both,
+    Pointwise: _pointwise,
     Pad: _pad,
 }
 """Box in, box out, for every canonical layer."""

@@ -28,6 +28,7 @@ from citrus_tool.network import (
     Network,
     Node,
     Pad,
+    Pointwise,
     Reshape,
     Rule,
     Select,
@@ -219,6 +220,11 @@ def _activation(relaxed: RelaxedNetwork, layer: nn.Module, node: Node, rows: Row
     return (replace(rows, coefficient=coefficient, offset=offset),)  # slopes lie in [0, 1]: the norm cannot grow
 
 
+def _pointwise(relaxed: RelaxedNetwork, layer: Pointwise, node: Node, rows: Rows) -> tuple[Rows]:
+    (bent,) = _activation(relaxed, layer, node, rows)  # slopes of any size: the norm is taken anew
+    return (Rows.of(**{name: getattr(bent, name) for name in ("sample", "shape", "coefficient", "offset", "window")}),)
+
+
 def _max_pool(relaxed: RelaxedNetwork, layer: nn.MaxPool2d, node: Node, rows: Rows) -> tuple[Rows]:
     """Positive coefficients go to the selected entry; so do negative ones where exact, the others meet the ceiling."""
     chosen = relaxed.relaxations[node.name]
@@ -313,6 +319,7 @@ BACKWARD: Mapping[type[nn.Module], Rule] = {
     Concat: _concat,
     Slice: _slice,
     Select: _select,
+    Pointwise: _pointwise,
     Pad: _pad,
     Reshape: _reshape,
     Transpose: _transpose,

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from citrus_tool.bounds.curves import CURVES, curve_lines
 from citrus_tool.bounds.rounding import unit_roundoff
-from citrus_tool.network import Rules
+from citrus_tool.network import Pointwise, Rules
 from citrus_tool.threat import Box
 
 
@@ -179,12 +180,17 @@ def _tanh(layer: nn.Tanh, box: Box) -> Lines:
     return s_shaped_lines(box.lower, box.upper, TANH)
 
 
+def _pointwise(layer: Pointwise, box: Box) -> Lines:
+    return Lines(**curve_lines(CURVES[layer.kind], box.lower, box.upper)._asdict())
+
+
 RELAXATIONS: Rules = {
     nn.ReLU: _relu,
     nn.LeakyReLU: _leaky_relu,
     nn.Sigmoid: _sigmoid,
     nn.Tanh: _tanh,
     nn.MaxPool2d: _max_pool,
+    Pointwise: _pointwise,
 }
 """Box over the layer's input in, Relaxation out."""
 
@@ -203,5 +209,6 @@ OPEN: dict[type[nn.Module], Callable[[Box], Tensor]] = {
     nn.Sigmoid: _everywhere,
     nn.Tanh: _everywhere,
     nn.MaxPool2d: _everywhere,
+    Pointwise: _everywhere,
 }
 """Which entries of the box over a layer's input a tighter bound can help: (n, *shape) bool."""

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from citrus_tool.bounds.curves import CURVES, reach
 from citrus_tool.bounds.float32 import FileErrors, grown
 from citrus_tool.bounds.interval import INTERVAL, batch_norm_affine, final_margins
 from citrus_tool.devices import tf32
@@ -26,6 +27,7 @@ from citrus_tool.network import (
     Concat,
     Network,
     Pad,
+    Pointwise,
     Reshape,
     Rules,
     Select,
@@ -76,47 +78,52 @@ def exact_products() -> AbstractContextManager[None]:
 
 
 class Gain(NamedTuple):
-    """How a layer can amplify: |layer(z)| <= slope |z|_inf + shift per output entry; scalar."""
+    """How a layer can amplify over boxes: |layer(z)| <= slope |z|_inf + shift per output entry; scalar, or (n,)."""
 
     slope: Tensor | float
     shift: Tensor | float
     terms: int  # length of the longest sum of products in one output entry
 
 
-def _weighted(layer: nn.Conv2d | nn.Linear) -> Gain:
+def _weighted(layer: nn.Conv2d | nn.Linear, box: Box) -> Gain:
     weight = layer.weight.detach().flatten(1)
     shift = 0.0 if layer.bias is None else layer.bias.detach().abs().amax()
     return Gain(weight.abs().sum(1).amax(), shift, weight.shape[1])
 
 
-def _batch_norm(layer: nn.BatchNorm1d | nn.BatchNorm2d) -> Gain:
+def _batch_norm(layer: nn.BatchNorm1d | nn.BatchNorm2d, box: Box) -> Gain:
     scale, shift = batch_norm_affine(layer, 1)
     # shift = bias - mean * scale is itself computed: count its parts in absolute values
     parts = shift.abs() + 2 * (layer.running_mean * scale).abs() if layer.running_mean is not None else shift.abs()
     return Gain(scale.detach().abs().amax(), parts.detach().amax(), 1)
 
 
-def _affine(layer: Affine) -> Gain:
+def _affine(layer: Affine, box: Box) -> Gain:
     return Gain(layer.scale.abs().amax(), layer.shift.abs().amax(), 1)
 
 
-def _pool(layer: nn.AvgPool2d) -> Gain:
+def _pool(layer: nn.AvgPool2d, box: Box) -> Gain:
     kernel = layer.kernel_size
     entries = kernel[0] * kernel[1] if isinstance(kernel, tuple) else kernel**2
     return Gain(entries / (layer.divisor_override or entries), 0.0, entries)
 
 
-def _pad(layer: Pad) -> Gain:
+def _pad(layer: Pad, box: Box) -> Gain:
     return Gain(1.0, abs(layer.value), 1)
 
 
-def _plain(layer: nn.Module) -> Gain:
+def _plain(layer: nn.Module, *boxes: Box) -> Gain:
     return Gain(1.0, 0.0, 1)
 
 
-def _relaxed(layer: nn.Module) -> Gain:
+def _relaxed(layer: nn.Module, box: Box) -> Gain:
     """Activations: 4 |z| + 2 bounds the function and both lines of its linear relaxation (slopes <= 1, f(0) <= 1/2)."""
     return Gain(4.0, 2.0, 1)
+
+
+def _pointwise(layer: Pointwise, box: Box) -> Gain:
+    """|f| + |slope z| is at most `reach` for slopes up to the curve's steepest, and so is a line's offset."""
+    return Gain(0.0, 4 * reach(CURVES[layer.kind], box.lower, box.upper).flatten(1).amax(1), 1)
 
 
 GAINS: Rules = {
@@ -138,6 +145,7 @@ GAINS: Rules = {
     Concat: _plain,
     Slice: _plain,
     Select: _plain,
+    Pointwise: _pointwise,
 }
 
 
@@ -153,7 +161,7 @@ def layer_error(layer: nn.Module, *inputs: Box, extra_terms: int = 0) -> Tensor:
     and after the layer plus PER_NODE for every node of the network it bounds the error of one backward step, per unit
     of l1 norm of the coefficients at the layer's output (docs/soundness.md).
     """
-    gain: Gain = GAINS[type(layer)](layer)
+    gain: Gain = GAINS[type(layer)](layer, *inputs)
     dtype = inputs[0].centre.dtype
     size = magnitude(*inputs) * gain.slope + gain.shift
     return SAFETY * gamma(gain.terms + OWN + extra_terms, dtype) * size + torch.finfo(dtype).tiny

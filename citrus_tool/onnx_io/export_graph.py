@@ -25,6 +25,7 @@ from citrus_tool.network import (
     Network,
     Node,
     Pad,
+    Pointwise,
     Reshape,
     Select,
     Slice,
@@ -32,6 +33,7 @@ from citrus_tool.network import (
     find_rule,
     size,
 )
+from citrus_tool.onnx_io.export_pointwise import CONSTANTS, FORMS
 
 OPSETS = range(13, 18)
 """The node forms written here (axes of Slice and pads of Pad as inputs) hold for these opsets."""
@@ -278,6 +280,21 @@ def _select(emission: Emission, node: Node, inputs: list[str], network: Network)
     return emission.node(node.name, "Gather", [flat, places], axis=1)
 
 
+def _pointwise(emission: Emission, node: Node, inputs: list[str], network: Network) -> str:
+    layer, names = node.layer, {"x": inputs[0], "y": node.name}
+    assert isinstance(layer, Pointwise)
+    for step in FORMS[layer.kind].split("; "):
+        output, right = step.split(" = ")
+        operator, *sources = right.split()
+        for source in sources:
+            if source in CONSTANTS and source not in names:
+                value = np.array(CONSTANTS[source], dtype=np.float32)
+                names[source] = emission.constant(f"{node.name}_{source.lower()}", value)
+        name = names.setdefault(output, f"{node.name}_{output}")
+        emission.node(name, operator, [names[source] for source in sources])
+    return node.name
+
+
 def _pair(value: int | Sequence[int]) -> list[int]:
     return [value, value] if isinstance(value, int) else list(value)
 
@@ -301,4 +318,5 @@ RULES: Mapping[type[nn.Module], Callable[..., str]] = {
     Concat: _plain("Concat", lambda layer: {"axis": layer.axis + 1}),
     Slice: _slice,
     Select: _select,
+    Pointwise: _pointwise,
 }

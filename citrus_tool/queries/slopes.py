@@ -5,7 +5,8 @@ Differs from the papers in: (1) both lines of a sigmoid or tanh have a free slop
 (relaxation.s_shaped_offset), so a line is sound whatever slope the ascent finds; (2) layer by layer, the bounds of
 hidden neurons are ascended with those found before, each neuron and side with slopes of its own; (3) the ascent runs
 through the rules of bounds/linear.py in float64 with their outward errors, so every iterate is a claim; the best one
-counts. ReLUs have a free slope below; max pools keep their relaxation.
+counts. ReLUs have a free slope below; max pools and other functions keep
+their relaxation.
 """
 
 from __future__ import annotations
@@ -233,6 +234,8 @@ def _slopes(node: Node, state: _State, count: int) -> _Slopes:
         upper_offset=_repeated(found.upper_offset, count),
         lower_offset=None if found.lower_offset is None else _repeated(found.lower_offset, count),
     )
+    if type(node.layer) not in S_SHAPED and not isinstance(node.layer, FOLDABLE):
+        return _Slopes(node=node.name, fixed=lines)
     below = lines.lower_slope.clone().requires_grad_()
     if isinstance(node.layer, FOLDABLE):
         still_open = OPEN[type(node.layer)](box)

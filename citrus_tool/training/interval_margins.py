@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from citrus_tool.bounds.curves import CURVES, image, training_domain
 from citrus_tool.bounds.interval import INTERVAL
 from citrus_tool.convolution import conv2d
-from citrus_tool.network import INPUT, Concat, Network, Rules, walk
+from citrus_tool.network import INPUT, Concat, Network, Pointwise, Rules, walk
 from citrus_tool.threat import Box
 
 
@@ -105,6 +106,11 @@ def _concat(layer: Concat, *boxes: Box) -> Box:
     return Box(centre=layer(*(box.centre for box in boxes)), radius=radius)
 
 
+def _pointwise(layer: Pointwise, box: Box) -> Box:
+    curve = CURVES[layer.kind]
+    return Box.from_bounds(*image(curve, *training_domain(curve, layer.kind, box.lower, box.upper)))
+
+
 class _BoxReLU(torch.autograd.Function):
     """ReLU of the box [c - r, c + r] in blocks that stay in the cache, where autograd streams every pass.
 
@@ -151,5 +157,5 @@ def _blocks(x: Tensor) -> list[slice]:
     return [slice(start, start + rows) for start in range(0, n, rows)]
 
 
-TRAINING: Rules = {**INTERVAL, nn.Conv2d: _conv, nn.ReLU: _relu, Concat: _concat}
+TRAINING: Rules = {**INTERVAL, nn.Conv2d: _conv, nn.ReLU: _relu, Concat: _concat, Pointwise: _pointwise}
 """The interval reading for training steps."""

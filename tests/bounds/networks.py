@@ -7,6 +7,7 @@ import random
 import torch
 from torch import Tensor, nn
 
+from citrus_tool.elementwise import FUNCTIONS
 from citrus_tool.network import (
     CONCRETE,
     INPUT,
@@ -16,6 +17,7 @@ from citrus_tool.network import (
     GraphBuilder,
     Network,
     Pad,
+    Pointwise,
     Reshape,
     Select,
     Slice,
@@ -116,6 +118,16 @@ class _Sketch:
         index = torch.tensor([self.random.randrange(-1, count) for _ in range(count)]).reshape(self.shape)
         self.add(Select(index))
 
+    def bend(self) -> None:
+        """A function of one number; those of positive numbers behind one that is positive."""
+        kind = self.random.choice(sorted(FUNCTIONS))
+        if kind in ("log", "sqrt", "reciprocal", "rsqrt"):
+            self.add(Pointwise(self.random.choice(("softplus", "square"))))
+            self.add(Affine(torch.ones(1), torch.full((1,), 0.5)))
+        elif kind in ("exp", "square", "cube"):
+            self.add(Affine(torch.full((1,), 0.2), torch.zeros(1)))
+        self.add(Pointwise(kind))
+
     def cut(self) -> None:
         axis = self.random.randrange(len(self.shape))
         if self.shape[axis] > 3:
@@ -157,7 +169,7 @@ def varied_network(seed: int) -> Network:
     torch.manual_seed(seed)
     sketch = _Sketch(seed)
     plain = (sketch.conv, sketch.norm, sketch.activation, sketch.average, sketch.residual)
-    varied = (sketch.pick, sketch.pick)
+    varied = (sketch.pick, sketch.bend, sketch.bend)
     sketch.conv()
     for _ in range(sketch.random.randrange(1, 4)):
         sketch.random.choice(plain)()

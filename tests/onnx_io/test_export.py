@@ -13,6 +13,7 @@ from onnx import helper
 from torch import nn
 
 from citrus_tool import onnx_io
+from citrus_tool.elementwise import FUNCTIONS
 from citrus_tool.errors import InputFileError, UnsupportedNetworkError, UsageError
 from citrus_tool.network import (
     Add,
@@ -21,6 +22,7 @@ from citrus_tool.network import (
     GraphBuilder,
     Network,
     Pad,
+    Pointwise,
     Reshape,
     Select,
     Slice,
@@ -106,6 +108,17 @@ def test_picked_entries_are_exported(index: list[int]) -> None:
     x = random_inputs(4)
     with torch.no_grad():
         np.testing.assert_allclose(answer(model, x), network(x).numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", sorted(FUNCTIONS))
+def test_functions_of_one_number_are_exported(kind: str) -> None:
+    network = chain(after(Affine(torch.ones(1), torch.full((1,), 0.1)), Pointwise(kind)), SHAPE).eval()
+    for opset in (13, 17):
+        model = export_graph.to_proto(network, input_name="x", output_name="y", opset=opset, ir_version=8)
+        onnx.checker.check_model(model, full_check=True)
+        x = random_inputs(4).abs()
+        with torch.no_grad():
+            np.testing.assert_allclose(answer(model, x), network(x).numpy(), rtol=1e-5, atol=1e-5)
 
 
 def branches() -> Network:
