@@ -170,9 +170,16 @@ class Multiply(nn.Module):
 
 
 class MatMul(nn.Module):
-    """Matrix products x @ y over the last two axes, (..., n, k) and (..., k, m), per sample."""
+    """Matrix products x @ y over the last two axes, (..., n, k) and (..., k, m), per sample; leading axes are alike.
+
+    Raises UnsupportedNetworkError where they are not.
+    """
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        if x.shape[:-2] != y.shape[:-2] or x.dim() < 3:
+            raise UnsupportedNetworkError(
+                f"a product of matrices {tuple(x.shape[1:])} and {tuple(y.shape[1:])}: expand their leading axes first."
+            )
         return x @ y
 
 
@@ -196,6 +203,8 @@ CANONICAL: tuple[type[nn.Module], ...] = (
     Slice,
     Select,
     Pointwise,
+    Multiply,
+    MatMul,
 )
 """Every layer type that a Network may hold. Conv2d pads with zeros; BatchNorm is read with its running statistics."""
 

@@ -10,7 +10,7 @@ are propagated from it); (3) float64 with an outward rounding margin everywhere 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from citrus_tool.bounds.float32 import HOPELESS, FileErrors, grown
 from citrus_tool.bounds.linear import BACKWARD, LinearBounds, RelaxedNetwork, backward_error, concretise, seed, to_input
-from citrus_tool.bounds.relaxation import OPEN, RELAXATIONS, Relaxation
+from citrus_tool.bounds.relaxation import BILINEAR, OPEN, RELAXATIONS, Relaxation
 from citrus_tool.bounds.rounding import OUTWARD_INTERVAL, exact_products, outward_margins, widen
 from citrus_tool.bounds.rows import Rows
 from citrus_tool.choices import Intermediate
@@ -28,6 +28,8 @@ from citrus_tool.network import (
     Add,
     Affine,
     Concat,
+    MatMul,
+    Multiply,
     Network,
     Node,
     Pad,
@@ -112,7 +114,7 @@ EXACTNESS: Rules = {
     **dict.fromkeys((Affine, nn.BatchNorm1d, nn.BatchNorm2d, Reshape, Transpose, Pad, Slice), _moved),
     **dict.fromkeys((nn.Linear, nn.Conv2d, nn.AvgPool2d), _mixed),
     **dict.fromkeys((nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.Tanh, Pointwise), _monotone),
-    **dict.fromkeys((nn.MaxPool2d, Add), _loose),
+    **dict.fromkeys((nn.MaxPool2d, Add, Multiply, MatMul), _loose),
     Concat: _joined,
     Select: _selected,
 }
@@ -178,19 +180,25 @@ def relax(
     layers = {node.name: node.layer for node in network.nodes}
     refined = {INPUT}
     for node in network.nodes:
-        source = node.inputs[0]
         if type(node.layer) in RELAXATIONS:
-            relaxed_source = source in layers and type(layers[source]) in RELAXATIONS
-            if source not in refined and exactness[source] is Exactness.LOOSE and not relaxed_source:
-                open_entries = None if intermediate == "crown" else OPEN[type(node.layer)](boxes[source])
-                boxes[source] = refine(relaxed, source, open_entries, row_bytes=row_bytes)
-            refined.add(source)
-            relaxations[node.name] = RELAXATIONS[type(node.layer)](node.layer, widen(boxes[source]))
+            for source in node.inputs:
+                bent = source in layers and type(layers[source]) in RELAXATIONS.keys() - set(BILINEAR)
+                if source not in refined and exactness[source] is Exactness.LOOSE and not bent:
+                    open_entries = None if intermediate == "crown" else OPEN[type(node.layer)](boxes[source])
+                    boxes[source] = refine(relaxed, source, open_entries, row_bytes=row_bytes)
+                refined.add(source)
+            relaxations[node.name] = relaxation_of(node, boxes)
         inputs = [boxes[name] for name in node.inputs]
         image: Box = find_rule(OUTWARD_INTERVAL, node)(node.layer, *inputs)
         boxes[node.name] = grown(image, file_errors.at(node, *inputs))
         errors[node.name] = backward_error(network, node, *inputs)
     return relaxed
+
+
+def relaxation_of(node: Node, boxes: Mapping[str, Box]) -> Relaxation:
+    """Of a nonlinear node, from the boxes over its inputs."""
+    found: Relaxation = RELAXATIONS[type(node.layer)](node.layer, *(widen(boxes[name]) for name in node.inputs))
+    return found
 
 
 def refine(relaxed: RelaxedNetwork, name: str, open_entries: Tensor | None, *, row_bytes: int | None = None) -> Box:

@@ -23,6 +23,8 @@ from citrus_tool.network import (
     Add,
     Affine,
     Concat,
+    MatMul,
+    Multiply,
     Network,
     Node,
     Pad,
@@ -120,6 +122,14 @@ def _pointwise(layer: Pointwise, before: Sequence[int], box: Box) -> Tensor:
     return found.masked_fill(~((value <= LARGEST) & (size <= LARGEST)), HOPELESS)
 
 
+def _multiply(layer: Multiply, before: Sequence[int], x: Tensor, y: Tensor) -> Sums:
+    return [(x * y, 0)]
+
+
+def _matmul(layer: MatMul, before: Sequence[int], x: Tensor, y: Tensor) -> Sums:
+    return [(x @ y, x.shape[-1])]
+
+
 def _exact(layer: nn.Module, before: Sequence[int], *zs: Tensor) -> Sums:
     return []
 
@@ -131,6 +141,8 @@ SUMS: Rules = {
     nn.BatchNorm2d: _batch_norm,
     Affine: _affine,
     Pointwise: _pointwise,
+    Multiply: _multiply,
+    MatMul: _matmul,
     Add: _add,
     nn.AvgPool2d: _pool,
     nn.LeakyReLU: _leaky,
@@ -159,8 +171,10 @@ CARRYING: tuple[type[nn.Module], ...] = (
 as many additions as that sum has."""
 
 
-def _terms(layer: nn.Module) -> int | None:
-    """The terms of the layer's sums; None for a layer that has none."""
+def _terms(layer: nn.Module, shape: Sequence[int]) -> int | None:
+    """The terms of the layer's sums, for a first input of this shape; None for a layer that has none."""
+    if isinstance(layer, MatMul):
+        return shape[-1]
     if isinstance(layer, nn.Linear):
         return layer.in_features
     if isinstance(layer, nn.Conv2d):
@@ -195,7 +209,9 @@ class FileErrors:
         carried = {INPUT: 0}
         for node in network.nodes:
             before = max(carried[name] for name in node.inputs)
-            carried[node.name] = _terms(node.layer) or (before if isinstance(node.layer, CARRYING) else 0)
+            carried[node.name] = _terms(node.layer, network.shape_of(node.inputs[0])) or (
+                before if isinstance(node.layer, CARRYING) else 0
+            )
         return FileErrors(network=network, carried=carried)
 
     def at_input(self, box: Box) -> Tensor | None:

@@ -23,6 +23,8 @@ from citrus_tool.network import (
     Add,
     Affine,
     Concat,
+    MatMul,
+    Multiply,
     Network,
     Pad,
     Pointwise,
@@ -83,6 +85,27 @@ def _pointwise(layer: Pointwise, box: Box) -> Box:
     return Box.from_bounds(*image(CURVES[layer.kind], box.lower, box.upper))
 
 
+def _products(x: Box, y: Box) -> tuple[Tensor, Tensor]:
+    """The least and the greatest product, entry by entry: at corners."""
+    corners = torch.stack([x.lower * y.lower, x.lower * y.upper, x.upper * y.lower, x.upper * y.upper])
+    return corners.amin(0), corners.amax(0)
+
+
+def _multiply(layer: Multiply, x: Box, y: Box) -> Box:
+    return Box.from_bounds(*_products(x, y))
+
+
+def _matmul(layer: MatMul, x: Box, y: Box) -> Box:
+    """Sums of the products' own bounds, tighter than |cx| ry + rx |cy| + rx ry where signs are known."""
+    lower, upper = torch.zeros(()), torch.zeros(())
+    for i in range(x.centre.shape[-1]):  # one outer product at a time, as all of them are large
+        column = Box(centre=x.centre[..., i : i + 1], radius=x.radius[..., i : i + 1])
+        row = Box(centre=y.centre[..., i : i + 1, :], radius=y.radius[..., i : i + 1, :])
+        low, high = _products(column, row)
+        lower, upper = (low, high) if i == 0 else (lower + low, upper + high)
+    return Box.from_bounds(lower, upper)
+
+
 def _leaky_relu(layer: nn.LeakyReLU, box: Box) -> Box:
     if not 0.0 <= layer.negative_slope <= 1.0:
         raise UnsupportedNetworkError(
@@ -119,6 +142,8 @@ INTERVAL: Rules = {
     Slice: _both,
     Select: _both,
     Pointwise: _pointwise,
+    Multiply: _multiply,
+    MatMul: _matmul,
     Pad: _pad,
 }
 """Box in, box out, for every canonical layer."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from citrus_tool.bounds.interval import batch_norm_affine
-from citrus_tool.bounds.relaxation import Lines, MaxPoolRelaxation, Relaxation
+from citrus_tool.bounds.relaxation import Lines, MaxPoolRelaxation, ProductRelaxation, Relaxation
 from citrus_tool.bounds.rounding import OWN, PER_NODE, SAFETY, gamma, layer_error, magnitude
 from citrus_tool.bounds.rows import Pair, Rows, Shape, Window, inner, merge
 from citrus_tool.errors import UnsupportedNetworkError
@@ -25,6 +25,8 @@ from citrus_tool.network import (
     Add,
     Affine,
     Concat,
+    MatMul,
+    Multiply,
     Network,
     Node,
     Pad,
@@ -225,6 +227,35 @@ def _pointwise(relaxed: RelaxedNetwork, layer: Pointwise, node: Node, rows: Rows
     return (Rows.of(**{name: getattr(bent, name) for name in ("sample", "shape", "coefficient", "offset", "window")}),)
 
 
+def _multiply(relaxed: RelaxedNetwork, layer: Multiply, node: Node, rows: Rows) -> tuple[Rows, Rows]:
+    planes = relaxed.relaxations[node.name]
+    assert isinstance(planes, ProductRelaxation)
+    left, right = (rows.coefficient * rows.at(factor) for factor in (planes.right, planes.left))
+    return _two_sided(relaxed, node, rows, left, right)
+
+
+def _matmul(relaxed: RelaxedNetwork, layer: MatMul, node: Node, rows: Rows) -> tuple[Rows, Rows]:
+    planes, rows = relaxed.relaxations[node.name], rows.dense()
+    assert isinstance(planes, ProductRelaxation)
+    left = rows.coefficient @ rows.at(planes.right).transpose(-1, -2)
+    right = rows.at(planes.left).transpose(-1, -2) @ rows.coefficient
+    return _two_sided(relaxed, node, rows, left, right)
+
+
+def _two_sided(relaxed: RelaxedNetwork, node: Node, rows: Rows, left: Tensor, right: Tensor) -> tuple[Rows, Rows]:
+    """Rows at both inputs of a product, with these coefficients; the first ones take the offset."""
+    planes = relaxed.relaxations[node.name]
+    assert isinstance(planes, ProductRelaxation)
+    offset = relaxed.settle(node, rows) - rows.dot(planes.constant)
+    offset = offset - inner(rows.coefficient.abs(), rows.at(planes.spread))
+    shapes = [relaxed.network.shape_of(name) for name in node.inputs]
+    first, second = (
+        Rows.of(sample=rows.sample, shape=shape, coefficient=part, offset=own, window=rows.window)
+        for shape, part, own in zip(shapes, (left, right), (offset, torch.zeros_like(offset)), strict=True)
+    )
+    return first, second
+
+
 def _max_pool(relaxed: RelaxedNetwork, layer: nn.MaxPool2d, node: Node, rows: Rows) -> tuple[Rows]:
     """Positive coefficients go to the selected entry; so do negative ones where exact, the others meet the ceiling."""
     chosen = relaxed.relaxations[node.name]
@@ -320,6 +351,8 @@ BACKWARD: Mapping[type[nn.Module], Rule] = {
     Slice: _slice,
     Select: _select,
     Pointwise: _pointwise,
+    Multiply: _multiply,
+    MatMul: _matmul,
     Pad: _pad,
     Reshape: _reshape,
     Transpose: _transpose,

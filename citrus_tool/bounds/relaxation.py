@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from citrus_tool.bounds.curves import CURVES, curve_lines
 from citrus_tool.bounds.rounding import unit_roundoff
-from citrus_tool.network import Pointwise, Rules
+from citrus_tool.network import MatMul, Multiply, Pointwise, Rules
 from citrus_tool.threat import Box
 
 
@@ -47,7 +47,26 @@ class MaxPoolRelaxation:
     ceiling: Tensor
 
 
-Relaxation = Lines | MaxPoolRelaxation
+@dataclass(frozen=True, kw_only=True)
+class ProductRelaxation:
+    """Relaxation of products x y, matrix products included, about the boxes' centres p and q.
+
+    x y = q x + p y - p q + (x - p)(y - q), and the last term is within `spread` of 0. That is the mean of McCormick's
+    planes (1976), of the two below and of the two above; all are equally far off at the centre.
+
+    Attributes:
+        left, right: p (n, *shape of x) and q (n, *shape of y).
+        constant: (n, *shape) p q.
+        spread: (n, *shape) at least the products of the radii.
+    """
+
+    left: Tensor
+    right: Tensor
+    constant: Tensor
+    spread: Tensor
+
+
+Relaxation = Lines | MaxPoolRelaxation | ProductRelaxation
 
 
 def leaky_lines(lower: Tensor, upper: Tensor, slope: float) -> Lines:
@@ -184,6 +203,16 @@ def _pointwise(layer: Pointwise, box: Box) -> Lines:
     return Lines(**curve_lines(CURVES[layer.kind], box.lower, box.upper)._asdict())
 
 
+def _product(layer: Multiply | MatMul, x: Box, y: Box) -> ProductRelaxation:
+    # what p q and the spread are off by, as sums of products are, the layer's error unit pays for
+    return ProductRelaxation(
+        left=x.centre, right=y.centre, constant=layer(x.centre, y.centre), spread=layer(x.radius, y.radius)
+    )
+
+
+BILINEAR: tuple[type[nn.Module], ...] = (Multiply, MatMul)
+"""Layers of two inputs, linear in each."""
+
 RELAXATIONS: Rules = {
     nn.ReLU: _relu,
     nn.LeakyReLU: _leaky_relu,
@@ -191,8 +220,10 @@ RELAXATIONS: Rules = {
     nn.Tanh: _tanh,
     nn.MaxPool2d: _max_pool,
     Pointwise: _pointwise,
+    Multiply: _product,
+    MatMul: _product,
 }
-"""Box over the layer's input in, Relaxation out."""
+"""Boxes over the layer's inputs in, Relaxation out."""
 
 
 def _kinked(box: Box) -> Tensor:
@@ -210,5 +241,7 @@ OPEN: dict[type[nn.Module], Callable[[Box], Tensor]] = {
     nn.Tanh: _everywhere,
     nn.MaxPool2d: _everywhere,
     Pointwise: _everywhere,
+    Multiply: _everywhere,
+    MatMul: _everywhere,
 }
-"""Which entries of the box over a layer's input a tighter bound can help: (n, *shape) bool."""
+"""Which entries of the box over one of a layer's inputs a tighter bound can help: (n, *shape) bool."""

@@ -25,6 +25,8 @@ from citrus_tool.network import (
     Add,
     Affine,
     Concat,
+    MatMul,
+    Multiply,
     Network,
     Pad,
     Pointwise,
@@ -126,6 +128,13 @@ def _pointwise(layer: Pointwise, box: Box) -> Gain:
     return Gain(0.0, 4 * reach(CURVES[layer.kind], box.lower, box.upper).flatten(1).amax(1), 1)
 
 
+def _product(layer: Multiply | MatMul, x: Box, y: Box) -> Gain:
+    """Four times the sums of |x| |y|: the products, both planes' coefficients times their inputs, and the spread."""
+    sizes: Tensor = layer(x.centre.abs() + x.radius, y.centre.abs() + y.radius)
+    terms = x.centre.shape[-1] if isinstance(layer, MatMul) else 1
+    return Gain(0.0, 4 * sizes.flatten(1).amax(1), terms)
+
+
 GAINS: Rules = {
     nn.Conv2d: _weighted,
     nn.Linear: _weighted,
@@ -146,6 +155,8 @@ GAINS: Rules = {
     Slice: _plain,
     Select: _plain,
     Pointwise: _pointwise,
+    Multiply: _product,
+    MatMul: _product,
 }
 
 

@@ -19,6 +19,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
+from citrus_tool.bounds.crown import relaxation_of
 from citrus_tool.bounds.float32 import FileErrors, grown
 from citrus_tool.bounds.fold import FOLDABLE, floor_of, margin_rows
 from citrus_tool.bounds.linear import RelaxedNetwork, backward_error, concretise, seed, to_input
@@ -29,6 +30,7 @@ from citrus_tool.bounds.relaxation import (
     TANH,
     Lines,
     MaxPoolRelaxation,
+    ProductRelaxation,
     Relaxation,
     SShaped,
     s_shaped_offset,
@@ -95,14 +97,15 @@ class SlopeAscent:
         nonlinear = {node.name for node in network.nodes if type(node.layer) in RELAXATIONS}
         refined = {INPUT}
         for node in network.nodes:
-            source = node.inputs[0]
             if node.name in nonlinear:
-                if source not in refined:
+                for source in node.inputs:
+                    if source in refined:
+                        continue
                     boxes[source] = _intersection(boxes[source], self._known[source])
                     if relaxations and source not in nonlinear:
                         yield from state.refine(source, OPEN[type(node.layer)](boxes[source]))
                     refined.add(source)
-                relaxations[node.name] = RELAXATIONS[type(node.layer)](node.layer, widen(boxes[source]))
+                relaxations[node.name] = relaxation_of(node, boxes)
             inputs = [boxes[name] for name in node.inputs]
             image: Box = find_rule(OUTWARD_INTERVAL, node)(node.layer, *inputs)
             boxes[node.name] = grown(image, file_errors.at(node, *inputs))
@@ -200,7 +203,7 @@ class _Slopes:
 
     def relaxation(self) -> Relaxation:
         """With the present slopes; differentiable in them."""
-        if isinstance(self.fixed, MaxPoolRelaxation) or not self.values:
+        if not isinstance(self.fixed, Lines) or not self.values:
             return self.fixed
         if self.function is None:
             (alpha,) = self.values
@@ -228,6 +231,11 @@ def _slopes(node: Node, state: _State, count: int) -> _Slopes:
         parts = (_repeated(part, count) for part in (found.index, found.exact, found.ceiling))
         index, exact, ceiling = parts
         return _Slopes(node=node.name, fixed=MaxPoolRelaxation(index=index, exact=exact, ceiling=ceiling))
+    if isinstance(found, ProductRelaxation):
+        factors = (_repeated(part, count) for part in (found.left, found.right, found.constant, found.spread))
+        left, right, constant, spread = factors
+        fixed = ProductRelaxation(left=left, right=right, constant=constant, spread=spread)
+        return _Slopes(node=node.name, fixed=fixed)
     lines = Lines(
         lower_slope=_repeated(found.lower_slope, count),
         upper_slope=_repeated(found.upper_slope, count),

@@ -10,7 +10,7 @@ adaptive ones of CROWN, not the paper's choice by data set; (3) boxes are not cu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,15 @@ from citrus_tool.bounds.linear import RelaxedNetwork, to_input
 from citrus_tool.bounds.relaxation import RELAXATIONS, Lines, Relaxation
 from citrus_tool.bounds.rows import Rows
 from citrus_tool.choices.recipe import Recipe
-from citrus_tool.network import INPUT, Network, Node, walk
+from citrus_tool.network import INPUT, Network, Node, Pointwise, walk
 from citrus_tool.threat import Box
-from citrus_tool.training.interval_margins import TRAINING, box_margins, robust_cross_entropy, uniform_box
+from citrus_tool.training.interval_margins import (
+    TRAINING,
+    box_margins,
+    inside_domain,
+    robust_cross_entropy,
+    uniform_box,
+)
 from citrus_tool.training.method import Batch, LossParts
 
 
@@ -45,10 +51,10 @@ def crown_margins(network: Network, boxes: Mapping[str, Box], labels: Tensor) ->
     """
     centre, classes = boxes[INPUT].centre, network.num_classes
     nonlinear = [node for node in network.nodes if type(node.layer) in RELAXATIONS]
-    if any(node.inputs[0] not in boxes for node in nonlinear):  # a network that ends in a nonlinear layer
+    if any(name not in boxes for node in nonlinear for name in node.inputs):  # a network that ends in a nonlinear layer
         boxes = {INPUT: boxes[INPUT]}
         walk(network, TRAINING, boxes[INPUT], record=boxes)
-    relaxations = {node.name: _relax(node, boxes[node.inputs[0]]) for node in nonlinear}
+    relaxations = {node.name: _relax(node, [boxes[name] for name in node.inputs]) for node in nonlinear}
     one_hot = torch.eye(classes, dtype=centre.dtype, device=centre.device)
     rows = Rows.of(
         sample=torch.arange(len(labels), device=centre.device).repeat_interleave(classes),
@@ -65,12 +71,15 @@ def crown_margins(network: Network, boxes: Mapping[str, Box], labels: Tensor) ->
     return lowest.squeeze(2) + planes.offset.reshape(len(labels), classes)
 
 
-def _relax(node: Node, box: Box) -> Relaxation:
-    """The relaxation of a nonlinear node over its input's box, with finite gradients where the box has no width."""
-    box = Box(centre=box.centre, radius=box.radius.expand_as(box.centre))
+def _relax(node: Node, inputs: Sequence[Box]) -> Relaxation:
+    """The relaxation of a nonlinear node over its inputs' boxes, with finite gradients where the box has no width."""
+    boxes = [Box(centre=box.centre, radius=box.radius.expand_as(box.centre)) for box in inputs]
+    if isinstance(node.layer, Pointwise):
+        boxes = [inside_domain(node.layer, box) for box in boxes]
     if not isinstance(node.layer, nn.ReLU):
-        relaxation: Relaxation = RELAXATIONS[type(node.layer)](node.layer, box)
+        relaxation: Relaxation = RELAXATIONS[type(node.layer)](node.layer, *boxes)
         return relaxation
+    (box,) = boxes
     lower, upper = box.lower, box.upper
     unstable = (lower < 0) & (upper > 0)
     active = (lower >= 0).to(lower.dtype)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from citrus_tool.bounds.curves import CURVES, image, training_domain
+from citrus_tool.bounds.curves import CURVES, training_domain
 from citrus_tool.bounds.interval import INTERVAL
 from citrus_tool.convolution import conv2d
 from citrus_tool.network import INPUT, Concat, Network, Pointwise, Rules, walk
@@ -106,9 +106,14 @@ def _concat(layer: Concat, *boxes: Box) -> Box:
     return Box(centre=layer(*(box.centre for box in boxes)), radius=radius)
 
 
+def inside_domain(layer: Pointwise, box: Box) -> Box:
+    """The box (n, *shape), cut where the function has no finite values: what training goes on with."""
+    return Box.from_bounds(*training_domain(CURVES[layer.kind], layer.kind, box.lower, box.upper))
+
+
 def _pointwise(layer: Pointwise, box: Box) -> Box:
-    curve = CURVES[layer.kind]
-    return Box.from_bounds(*image(curve, *training_domain(curve, layer.kind, box.lower, box.upper)))
+    found: Box = INTERVAL[Pointwise](layer, inside_domain(layer, box))
+    return found
 
 
 class _BoxReLU(torch.autograd.Function):

@@ -15,6 +15,8 @@ from citrus_tool.network import (
     Affine,
     Concat,
     GraphBuilder,
+    MatMul,
+    Multiply,
     Network,
     Pad,
     Pointwise,
@@ -128,6 +130,31 @@ class _Sketch:
             self.add(Affine(torch.full((1,), 0.2), torch.zeros(1)))
         self.add(Pointwise(kind))
 
+    def product(self) -> None:
+        """With a function of itself, or with itself; scaled, so that values stay moderate."""
+        start = (self.name, self.shape)
+        if self.random.random() < 0.8:
+            self.add(Affine(torch.full((1,), 0.5), torch.full((1,), 0.2)))
+            self.activation()
+        self.add(Multiply(), (self.name, self.shape), start)
+        self.add(Affine(torch.full((1,), 0.3), torch.zeros(1)))
+
+    def attention(self) -> None:
+        """Products of matrices x f(x)^T, and of these and x, of the last two axes."""
+        shape, count = self.shape, size(self.shape)
+        if len(shape) == 1:
+            rows = next(k for k in (3, 2, 1) if count % k == 0)
+            self.add(Reshape((rows, count // rows)))
+        values = (self.name, self.shape)
+        self.activation()
+        axes = len(self.shape)
+        self.add(Transpose((*range(axes - 2), axes - 1, axes - 2)))
+        self.add(MatMul(), values, (self.name, self.shape))
+        self.add(Affine(torch.full((1,), 0.2), torch.zeros(1)))
+        self.add(MatMul(), (self.name, self.shape), values)
+        self.add(Affine(torch.full((1,), 0.1), torch.zeros(1)))
+        self.add(Reshape(shape))
+
     def cut(self) -> None:
         axis = self.random.randrange(len(self.shape))
         if self.shape[axis] > 3:
@@ -169,7 +196,7 @@ def varied_network(seed: int) -> Network:
     torch.manual_seed(seed)
     sketch = _Sketch(seed)
     plain = (sketch.conv, sketch.norm, sketch.activation, sketch.average, sketch.residual)
-    varied = (sketch.pick, sketch.bend, sketch.bend)
+    varied = (sketch.pick, sketch.bend, sketch.bend, sketch.product, sketch.attention)
     sketch.conv()
     for _ in range(sketch.random.randrange(1, 4)):
         sketch.random.choice(plain)()

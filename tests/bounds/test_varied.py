@@ -16,7 +16,7 @@ from citrus_tool.training.interval_margins import TRAINING, box_margins, robust_
 from tests.bounds.networks import margins_at, random_box, samples, values_at, varied_network
 from tests.bounds.test_float32 import FILE, LABELS, coarse, erring, margins_of, small_box  # noqa: F401
 
-SEEDS = range(20)
+SEEDS = range(30)
 
 
 @pytest.mark.parametrize("intermediate", ["crown", "intersect"])
