@@ -10,7 +10,7 @@ are propagated from it); (3) float64 with an outward rounding margin everywhere 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -18,7 +18,17 @@ import torch
 from torch import Tensor, nn
 
 from citrus_tool.bounds.float32 import HOPELESS, FileErrors, grown
-from citrus_tool.bounds.linear import BACKWARD, LinearBounds, RelaxedNetwork, backward_error, concretise, seed, to_input
+from citrus_tool.bounds.linear import (
+    BACKWARD,
+    LinearBounds,
+    RelaxedNetwork,
+    backward_error,
+    concretise,
+    rival_rows,
+    seed,
+    to_input,
+)
+from citrus_tool.bounds.pools import MaxPoolRelaxation, planes_of_pool, reference, rivals
 from citrus_tool.bounds.relaxation import BILINEAR, OPEN, RELAXATIONS, Relaxation
 from citrus_tool.bounds.rounding import OUTWARD_INTERVAL, exact_products, outward_margins, widen
 from citrus_tool.bounds.rows import Rows
@@ -187,7 +197,7 @@ def relax(
                     open_entries = None if intermediate == "crown" else OPEN[type(node.layer)](boxes[source])
                     boxes[source] = refine(relaxed, source, open_entries, row_bytes=row_bytes)
                 refined.add(source)
-            relaxations[node.name] = relaxation_of(node, boxes)
+            relaxations[node.name] = relaxation_of(relaxed, node, row_bytes=row_bytes)
         inputs = [boxes[name] for name in node.inputs]
         image: Box = find_rule(OUTWARD_INTERVAL, node)(node.layer, *inputs)
         boxes[node.name] = grown(image, file_errors.at(node, *inputs))
@@ -195,10 +205,43 @@ def relax(
     return relaxed
 
 
-def relaxation_of(node: Node, boxes: Mapping[str, Box]) -> Relaxation:
-    """Of a nonlinear node, from the boxes over its inputs."""
-    found: Relaxation = RELAXATIONS[type(node.layer)](node.layer, *(widen(boxes[name]) for name in node.inputs))
+def relaxation_of(relaxed: RelaxedNetwork, node: Node, *, row_bytes: int | None = None) -> Relaxation:
+    """Of a nonlinear node, from the boxes over its inputs; for max pools, also from rows through what lies before."""
+    if isinstance(node.layer, nn.MaxPool2d):
+        return relaxed_pool(relaxed, node, node.layer, row_bytes=row_bytes)
+    boxes = (widen(relaxed.boxes[name]) for name in node.inputs)
+    found: Relaxation = RELAXATIONS[type(node.layer)](node.layer, *boxes)
     return found
+
+
+def relaxed_pool(
+    relaxed: RelaxedNetwork, node: Node, layer: nn.MaxPool2d, *, row_bytes: int | None = None
+) -> MaxPoolRelaxation:
+    """Of a max pool, with CROWN's bounds of the differences that intervals leave open."""
+    box = widen(relaxed.boxes[node.inputs[0]])
+    chosen = reference(layer, box)
+    low, high = rivals(layer, box, chosen)
+    flat = chosen.expand_as(low).flatten(1)
+
+    def bounds(mask: Tensor, sign: float) -> Tensor:
+        """Lower bounds of sign times the differences of `mask` (n, entries), one after the other."""
+        sample, entry = mask.nonzero(as_tuple=True)
+        found = box.centre.new_empty(len(sample))
+
+        def make(relaxed: RelaxedNetwork, samples: slice, part: slice) -> tuple[str, Rows]:
+            here, place = sample[part], entry[part]
+            signs = box.centre.new_full((len(here),), sign)
+            return rival_rows(relaxed, node, here - samples.start, place, flat[here, place], signs)
+
+        for part, planes in sweep(relaxed, mask, make, row_bytes):
+            found[part] = planes.lower
+        return found
+
+    still = ~(high <= 0).flatten(1)
+    high = high.flatten(1).masked_scatter(still, torch.minimum(high.flatten(1)[still], -bounds(still, -1.0)))
+    still &= ~(high <= 0) & ~(low.flatten(1) >= 0)
+    least = low.flatten(1).masked_scatter(still, torch.maximum(low.flatten(1)[still], bounds(still, 1.0)))
+    return planes_of_pool(layer, box, chosen, least.reshape_as(low), high.reshape_as(low))
 
 
 def refine(relaxed: RelaxedNetwork, name: str, open_entries: Tensor | None, *, row_bytes: int | None = None) -> Box:

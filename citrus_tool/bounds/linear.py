@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from citrus_tool.bounds.interval import batch_norm_affine
-from citrus_tool.bounds.relaxation import Lines, MaxPoolRelaxation, ProductRelaxation, Relaxation
+from citrus_tool.bounds.pools import MaxPoolRelaxation, Pool
+from citrus_tool.bounds.relaxation import Lines, ProductRelaxation, Relaxation
 from citrus_tool.bounds.rounding import OWN, PER_NODE, SAFETY, gamma, layer_error, magnitude
 from citrus_tool.bounds.rows import Pair, Rows, Shape, Window, inner, merge
 from citrus_tool.errors import UnsupportedNetworkError
@@ -257,17 +258,24 @@ def _two_sided(relaxed: RelaxedNetwork, node: Node, rows: Rows, left: Tensor, ri
 
 
 def _max_pool(relaxed: RelaxedNetwork, layer: nn.MaxPool2d, node: Node, rows: Rows) -> tuple[Rows]:
-    """Positive coefficients go to the selected entry; so do negative ones where exact, the others meet the ceiling."""
-    chosen = relaxed.relaxations[node.name]
-    assert isinstance(chosen, MaxPoolRelaxation)
-    rows = rows.dense()
-    exact, shape = rows.at(chosen.exact), relaxed.shape(node)
-    stays = torch.where((rows.coefficient > 0) | exact, rows.coefficient, 0.0)
-    offset = relaxed.settle(node, rows) + inner(rows.coefficient - stays, rows.at(chosen.ceiling))
-    flat = stays.new_zeros(len(stays), shape[0], shape[1] * shape[2])
-    index = rows.at(chosen.index).expand_as(stays)
-    flat = flat.scatter_add(2, index.flatten(2), stays.flatten(2))
-    return (replace(rows, coefficient=flat.reshape(-1, *shape), offset=offset, shape=shape),)
+    """Positive coefficients go to the entry that is chosen, negative ones to the plane above."""
+    found, shape, pool = relaxed.relaxations[node.name], relaxed.shape(node), Pool.of(layer)
+    assert isinstance(found, MaxPoolRelaxation)
+    negative = rows.coefficient.clamp(max=0)
+    offset = relaxed.settle(node, rows) + inner(negative, rows.at(found.offset))
+    chosen, slopes = (
+        rows.at(part.flatten(1, 2)).reshape(-1, shape[0], pool.entries, *rows.extent)
+        for part in (found.chosen, found.slopes)
+    )
+    entries = (rows.coefficient - negative)[:, :, None] * chosen + negative[:, :, None] * slopes
+    if rows.window is None:
+        coefficient, window = pool.on_map(entries, (shape[1], shape[2])), None
+    else:
+        (y, x), (down, right), (top, left) = pool.stride, rows.window.offset, pool.padding
+        stride, corner = (rows.window.stride[0] * y, rows.window.stride[1] * x), (down * y - top, right * x - left)
+        moved = replace(rows.window, stride=stride, offset=corner)
+        coefficient, window = _fit(moved, pool.folded(entries), shape)
+    return (Rows.of(sample=rows.sample, shape=shape, coefficient=coefficient, offset=offset, window=window),)
 
 
 def _avg_pool(relaxed: RelaxedNetwork, layer: nn.AvgPool2d, node: Node, rows: Rows) -> tuple[Rows]:
@@ -439,3 +447,31 @@ def seed(relaxed: RelaxedNetwork, start: str, sample: Tensor, entry: Tensor, sig
     channel, window = _place(shape, entry)
     unit = sign.new_zeros(len(sign), shape[0]).scatter(1, channel[:, None], sign[:, None])[:, :, None, None]
     return start, Rows(sample=sample, shape=shape, coefficient=unit, offset=zero, norm=sign.abs(), window=window)
+
+
+def rival_rows(
+    relaxed: RelaxedNetwork, node: Node, sample: Tensor, entry: Tensor, chosen: Tensor, sign: Tensor
+) -> tuple[str, Rows]:
+    """Rows  sign_r * (z_j - z_r)  at the input of a max pool, and the node where they stand.
+
+    Args:
+        entry: (R,) flat index of j into the pool's windows (C, K, h, w).
+        chosen: (R,) which of the K entries z_r is.
+        sign: (R,) +1 or -1.
+    """
+    assert isinstance(node.layer, nn.MaxPool2d)
+    pool, shape, (channels, height, width) = Pool.of(node.layer), relaxed.shape(node), node.shape
+    place, kind = entry % (height * width), entry // (height * width)
+    window = Window(
+        position=torch.stack([place // width, place % width], dim=1),
+        grid=(height, width),
+        stride=pool.stride,
+        offset=(-pool.padding[0], -pool.padding[1]),
+    )
+    entries = sign.new_zeros(len(sign), channels * pool.entries)
+    entries.scatter_(1, kind[:, None], sign[:, None])
+    entries.scatter_add_(1, (kind - kind % pool.entries + chosen)[:, None], -sign[:, None])
+    unit = pool.folded(entries.reshape(len(sign), channels, pool.entries, 1, 1))
+    unit, fitted = _fit(window, unit, shape)
+    zero = torch.zeros_like(sign)
+    return node.inputs[0], Rows.of(sample=sample, shape=shape, coefficient=unit, offset=zero, window=fitted)

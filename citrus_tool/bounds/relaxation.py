@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from citrus_tool.bounds.curves import CURVES, curve_lines
+from citrus_tool.bounds.pools import MaxPoolRelaxation, max_pool_planes
 from citrus_tool.bounds.rounding import unit_roundoff
 from citrus_tool.network import MatMul, Multiply, Pointwise, Rules
 from citrus_tool.threat import Box
@@ -33,18 +33,6 @@ class Lines:
     upper_slope: Tensor
     upper_offset: Tensor
     lower_offset: Tensor | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class MaxPoolRelaxation:
-    """Relaxation of a max pool: z[index] <= pool(z) <= `ceiling`, and pool(z) = z[index] where `exact`.
-
-    All of the output's shape (n, C, h, w); `index` counts within the H*W map of a channel.
-    """
-
-    index: Tensor
-    exact: Tensor
-    ceiling: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,32 +145,6 @@ def s_shaped_offset(f: SShaped, lower: Tensor, upper: Tensor, slope: Tensor, *, 
     return gaps.amax(0) + guard if above else gaps.amin(0) - guard
 
 
-def _max_pool(layer: nn.MaxPool2d, box: Box) -> MaxPoolRelaxation:
-    kernel, stride, padding, dilation = (
-        (v, v) if isinstance(v, int) else v for v in (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
-    )
-    floor, index = functional.max_pool2d(
-        box.lower, kernel, stride, padding, dilation, layer.ceil_mode, return_indices=True
-    )
-    ceiling: Tensor = layer(box.upper)
-    # exact where no other entry of the window can exceed the floor: its upper bound is pooled with `index` taken out,
-    # one window at a time since windows overlap
-    height, width = box.upper.shape[2:]
-    grown_h = (floor.shape[2] - 1) * stride[0] + dilation[0] * (kernel[0] - 1) + 1
-    grown_w = (floor.shape[3] - 1) * stride[1] + dilation[1] * (kernel[1] - 1) + 1
-    pads = (padding[1], max(0, grown_w - width - padding[1]), padding[0], max(0, grown_h - height - padding[0]))
-    where = torch.arange(height * width, device=floor.device, dtype=floor.dtype).reshape(1, 1, height, width)
-    rival = torch.full_like(floor, -torch.inf)
-    upper, where = functional.pad(box.upper, pads, value=-torch.inf), functional.pad(where, pads, value=-1.0)
-    for dy in range(kernel[0]):
-        for dx in range(kernel[1]):
-            rows = slice(dy * dilation[0], dy * dilation[0] + (floor.shape[2] - 1) * stride[0] + 1, stride[0])
-            columns = slice(dx * dilation[1], dx * dilation[1] + (floor.shape[3] - 1) * stride[1] + 1, stride[1])
-            other = where[:, :, rows, columns] != index
-            rival = torch.where(other, torch.maximum(rival, upper[:, :, rows, columns]), rival)
-    return MaxPoolRelaxation(index=index, exact=rival <= floor, ceiling=ceiling)
-
-
 def _relu(layer: nn.ReLU, box: Box) -> Lines:
     return leaky_lines(box.lower, box.upper, 0.0)
 
@@ -218,7 +180,7 @@ RELAXATIONS: Rules = {
     nn.LeakyReLU: _leaky_relu,
     nn.Sigmoid: _sigmoid,
     nn.Tanh: _tanh,
-    nn.MaxPool2d: _max_pool,
+    nn.MaxPool2d: max_pool_planes,
     Pointwise: _pointwise,
     Multiply: _product,
     MatMul: _product,

@@ -110,6 +110,13 @@ def _pool(layer: nn.AvgPool2d, box: Box) -> Gain:
     return Gain(entries / (layer.divisor_override or entries), 0.0, entries)
 
 
+def _max_pool(layer: nn.MaxPool2d, box: Box) -> Gain:
+    """With K entries: |slopes| add up to 2 K - 3 at most, and the chords' offsets to 2 (K - 1) |z|."""
+    kernel = layer.kernel_size
+    entries = kernel**2 if isinstance(kernel, int) else kernel[0] * kernel[1]
+    return Gain(4.0 * entries + 4.0, 2.0, entries)
+
+
 def _pad(layer: Pad, box: Box) -> Gain:
     return Gain(1.0, abs(layer.value), 1)
 
@@ -142,7 +149,7 @@ GAINS: Rules = {
     nn.BatchNorm2d: _batch_norm,
     Affine: _affine,
     nn.AvgPool2d: _pool,
-    nn.MaxPool2d: _relaxed,
+    nn.MaxPool2d: _max_pool,
     Pad: _pad,
     nn.ReLU: _relaxed,
     nn.LeakyReLU: _relaxed,

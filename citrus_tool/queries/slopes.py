@@ -23,13 +23,13 @@ from citrus_tool.bounds.crown import relaxation_of
 from citrus_tool.bounds.float32 import FileErrors, grown
 from citrus_tool.bounds.fold import FOLDABLE, floor_of, margin_rows
 from citrus_tool.bounds.linear import RelaxedNetwork, backward_error, concretise, seed, to_input
+from citrus_tool.bounds.pools import MaxPoolRelaxation
 from citrus_tool.bounds.relaxation import (
     OPEN,
     RELAXATIONS,
     SIGMOID,
     TANH,
     Lines,
-    MaxPoolRelaxation,
     ProductRelaxation,
     Relaxation,
     SShaped,
@@ -94,6 +94,9 @@ class SlopeAscent:
         state = _State(
             network=network, boxes=boxes, relaxations=relaxations, errors=errors, file_errors=file_errors.found
         )
+        fixed = RelaxedNetwork(
+            network=network, boxes=boxes, relaxations=relaxations, errors=errors, file_errors=file_errors.found
+        )
         nonlinear = {node.name for node in network.nodes if type(node.layer) in RELAXATIONS}
         refined = {INPUT}
         for node in network.nodes:
@@ -105,7 +108,7 @@ class SlopeAscent:
                     if relaxations and source not in nonlinear:
                         yield from state.refine(source, OPEN[type(node.layer)](boxes[source]))
                     refined.add(source)
-                relaxations[node.name] = relaxation_of(node, boxes)
+                relaxations[node.name] = relaxation_of(fixed, node)
             inputs = [boxes[name] for name in node.inputs]
             image: Box = find_rule(OUTWARD_INTERVAL, node)(node.layer, *inputs)
             boxes[node.name] = grown(image, file_errors.at(node, *inputs))
@@ -228,9 +231,9 @@ def _slopes(node: Node, state: _State, count: int) -> _Slopes:
     box = widen(state.boxes[node.inputs[0]])
     found = state.relaxations[node.name]
     if isinstance(found, MaxPoolRelaxation):
-        parts = (_repeated(part, count) for part in (found.index, found.exact, found.ceiling))
-        index, exact, ceiling = parts
-        return _Slopes(node=node.name, fixed=MaxPoolRelaxation(index=index, exact=exact, ceiling=ceiling))
+        parts = (_repeated(part, count) for part in (found.chosen, found.slopes, found.offset))
+        chosen, slopes, offset = parts
+        return _Slopes(node=node.name, fixed=MaxPoolRelaxation(chosen=chosen, slopes=slopes, offset=offset))
     if isinstance(found, ProductRelaxation):
         factors = (_repeated(part, count) for part in (found.left, found.right, found.constant, found.spread))
         left, right, constant, spread = factors

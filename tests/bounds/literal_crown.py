@@ -7,9 +7,11 @@ of single neurons are the package's; they have tests of their own.
 from __future__ import annotations
 
 import functools
+import itertools
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from citrus_tool.bounds.interval import INTERVAL
 from citrus_tool.bounds.relaxation import RELAXATIONS, Lines, Relaxation
@@ -31,20 +33,28 @@ def _matrices(network: Network, node: Node) -> tuple[list[Tensor], Tensor]:
     return matrices, shift
 
 
-def _nonlinear(rows: Tensor, relaxation: Relaxation, entries: int) -> tuple[Tensor, Tensor]:
+def _nonlinear(rows: Tensor, relaxation: Relaxation, node: Node, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     positive, negative = rows.clamp(min=0), rows.clamp(max=0)
     if isinstance(relaxation, Lines):
         below = relaxation.lower_offset
         offset = negative @ relaxation.upper_offset.flatten()
         offset = offset if below is None else offset + positive @ below.flatten()
         return positive * relaxation.lower_slope.flatten() + negative * relaxation.upper_slope.flatten(), offset
-    select = torch.zeros(rows.shape[1], entries, dtype=torch.float64)
-    per_channel = relaxation.index[0, 0].numel()
-    channels = relaxation.index.shape[1]
-    for k, index in enumerate(relaxation.index.flatten().tolist()):
-        select[k, (k // per_channel) * (entries // channels) + index] = 1.0
-    exact = relaxation.exact.flatten().double()
-    return positive @ select + (negative * exact) @ select, (negative * (1 - exact)) @ relaxation.ceiling.flatten()
+    assert isinstance(node.layer, nn.MaxPool2d)
+    layer: Any = node.layer
+    (kernel, stride, padding, dilation) = (
+        v if isinstance(v, tuple | list) else (v, v)
+        for v in (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+    )
+    chosen, above = (torch.zeros(rows.shape[1], size(shape), dtype=torch.float64) for _ in range(2))
+    _, height, width = node.shape
+    for c, k, y, x in itertools.product(*(range(length) for length in relaxation.slopes.shape[1:])):
+        row = y * stride[0] - padding[0] + k // kernel[1] * dilation[0]
+        column = x * stride[1] - padding[1] + k % kernel[1] * dilation[1]
+        if 0 <= row < shape[1] and 0 <= column < shape[2]:
+            place = (c * height + y) * width + x, (c * shape[1] + row) * shape[2] + column
+            chosen[place], above[place] = relaxation.chosen[0, c, k, y, x], relaxation.slopes[0, c, k, y, x]
+    return positive @ chosen + negative @ above, negative @ relaxation.offset.flatten()
 
 
 def carry(network: Network, relaxations: dict[str, Relaxation], start: str, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,7 +66,7 @@ def carry(network: Network, relaxations: dict[str, Relaxation], start: str, rows
             continue
         value = pending.pop(node.name)
         if node.name in relaxations:
-            part, shift = _nonlinear(value, relaxations[node.name], size(network.shape_of(node.inputs[0])))
+            part, shift = _nonlinear(value, relaxations[node.name], node, network.shape_of(node.inputs[0]))
             parts = [part]
             offset = offset + shift
         else:

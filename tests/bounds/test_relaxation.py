@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from citrus_tool.bounds.relaxation import RELAXATIONS, SIGMOID, TANH, Lines, MaxPoolRelaxation, SShaped, s_shaped_offset
+from citrus_tool.bounds.relaxation import RELAXATIONS, SIGMOID, TANH, Lines, SShaped, s_shaped_offset
 from citrus_tool.threat import Box
 
 ENDS = [-40.0, -9.0, -2.5, -1.0, -0.3, -1e-3, -1e-9, 0.0, 1e-9, 1e-3, 0.2, 1.0, 3.0, 8.0, 40.0]
@@ -60,44 +60,3 @@ def test_offsets_of_s_shapes_are_sound_for_any_slope(function: SShaped, share: f
     assert (gap >= below).all()
     assert ((above - gap.amax(0)) <= 1e-4).all()
     assert ((gap.amin(0) - below) <= 1e-4).all()
-
-
-@pytest.mark.parametrize(
-    "options", [{}, {"stride": 1}, {"padding": 1}, {"dilation": 2, "stride": 1}, {"ceil_mode": True}]
-)
-def test_max_pool_selection(options: dict[str, int]) -> None:
-    torch.manual_seed(0)
-    layer = nn.MaxPool2d(2, **options)  # type: ignore[arg-type]
-    lower = torch.randn(8, 2, 5, 5, dtype=torch.float64)
-    upper = lower + torch.rand(8, 2, 5, 5, dtype=torch.float64).pow(3) * 2
-    upper[-1] = lower[-1]
-    chosen = RELAXATIONS[nn.MaxPool2d](layer, Box.from_bounds(lower, upper))
-    assert isinstance(chosen, MaxPoolRelaxation)
-    assert chosen.exact[-1].all()
-    assert not chosen.exact.all()
-    share = torch.rand(200, 1, 1, 1, 1, dtype=torch.float64)
-    points = lower + (torch.rand(200, *lower.shape, dtype=torch.float64) * share).round(decimals=1) * (upper - lower)
-    pooled = layer(points.flatten(0, 1)).reshape(200, *chosen.index.shape)
-    index = chosen.index.expand(200, *chosen.index.shape)
-    picked = points.flatten(3).gather(3, index.flatten(3)).reshape(pooled.shape)
-    assert (pooled >= picked - 1e-12).all()
-    assert (pooled <= chosen.ceiling + 1e-12).all()
-    assert torch.allclose(pooled[:, chosen.exact], picked[:, chosen.exact], atol=1e-12)
-    # `exact` misses nothing: elsewhere some point of the box (picked entry low, the others high) differs
-    low = upper.flatten(2).repeat(1, 1, 1)
-    worst = torch.stack(
-        [
-            layer(_put(low, lower, chosen.index[:, :, y, x])).reshape(*chosen.index.shape)[:, :, y, x]
-            for y in range(pooled.shape[3])
-            for x in range(pooled.shape[4])
-        ],
-        dim=2,
-    ).reshape(chosen.index.shape)
-    floor = lower.flatten(2).gather(2, chosen.index.flatten(2)).reshape(chosen.index.shape)
-    assert ((worst > floor + 1e-12) == ~chosen.exact).all()
-
-
-def _put(flat_upper: Tensor, lower: Tensor, index: Tensor) -> Tensor:
-    """`flat_upper` maps with the entry `index` (n, C) at its lower bound."""
-    low = lower.flatten(2).gather(2, index[:, :, None])
-    return flat_upper.scatter(2, index[:, :, None], low).reshape(lower.shape)
