@@ -262,12 +262,11 @@ def _max_pool(relaxed: RelaxedNetwork, layer: nn.MaxPool2d, node: Node, rows: Ro
     found, shape, pool = relaxed.relaxations[node.name], relaxed.shape(node), Pool.of(layer)
     assert isinstance(found, MaxPoolRelaxation)
     negative = rows.coefficient.clamp(max=0)
-    offset = relaxed.settle(node, rows) + inner(negative, rows.at(found.offset))
-    chosen, slopes = (
-        rows.at(part.flatten(1, 2)).reshape(-1, shape[0], pool.entries, *rows.extent)
-        for part in (found.chosen, found.slopes)
-    )
-    entries = (rows.coefficient - negative)[:, :, None] * chosen + negative[:, :, None] * slopes
+    planes = rows.at(found.planes.flatten(1, 2)).reshape(-1, shape[0], 2 + pool.entries, *rows.extent)
+    offset = relaxed.settle(node, rows) + inner(negative, planes[:, :, 1])
+    chosen = planes[:, :, :1] == torch.arange(pool.entries, device=planes.device).reshape(-1, 1, 1)
+    positive = torch.where(chosen, (rows.coefficient - negative)[:, :, None], 0.0)
+    entries = torch.addcmul(positive, negative[:, :, None], planes[:, :, 2:])
     if rows.window is None:
         coefficient, window = pool.on_map(entries, (shape[1], shape[2])), None
     else:

@@ -80,14 +80,28 @@ class Pool:
 
 @dataclass(frozen=True, kw_only=True)
 class MaxPoolRelaxation:
-    """<chosen, window> <= pool(z) <= <slopes, window> + offset, for the K entries of every window.
+    """window[chosen] <= pool(z) <= <slopes, window> + offset, for the K entries of every window.
 
-    `chosen` (one entry is 1, the others 0) and `slopes` (n, C, K, h, w), `offset` (n, C, h, w).
+    Attributes:
+        planes: (n, C, 2 + K, h, w), in one tensor since they are gathered together: chosen, offset and the slopes.
     """
 
-    chosen: Tensor
-    slopes: Tensor
-    offset: Tensor
+    planes: Tensor
+
+    @property
+    def chosen(self) -> Tensor:
+        """Which entry is the plane below, (n, C, 1, h, w), whole numbers in [0, K)."""
+        return self.planes[:, :, :1]
+
+    @property
+    def offset(self) -> Tensor:
+        """(n, C, h, w)."""
+        return self.planes[:, :, 1]
+
+    @property
+    def slopes(self) -> Tensor:
+        """(n, C, K, h, w)."""
+        return self.planes[:, :, 2:]
 
 
 def reference(layer: nn.MaxPool2d, box: Box) -> Tensor:
@@ -127,8 +141,8 @@ def planes_of_pool(layer: nn.MaxPool2d, box: Box, chosen: Tensor, low: Tensor, h
     # a chord is u / 2 above the middle of [l, u]
     by_chords = ((centre[:, :, 0] + above.sum(2) / 2) <= ceiling)[:, :, None]
     slopes = torch.where(by_chords, chord + own * (1 - chord.sum(2, keepdim=True)), 0.0)
-    offset = torch.where(by_chords[:, :, 0], (guard - chord * below).sum(2), ceiling)
-    return MaxPoolRelaxation(chosen=own, slopes=slopes, offset=offset)
+    offset = torch.where(by_chords, (guard - chord * below).sum(2, keepdim=True), ceiling[:, :, None])
+    return MaxPoolRelaxation(planes=torch.cat([chosen.to(low.dtype), offset, slopes], dim=2))
 
 
 def max_pool_planes(layer: nn.MaxPool2d, box: Box) -> MaxPoolRelaxation:

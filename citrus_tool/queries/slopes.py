@@ -231,9 +231,7 @@ def _slopes(node: Node, state: _State, count: int) -> _Slopes:
     box = widen(state.boxes[node.inputs[0]])
     found = state.relaxations[node.name]
     if isinstance(found, MaxPoolRelaxation):
-        parts = (_repeated(part, count) for part in (found.chosen, found.slopes, found.offset))
-        chosen, slopes, offset = parts
-        return _Slopes(node=node.name, fixed=MaxPoolRelaxation(chosen=chosen, slopes=slopes, offset=offset))
+        return _Slopes(node=node.name, fixed=MaxPoolRelaxation(planes=_repeated(found.planes, count)))
     if isinstance(found, ProductRelaxation):
         factors = (_repeated(part, count) for part in (found.left, found.right, found.constant, found.spread))
         left, right, constant, spread = factors

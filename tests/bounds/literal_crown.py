@@ -53,7 +53,7 @@ def _nonlinear(rows: Tensor, relaxation: Relaxation, node: Node, shape: tuple[in
         column = x * stride[1] - padding[1] + k % kernel[1] * dilation[1]
         if 0 <= row < shape[1] and 0 <= column < shape[2]:
             place = (c * height + y) * width + x, (c * shape[1] + row) * shape[2] + column
-            chosen[place], above[place] = relaxation.chosen[0, c, k, y, x], relaxation.slopes[0, c, k, y, x]
+            chosen[place], above[place] = relaxation.chosen[0, c, 0, y, x] == k, relaxation.slopes[0, c, k, y, x]
     return positive @ chosen + negative @ above, negative @ relaxation.offset.flatten()
 
 

@@ -62,14 +62,15 @@ def test_planes_enclose_the_pool(options: dict[str, Any]) -> None:
     for points in box.lower + places * 2 * box.radius:
         pooled = layer(points)
         windows = Pool.of(layer).windows(points, (pooled.shape[2], pooled.shape[3]), 0.0)
-        assert ((found.chosen * windows).sum(2) <= pooled).all()
+        assert (windows.gather(2, found.chosen.long()) <= pooled[:, :, None]).all()
         assert ((found.slopes * windows).sum(2) + found.offset >= pooled - 1e-15).all()
     # where no rival can exceed the chosen entry, and in a point, the pool is that entry
     low, high = rivals(layer, box, reference(layer, box))
     decided = (high <= 0).all(2)
     assert 0.1 < decided.double().mean() < 0.95
+    own = torch.arange(low.shape[2]).reshape(1, 1, -1, 1, 1) == found.chosen
     settled = decided[:, :, None].expand_as(low)
-    assert torch.equal(found.slopes[settled], found.chosen[settled])
+    assert torch.equal(found.slopes[settled], own[settled].double())
     assert (found.offset[decided] == 0).all()
     assert decided[-1].all()
 
