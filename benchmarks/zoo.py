@@ -155,29 +155,28 @@ def contained(
         margins = logits[:, [label]] - logits
         line = u.flatten(1) @ planes.coefficient[i].flatten(1).T + planes.offset[i]
         line = line - 1e-12 * line.abs()  # this computation's own rounding
-        checks = {
-            "IBP's box": (ibp.lower[i] <= logits) & (logits <= ibp.upper[i]),
-            "CROWN's box": (crown.lower[i] <= logits) & (logits <= crown.upper[i]),
-            "IBP's margins": of_rivals(margins >= interval[i], label),
-            "CROWN's margins": of_rivals(margins >= planes.lower[i], label),
-            "CROWN's planes": of_rivals(margins >= line, label),
+        lost = {  # a bound that is NaN claims nothing
+            "finite logits": ~logits.isfinite(),
+            "IBP's boxes": (logits < ibp.lower[i]) | (logits > ibp.upper[i]),
+            "CROWN's boxes": (logits < crown.lower[i]) | (logits > crown.upper[i]),
+            "IBP's margins": of_rivals(margins < interval[i], label),
+            "CROWN's margins": of_rivals(margins < planes.lower[i], label),
+            "CROWN's planes": of_rivals(margins < line, label),
         }
-        for text, held in checks.items():  # NaN never holds
-            if not held.all():
-                lost = int((~held).any(1).sum())
-                broken.append(
-                    f"containment: {text} lack {lost} of {len(held)} points of input {i}, radius {radius:.2g}"
-                )
+        for text, points in lost.items():
+            if points.any():
+                wrong = f"{int(points.any(1).sum())} of {len(points)} points of input {i}, radius {radius:.2g}"
+                broken.append(f"containment: {text} do not hold at {wrong}")
     spread = torch.stack(ranges).mean().item()
     widths = [2 * region.radius.mean().item() / spread for region in (ibp, crown)]
     proven = [int((lower.amin(1) > 0).sum()) for lower in (interval, planes.lower)]
     return (widths[0], widths[1]), (proven[0], proven[1])
 
 
-def of_rivals(held: Tensor, label: int) -> Tensor:
-    """`held` (points, classes) without the true class, whose margin bounds are infinite."""
-    held[:, label] = True
-    return held
+def of_rivals(lost: Tensor, label: int) -> Tensor:
+    """`lost` (points, classes) without the true class, whose margin bounds are infinite."""
+    lost[:, label] = False
+    return lost
 
 
 def perturbations(coefficient: Tensor, box: Box, seed: int) -> Tensor:

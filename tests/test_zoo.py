@@ -58,4 +58,4 @@ def test_bounds_that_are_too_narrow_are_found(
 
     monkeypatch.setattr(zoo, "refine", wrong)
     assert zoo.main([str(tmp_path), "--only", "ir3"]) == 1
-    assert "BROKEN containment: CROWN's box lack" in capsys.readouterr().out
+    assert "BROKEN containment: CROWN's boxes do not hold" in capsys.readouterr().out
