@@ -266,8 +266,8 @@ def refine(relaxed: RelaxedNetwork, name: str, open_entries: Tensor | None, *, r
         found[:, part] = planes.lower.reshape(2, -1)
     found[1].neg_()
     if open_entries is not None:
-        found[0] = torch.maximum(found[0], lower[sample, entry])
-        found[1] = torch.minimum(found[1], upper[sample, entry])
+        found[0] = torch.fmax(found[0], lower[sample, entry])  # NaN claims nothing
+        found[1] = torch.fmin(found[1], upper[sample, entry])
     lower[sample, entry], upper[sample, entry] = found
     return widen(Box.from_bounds(lower.reshape(known.centre.shape), upper.reshape(known.centre.shape)))
 

@@ -191,7 +191,15 @@ def _outward(layer: nn.Module, *inputs: Box) -> Box:
     return Box(centre=box.centre, radius=box.radius + slack.reshape(-1, *[1] * (box.radius.dim() - 1)))
 
 
-OUTWARD_INTERVAL: Rules = dict.fromkeys(INTERVAL, _outward)
+def _outward_pointwise(layer: Pointwise, box: Box) -> Box:
+    """Entry by entry: an entry of 1e40, or one outside the domain, leaves the others as they are."""
+    found: Box = INTERVAL[Pointwise](layer, box)
+    dtype = box.centre.dtype
+    slack = SAFETY * gamma(1 + OWN, dtype) * 4 * reach(CURVES[layer.kind], box.lower, box.upper)
+    return Box(centre=found.centre, radius=found.radius + slack + torch.finfo(dtype).tiny)
+
+
+OUTWARD_INTERVAL: Rules = {**dict.fromkeys(INTERVAL, _outward), Pointwise: _outward_pointwise}
 """INTERVAL with every box grown by its rounding error: contains the exact image of the exact input box."""
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from citrus_tool.bounds import linear, rounding
 from citrus_tool.bounds.crown import crown
 from citrus_tool.bounds.interval import INTERVAL
-from citrus_tool.network import CANONICAL
+from citrus_tool.network import CANONICAL, Pointwise
 from citrus_tool.threat import Box, Threat
 from tests.bounds.networks import margins_at, random_box, random_network
 
@@ -116,3 +116,14 @@ def test_tf32_is_off_inside_and_restored_after(flag: bool) -> None:
 def test_too_many_terms_give_no_bound() -> None:
     assert rounding.gamma(2**53, torch.float64) == math.inf
     assert 0 < rounding.gamma(1000, torch.float64) < 1.2e-13
+
+
+def test_one_entry_beyond_all_bounds_leaves_the_others_alone() -> None:
+    """Of a pointwise function's box: an entry of e^700, one outside the domain."""
+    centre = torch.tensor([[700.0, 0.0, -3.0]], dtype=torch.float64)
+    box = Box(centre=centre, radius=torch.full_like(centre, 0.5))
+    grown = rounding.OUTWARD_INTERVAL[Pointwise](Pointwise("exp"), box)
+    assert (grown.lower[0, 1:] > 0).all()
+    assert torch.allclose(grown.lower[0, 1:], box.lower[0, 1:].exp())
+    roots = rounding.OUTWARD_INTERVAL[Pointwise](Pointwise("sqrt"), Box(centre=centre.abs(), radius=box.radius))
+    assert roots.radius[0].isnan().tolist() == [False, True, False]
