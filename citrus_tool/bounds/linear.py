@@ -20,6 +20,7 @@ from citrus_tool.bounds.pools import MaxPoolRelaxation, Pool
 from citrus_tool.bounds.relaxation import Lines, ProductRelaxation, Relaxation
 from citrus_tool.bounds.rounding import OWN, PER_NODE, SAFETY, gamma, layer_error, magnitude
 from citrus_tool.bounds.rows import Pair, Rows, Shape, Window, inner, merge
+from citrus_tool.bounds.transposed import conv_transpose
 from citrus_tool.errors import UnsupportedNetworkError
 from citrus_tool.network import (
     INPUT,
@@ -145,9 +146,15 @@ def _conv(relaxed: RelaxedNetwork, layer: nn.Conv2d, node: Node, rows: Rows) -> 
     offset = relaxed.settle(node, rows)
     if layer.bias is not None:
         offset = offset + rows.coefficient.sum((2, 3)) @ layer.bias
-    crop, grow = ((0, 0), (0, 0)) if window is not None else (pad, _output_padding(layer, pad, rows.extent, shape))
-    coefficient = functional.conv_transpose2d(
-        rows.coefficient, layer.weight, None, layer.stride, crop, grow, layer.groups, layer.dilation
+    corner, seen = (pad, (shape[1], shape[2])) if window is None else ((0, 0), _reach(layer, rows.extent))
+    coefficient = conv_transpose(
+        rows.coefficient,
+        layer.weight,
+        stride=(layer.stride[0], layer.stride[1]),
+        dilation=(layer.dilation[0], layer.dilation[1]),
+        groups=layer.groups,
+        corner=corner,
+        size=seen,
     )
     if window is not None:
         coefficient, window = _fit(_behind(window, layer, pad), coefficient, shape)
@@ -162,13 +169,11 @@ def _behind(window: Window, layer: nn.Conv2d, pad: Pair) -> Window:
     )
 
 
-def _output_padding(layer: nn.Conv2d, pad: Pair, extent: Pair, shape: Shape) -> Pair:
-    """Rows and columns at the end of the input map that no window of the convolution reaches."""
+def _reach(layer: nn.Conv2d, extent: Pair) -> Pair:
+    """Extent of the input that a convolution's outputs of `extent` meet, padding counted."""
     y, x = (
-        wide - ((e - 1) * s - 2 * p + d * (k - 1) + 1)
-        for wide, e, s, p, d, k in zip(
-            shape[1:], extent, layer.stride, pad, layer.dilation, layer.kernel_size, strict=True
-        )
+        (e - 1) * s + d * (k - 1) + 1
+        for e, s, d, k in zip(extent, layer.stride, layer.dilation, layer.kernel_size, strict=True)
     )
     return (y, x)
 
@@ -187,7 +192,12 @@ def _fit(window: Window, coefficient: Tensor, shape: Shape) -> tuple[Tensor, Win
 def _scaled(relaxed: RelaxedNetwork, node: Node, rows: Rows, scale: Tensor, shift: Tensor) -> tuple[Rows]:
     """Back through z -> scale * z + shift, both broadcastable to the node's shape."""
     offset = relaxed.settle(node, rows)
-    if rows.window is None:
+    if len(rows.shape) == 3 and _one_a_channel(scale, shift):
+        # outside the map coefficients are 0
+        scale, shift = (v.expand(rows.shape[0], 1, 1) for v in (scale, shift))
+        offset = offset + rows.coefficient.sum((2, 3)) @ shift.flatten()
+        coefficient = rows.coefficient * scale
+    elif rows.window is None:
         scale, shift = scale.expand(rows.shape), shift.expand(rows.shape)
         offset = offset + rows.coefficient.flatten(1) @ shift.flatten()
         coefficient = rows.coefficient * scale
@@ -198,6 +208,11 @@ def _scaled(relaxed: RelaxedNetwork, node: Node, rows: Rows, scale: Tensor, shif
         offset = offset + inner(rows.coefficient, here[:, rows.shape[0] :])
         coefficient = rows.coefficient * here[:, : rows.shape[0]]
     return (replace(rows, coefficient=coefficient, offset=offset, norm=rows.norm * scale.detach().abs().amax()),)
+
+
+def _one_a_channel(*values: Tensor) -> bool:
+    """Whether none of `values`, broadcastable to (C, H, W), varies over a channel's map."""
+    return all(max((1, 1, *value.shape)[-2:]) == 1 for value in values)
 
 
 def _affine(relaxed: RelaxedNetwork, layer: Affine, node: Node, rows: Rows) -> tuple[Rows]:

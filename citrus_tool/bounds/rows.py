@@ -62,23 +62,31 @@ class Window:
     def gather(self, values: Tensor, sample: Tensor, extent: Pair) -> Tensor:
         """values (n, C, H, W) at every row's window: (R, C, *extent), zeros outside the map."""
         first, last = self.cover(extent)
-        canvas = frame(values, first, last)
-        columns = functional.unfold(canvas, extent, stride=self.stride).transpose(1, 2)
-        index = (sample * self.grid[0] + self.position[:, 0]) * self.grid[1] + self.position[:, 1]
-        return columns.reshape(-1, columns.shape[2]).index_select(0, index).reshape(-1, values.shape[1], *extent)
+        canvas = frame(values, first, last).permute(0, 2, 3, 1).contiguous()
+        _, high, wide, channels = canvas.shape
+        # a window is `h` runs of w * C numbers of the canvas: one view has all windows, from every pixel on
+        pixels = canvas.numel() // max(channels, 1) - (extent[0] - 1) * wide - extent[1] + 1
+        views = canvas.as_strided(
+            (pixels, extent[0], extent[1] * channels), (channels, wide * channels, 1), canvas.storage_offset()
+        )
+        y, x = (self.position[:, axis] * self.stride[axis] for axis in (0, 1))
+        found = views.index_select(0, (sample * high + y) * wide + x)
+        return found.reshape(len(sample), *extent, channels).permute(0, 3, 1, 2)
 
     def scatter(self, coefficient: Tensor, shape: Shape) -> Tensor:
         """Windows (R, C, h, w) laid into zero maps (R, *shape); what lies outside the map is dropped."""
         rows, channels, *extent = coefficient.shape
         first, last = self.cover((extent[0], extent[1]))
         high, wide = last[0] - first[0], last[1] - first[1]
-        start = self.position * self.position.new_tensor(self.stride)
-        y = start[:, 0, None] + torch.arange(extent[0], device=start.device)
-        x = start[:, 1, None] + torch.arange(extent[1], device=start.device)
-        index = (y[:, :, None] * wide + x[:, None, :]).reshape(rows, 1, -1).expand(-1, channels, -1)
-        canvas = coefficient.new_zeros(rows, channels, high * wide).scatter(2, index, coefficient.flatten(2))
+        y = self.position[:, :1] * self.stride[0] + torch.arange(extent[0], device=coefficient.device)
+        x = self.position[:, 1:] * self.stride[1] + torch.arange(extent[1], device=coefficient.device)
+        row = torch.arange(rows, device=coefficient.device)[:, None, None]
+        index = (row * high + y[:, :, None]) * wide + x[:, None, :]
+        canvas = coefficient.new_zeros(rows * high * wide, channels)
+        canvas = canvas.index_copy(0, index.flatten(), coefficient.permute(0, 2, 3, 1).reshape(-1, channels))
         corner = (-first[0], -first[1])
-        return frame(canvas.reshape(rows, channels, high, wide), corner, (corner[0] + shape[-2], corner[1] + shape[-1]))
+        maps = canvas.reshape(rows, high, wide, channels).permute(0, 3, 1, 2)
+        return frame(maps, corner, (corner[0] + shape[-2], corner[1] + shape[-1]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +112,7 @@ class Rows:
     @staticmethod
     def of(*, sample: Tensor, shape: Shape, coefficient: Tensor, offset: Tensor, window: Window | None = None) -> Rows:
         """Rows whose norm is that of their coefficient."""
-        norm = torch.linalg.vector_norm(coefficient.detach().flatten(1), ord=1, dim=1)
+        norm = torch.linalg.vector_norm(flat(coefficient.detach()), ord=1, dim=1)
         return Rows(sample=sample, shape=shape, coefficient=coefficient, offset=offset, norm=norm, window=window)
 
     @property
@@ -129,8 +137,20 @@ class Rows:
         return inner(self.coefficient, self.at(values))
 
 
+def flat(values: Tensor) -> Tensor:
+    """values (R, ...) as (R, entries): maps with channels last in memory in that order, without a copy."""
+    return (values.permute(0, 2, 3, 1) if channels_last(values) else values).flatten(1)
+
+
+def channels_last(values: Tensor) -> bool:
+    """Whether `values` are maps (R, C, h, w) that lie in memory pixel by pixel."""
+    return values.dim() == 4 and values.is_contiguous(memory_format=torch.channels_last)
+
+
 def inner(left: Tensor, right: Tensor) -> Tensor:
     """Row by row inner products, (R,); `right` may be one row for all."""
+    if channels_last(left):
+        left, right = left.permute(0, 2, 3, 1), right.permute(0, 2, 3, 1)
     if len(right) == 1:
         return left.flatten(1) @ right.flatten()
     return torch.einsum("rd,rd->r", left.flatten(1), right.flatten(1))
