@@ -8,7 +8,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from citrus_tool.bounds.relaxation import RELAXATIONS, SIGMOID, TANH, Lines, SShaped, s_shaped_offset
+from citrus_tool.bounds.relaxation import (
+    RELAXATIONS,
+    SIGMOID,
+    TANH,
+    Lines,
+    SShaped,
+    s_shaped_lines,
+    s_shaped_offset,
+)
 from citrus_tool.threat import Box
 
 ENDS = [-40.0, -9.0, -2.5, -1.0, -0.3, -1e-3, -1e-9, 0.0, 1e-9, 1e-3, 0.2, 1.0, 3.0, 8.0, 40.0]
@@ -60,3 +68,15 @@ def test_offsets_of_s_shapes_are_sound_for_any_slope(function: SShaped, share: f
     assert (gap >= below).all()
     assert ((above - gap.amax(0)) <= 1e-4).all()
     assert ((gap.amin(0) - below) <= 1e-4).all()
+
+
+@pytest.mark.parametrize("function", [SIGMOID, TANH], ids=["sigmoid", "tanh"])
+def test_bent_lines_pass_through_the_end(function: SShaped) -> None:
+    """Where the chord cuts the function, the line above is the tangent from the lower end; below, its mirror image."""
+    lower = torch.tensor([-3.0, -1.0, -0.5, -2.0], dtype=torch.float64)
+    upper = torch.tensor([9.0, 8.0, 5.0, 7.0], dtype=torch.float64)
+    lines = s_shaped_lines(lower, upper, function)
+    at_end = lines.upper_slope * lower + lines.upper_offset
+    torch.testing.assert_close(at_end, function.value(lower), atol=1e-6, rtol=0)
+    mirrored = s_shaped_lines(-upper, -lower, function)
+    torch.testing.assert_close(mirrored.lower_slope, lines.upper_slope)
