@@ -48,7 +48,7 @@ coverage: develop
 test-slow: develop
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow
 
-# random networks, crafted files and planted bugs: about 15 minutes
+# random networks, crafted files and planted bugs: about 15 minutes, two processes
 soundness: develop
 	$(BIN)/python -m tests.soundness
 

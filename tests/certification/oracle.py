@@ -34,7 +34,8 @@ class _Program:
     def at_most(self, terms: dict[int, float], bound: float) -> None:
         self.rows.append((terms, bound))
 
-    def maximise(self, objective: list[int]) -> float:
+    def maximise(self, objective: list[int]) -> tuple[float, Array]:
+        """The optimum and a point that reaches it."""
         n = len(self.lower)
         matrix = np.zeros((len(self.rows), n))
         for i, (terms, _) in enumerate(self.rows):
@@ -50,7 +51,7 @@ class _Program:
             options={"mip_rel_gap": 0.0},
         )
         assert found.success, found.message
-        return float(-found.fun)
+        return float(-found.fun), np.asarray(found.x)
 
 
 class _Value:
@@ -68,6 +69,13 @@ def fooled_at_most(network: Network, x: Tensor, labels: Tensor, eps: float, targ
 
     With a target class: that it drives there, so that the target's logit is at or above every other one.
     """
+    return worst(network, x, labels, eps, target)[0]
+
+
+def worst(
+    network: Network, x: Tensor, labels: Tensor, eps: float, target: int | None = None, *, by: float = 0.0
+) -> tuple[int, Array]:
+    """`fooled_at_most` with margins <= -by, and a perturbation (d,) that reaches it, up to the solver's tolerances."""
     network = network.frozen(dtype=torch.float64)
     program = _Program()
     dimension = size(network.input_shape)
@@ -82,8 +90,8 @@ def fooled_at_most(network: Network, x: Tensor, labels: Tensor, eps: float, targ
             rows = logits.wide(len(program.lower))
             row, constant = rows[over] - rows[winner], float(logits.constant[over] - logits.constant[winner])
             _, high = _range(program, row, constant)
-            big = max(high, 0.0)
-            program.at_most({**_terms(row), z: big}, big - constant)
+            big = max(high + by, 0.0)
+            program.at_most({**_terms(row), z: big}, big - constant - by)
 
         fooled = []
         for winner in range(network.num_classes) if target is None else [target]:
@@ -95,7 +103,8 @@ def fooled_at_most(network: Network, x: Tensor, labels: Tensor, eps: float, targ
                 wins(z, over, winner)
         program.at_most(dict.fromkeys(fooled, 1.0), 1.0)
         objective += fooled
-    return round(program.maximise(objective))
+    count, point = program.maximise(objective)
+    return round(count), np.clip(point[:dimension], -eps, eps)
 
 
 def _encode(program: _Program, network: Network, image: Tensor) -> _Value:

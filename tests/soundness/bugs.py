@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from citrus_tool.bounds import claims, crown, float32, interval, relaxation, rounding
-from citrus_tool.certification import branch, conflicts, group, individual, joint, milp, setup
+from citrus_tool.bounds import claims, crown, duals, float32, interval, relaxation, rounding
+from citrus_tool.certification import branch, conflicts, group, individual, milp, search, setup
 from citrus_tool.checker import counting, intervals
 from citrus_tool.checker.check import check
 from citrus_tool.errors import CheckFailedError
 from citrus_tool.threat import Box, Threat
 from citrus_tool.threat.clip import clipped
-from tests.soundness.cases import Case, violations
+from tests.soundness.cases import Case, Family, violations
 
 Patches = list[tuple[Any, str, Any]]
 
@@ -91,13 +92,21 @@ def _always_clipped() -> Patches:
 
 
 def _stale_sign() -> Patches:
-    honest = branch.FoldedExecution.split
+    def stale(*arguments: Any) -> Any:
+        found = duals.children(*arguments)
+        return replace(found, side=found.side.index_fill(0, torch.tensor([len(found.side) - 1]), 1.0))
 
-    def split(self: Any, neuron: int, schedule: Any) -> Any:
-        first, _ = honest(self, neuron, schedule)
-        return first, first
+    return [(search, "children", stale)]
 
-    return [(branch.FoldedExecution, "split", split)]
+
+def _swapped_strides() -> Patches:
+    def conv(layer: nn.Conv2d, box: Box) -> Box:
+        turned = copy(layer)
+        turned.stride = layer.stride[::-1]  # type: ignore[assignment]
+        found: Box = interval.INTERVAL[nn.Conv2d](turned, box)
+        return found
+
+    return [(rounding, "INTERVAL", {**interval.INTERVAL, nn.Conv2d: conv})]
 
 
 def _wrong_multiplier() -> Patches:
@@ -120,16 +129,6 @@ def _too_few_chosen() -> Patches:
     return [(conflicts.Conflicts, "largest", largest)]
 
 
-def _twins_of_one() -> Patches:
-    honest = joint._TwinRanges.of
-
-    def of(*arguments: Any) -> Any:
-        found = honest(*arguments)
-        return replace(found, low=found.low * 0.3, high=found.high * 0.3)
-
-    return [(joint._TwinRanges, "of", staticmethod(of))]
-
-
 HONEST_LINES, HONEST_ANSWER = relaxation.leaky_lines, milp._answer
 PROVER: dict[str, Callable[[], Patches]] = {
     "a line above with half its offset": _wrong_slope,
@@ -143,9 +142,15 @@ PROVER: dict[str, Callable[[], Patches]] = {
     "bounds of the clipped network where nothing is clipped": _always_clipped,
     "half of the reach of a plane": _wrong_multiplier,
     "one input too few in the largest choice": _too_few_chosen,
-    "a third of the range of shared neurons": _twins_of_one,
+    "one half of a split in place of the other": _stale_sign,
+    "strides that are swapped": _swapped_strides,
 }
 """Name -> what is replaced in the prover."""
+FAMILIES: Mapping[str, Family] = {
+    "one half of a split in place of the other": "deep",
+    "strides that are swapped": "strided",
+}
+"""The networks that a bug is looked for on, where it shows on some only."""
 
 
 @contextmanager
@@ -157,11 +162,11 @@ def planted(patches: Patches) -> Iterator[None]:
         yield
 
 
-def found_by(patches: Patches, folder: Path, seeds: range) -> tuple[int, str] | None:
+def found_by(name: str, folder: Path, seeds: range) -> tuple[int, str] | None:
     """The first case (seed, words) whose violation gives the bug away; the bounds are those of the seed, in turn."""
     for seed in seeds:
-        with planted(patches):
-            words = next(violations(Case(seed=seed), folder), None)
+        with planted(PROVER[name]()):
+            words = next(violations(Case(seed=seed, family=FAMILIES.get(name, "any")), folder), None)
         if words is not None:
             return seed, words
     return None

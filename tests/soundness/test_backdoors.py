@@ -27,6 +27,7 @@ def fooled_most(path: Path, x: NDArray[np.float32], points: int = POINTS) -> int
     u, worst = perturbations(points), 0
     for level in LEVELS:
         options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
         options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         fooled = np.zeros(points, dtype=np.int64)
@@ -35,6 +36,17 @@ def fooled_most(path: Path, x: NDArray[np.float32], points: int = POINTS) -> int
             fooled += ~(logits[:, 0] > logits[:, 1])
         worst = max(worst, int(fooled.max()))
     return worst
+
+
+PLACES = {
+    **dict.fromkeys(("last_layer", "middle_layer", "absorbed_bias", "constants_added", "average", "leaky"), "node7"),
+    **dict.fromkeys(("constants_multiplied", "convolution", "sliced"), "node8"),
+    **dict.fromkeys(("residual", "concatenated"), "node9"),
+    **{"early_layer": "node3", "summed": "node8_1", "fused_convolution": "node10"},
+    **dict.fromkeys(("tiny_logits", "denormal_logits"), "node1"),
+}
+"""The node where the rounding arises that keeps a file's inputs from being proven; in the others onnxruntime is fooled
+at all that is not certified, or all is."""
 
 
 @functools.cache
@@ -66,8 +78,9 @@ def test_nothing_is_certified_beyond_what_onnxruntime_does(name: str, bounds: st
     settings = CertifySettings(bounds=bounds, group_size=COUNT, scope=scope, **effort)  # type: ignore[arg-type]
     found = certify_uap(onnx_io.read(path), data, Threat(eps=EPS), settings)
     assert found.certified <= COUNT - fooled
-    if bounds == "crown" and fooled and found.clean_correct == COUNT:  # what is refused is refused with a place
-        assert found.rounding or found.certified == found.attacked
+    if bounds == "crown":  # what is refused is refused with the place
+        assert found.rounding == ({PLACES[name]: COUNT} if name in PLACES else None)
+        assert name in PLACES or found.certified == found.attacked
 
 
 def test_most_of_them_fool_a_certificate_of_real_arithmetic(folder: Path) -> None:
