@@ -129,9 +129,9 @@ def part(edit: Callable[[Members], Members]) -> Callable[[Content], bytes]:
         genuine = packed(content.groups[0].facts, content.groups[0].arrays)
         with zipfile.ZipFile(io.BytesIO(genuine)) as archive:
             members = edit({name: archive.read(name) for name in archive.namelist()})
-        other = deepcopy(content)
-        other.head["groups"][0]["sha256"] = hashlib.sha256(stored(members)).hexdigest()
-        return stored({**other.members(), PART: stored(members)})
+        other, packing = deepcopy(content), stored(members)  # once: it holds the time of day
+        other.head["groups"][0]["sha256"] = hashlib.sha256(packing).hexdigest()
+        return stored({**other.members(), PART: packing})
 
     return forged
 
