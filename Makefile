@@ -9,11 +9,11 @@ DEVELOPED := $(VENV)/.developed
 # test processes side by side; tests compute with one thread each
 WORKERS ?= 2
 
-.PHONY: help install develop demo test coverage test-slow soundness gpu-check lint format docs dist clean
+.PHONY: help install develop demo test coverage test-slow soundness mutation gpu-check lint format docs dist clean
 
 help:
 	@echo "make install | demo"
-	@echo "make develop | test | coverage | test-slow | soundness | gpu-check | lint | format | docs | dist | clean"
+	@echo "make develop | test | coverage | test-slow | soundness | mutation | gpu-check | lint | format | docs | dist | clean"
 
 install: $(INSTALLED)
 
@@ -51,6 +51,10 @@ test-slow: develop
 # random networks, crafted files and planted bugs: about 15 minutes, two processes
 soundness: develop
 	$(BIN)/python -m tests.soundness
+
+# small changes to the code of bounds and of the checker, each of which a test has to notice: about 40 minutes
+mutation: develop
+	$(BIN)/python -m tests.mutation
 
 gpu-check: develop
 	PYTHON=$(BIN)/python sh benchmarks/gpu.sh
