@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from citrus_tool.bounds import claims, crown, duals, float32, interval, relaxation, rounding
+from citrus_tool.bounds import claims, crown, curves, duals, float32, interval, relaxation, rounding
 from citrus_tool.certification import branch, conflicts, group, individual, milp, search, setup
 from citrus_tool.checker import counting, intervals
 from citrus_tool.checker.check import check
 from citrus_tool.errors import CheckFailedError
+from citrus_tool.network import MatMul, Multiply
 from citrus_tool.threat import Box, Threat
 from citrus_tool.threat.clip import clipped
 from tests.soundness.cases import Case, Family, violations
@@ -109,6 +110,30 @@ def _swapped_strides() -> Patches:
     return [(rounding, "INTERVAL", {**interval.INTERVAL, nn.Conv2d: conv})]
 
 
+def _two_corners() -> Patches:
+    def product(layer: nn.Module, x: Box, y: Box) -> Box:
+        low, high = layer(x.lower, y.lower), layer(x.upper, y.upper)
+        return Box.from_bounds(torch.minimum(low, high), torch.maximum(low, high))
+
+    return [(rounding, "INTERVAL", {**interval.INTERVAL, Multiply: product, MatMul: product})]
+
+
+def _no_spread() -> Patches:
+    def planes(*arguments: Any) -> relaxation.ProductRelaxation:
+        found = HONEST_PRODUCT(*arguments)
+        return replace(found, spread=torch.zeros_like(found.spread))
+
+    return [(crown, "RELAXATIONS", {**relaxation.RELAXATIONS, Multiply: planes, MatMul: planes})]
+
+
+def _nearer_lines() -> Patches:
+    def lines(*arguments: Any) -> curves.CurveLines:
+        found = HONEST_CURVES(*arguments)
+        return found._replace(lower_offset=0.5 * (found.lower_offset + found.upper_offset))
+
+    return [(relaxation, "curve_lines", lines)]
+
+
 def _wrong_multiplier() -> Patches:
     honest = claims.least_above
 
@@ -130,6 +155,7 @@ def _too_few_chosen() -> Patches:
 
 
 HONEST_LINES, HONEST_ANSWER = relaxation.leaky_lines, milp._answer
+HONEST_CURVES, HONEST_PRODUCT = relaxation.curve_lines, relaxation.RELAXATIONS[Multiply]
 PROVER: dict[str, Callable[[], Patches]] = {
     "a line above with half its offset": _wrong_slope,
     "a bias that is dropped": _dropped_bias,
@@ -144,11 +170,17 @@ PROVER: dict[str, Callable[[], Patches]] = {
     "one input too few in the largest choice": _too_few_chosen,
     "one half of a split in place of the other": _stale_sign,
     "strides that are swapped": _swapped_strides,
+    "two corners of a product": _two_corners,
+    "the product of radii left out": _no_spread,
+    "a line below a curve that is moved up": _nearer_lines,
 }
 """Name -> what is replaced in the prover."""
 FAMILIES: Mapping[str, Family] = {
     "one half of a split in place of the other": "deep",
     "strides that are swapped": "strided",
+    "two corners of a product": "gated",
+    "the product of radii left out": "gated",
+    "a line below a curve that is moved up": "gated",
 }
 """The networks that a bug is looked for on, where it shows on some only."""
 

@@ -23,14 +23,15 @@ from citrus_tool.choices import Arithmetic, BoundsName
 from citrus_tool.choices.settings import CertifySettings
 from citrus_tool.data import Dataset
 from citrus_tool.errors import CheckFailedError, DataError, SoundnessError, UnsupportedNetworkError
-from citrus_tool.network import Affine, Network, Reshape, chain
+from citrus_tool.network import MatMul, Multiply, Network, Pointwise, Select
 from citrus_tool.onnx_io import OnnxModel
 from citrus_tool.results.certificate import Certificate
 from citrus_tool.threat import Threat
-from tests.certification.toys import CLASSES, SHAPE, as_onnx, data_for, tiny_chain, tiny_residual
+from tests.certification.toys import CLASSES, SHAPE, data_for, tiny_chain, tiny_residual
 from tests.checker.corruption import Content, corruptions, pictures
 from tests.checker.forgeries import FORGERIES
 from tests.soundness.exact import beyond_exact
+from tests.soundness.families import as_model, deep, gated, pooled, smooth, strided
 from tests.soundness.rules import RULES
 
 POINTS = 3000
@@ -38,51 +39,7 @@ POINTS = 3000
 LEVELS = ("ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_ALL")
 
 
-def _smooth(seed: int) -> Network:
-    """Two hidden layers with sigmoid, tanh or leaky ReLU."""
-    torch.manual_seed(seed)
-    kinds: list[nn.Module] = [nn.Sigmoid(), nn.Tanh(), nn.LeakyReLU(0.1)]
-    layers = [nn.Linear(4, 5), kinds[seed % 3], nn.Linear(5, 5), kinds[(seed + 1) % 3], nn.Linear(5, CLASSES)]
-    return chain([Reshape((4,)), *layers], SHAPE).eval()
-
-
-def _pooled(seed: int) -> Network:
-    """Normalisation, convolution, batch norm, max or average pool."""
-    torch.manual_seed(seed)
-    norm = nn.BatchNorm2d(3)
-    nn.init.normal_(norm.weight)
-    pool: nn.Module = nn.MaxPool2d(2) if seed % 2 else nn.AvgPool2d(2)
-    front = Affine(torch.full((1, 1, 1), 3.0), torch.full((1, 1, 1), -1.5))
-    layers = [front, nn.Conv2d(1, 3, 3, padding=1), norm, nn.ReLU(), pool, Reshape((3,)), nn.Linear(3, CLASSES)]
-    return chain(layers, SHAPE).eval()
-
-
-def _deep(seed: int) -> Network:
-    """Two hidden layers of 12, whose certificates need splits."""
-    torch.manual_seed(seed)
-    layers = [Reshape((4,)), nn.Linear(4, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, CLASSES)]
-    return _centred(chain(layers, SHAPE), 1.5)
-
-
-def _strided(seed: int) -> Network:
-    """A convolution whose strides differ, with a map (2, 2) either way round."""
-    torch.manual_seed(seed)
-    convolution = nn.Conv2d(1, 3, 3, stride=(2, 3), padding=2)
-    return _centred(chain([convolution, nn.ReLU(), Reshape((12,)), nn.Linear(12, CLASSES)], SHAPE), 1.0)
-
-
-def _centred(network: Network, scale: float) -> Network:
-    """The network with weights times `scale` and logits around 0: every class occurs."""
-    weighted = [node.layer for node in network.nodes if isinstance(node.layer, nn.Linear | nn.Conv2d)]
-    with torch.no_grad():
-        for layer in weighted:
-            layer.weight *= scale
-        x = torch.rand(500, *SHAPE, generator=torch.Generator().manual_seed(0))
-        weighted[-1].bias -= network(x).mean(dim=0)  # type: ignore[operator]
-    return network.eval()
-
-
-Family = Literal["any", "deep", "strided"]
+Family = Literal["any", "deep", "strided", "gated"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,9 +59,9 @@ class Case:
     def network(self) -> Network:
         """Weights of ordinary size, scaled by 1e-6 to 1e6, or with a pair of hidden units that cancels."""
         if self.family != "any":
-            return _deep(self.seed) if self.family == "deep" else _strided(self.seed)
+            return {"deep": deep, "strided": strided, "gated": gated}[self.family](self.seed)
         choice = random.Random(self.seed)
-        make = choice.choice([tiny_chain, tiny_chain, tiny_residual, _smooth, _pooled])
+        make = choice.choice([tiny_chain, tiny_chain, tiny_residual, smooth, pooled])
         network = make(self.seed)
         weighted = [node.layer for node in network.nodes if isinstance(node.layer, nn.Linear | nn.Conv2d)]
         first, last = weighted[0], weighted[-1]
@@ -161,7 +118,7 @@ def violations(case: Case, folder: Path) -> Iterator[str]:
     if case.threat.target == 0 and bool((case.data.labels == 0).all()):
         return
     try:
-        model = as_onnx(case.network, folder, f"{case.seed}.onnx")
+        model = as_model(case.network, folder, f"{case.seed}.onnx")
     except (CheckFailedError, UnsupportedNetworkError):  # onnxruntime differs by more than rounding explains, at export
         return
     try:
@@ -190,8 +147,9 @@ def violations(case: Case, folder: Path) -> Iterator[str]:
 
 def _proof(case: Case, folder: Path) -> Path | None:
     """Where the case's proof is written; None for one that has none."""
-    piecewise = not any(isinstance(node.layer, nn.Sigmoid | nn.Tanh | nn.MaxPool2d) for node in case.network.nodes)
-    provable = case.settings.bounds == "full" and case.settings.scope == "groups" and piecewise
+    unread = nn.Sigmoid | nn.Tanh | nn.MaxPool2d | Pointwise | Multiply | MatMul | Select
+    readable = not any(isinstance(node.layer, unread) for node in case.network.nodes)
+    provable = case.settings.bounds == "full" and case.settings.scope == "groups" and readable
     return folder / f"{case.seed}.proof" if provable else None
 
 

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from citrus_tool.network import INPUT, Add, Affine, Network, Reshape
+from citrus_tool.network import INPUT, Add, Affine, MatMul, Multiply, Network, Reshape, Select, Transpose
 from citrus_tool.threat import Threat
 from citrus_tool.threat.clip import clipped
 from tests.certification.oracle import worst
@@ -71,6 +71,12 @@ def _layer(layer: nn.Module, inputs: list[Exact]) -> Exact | None:
         return x * fractions(layer.scale) + fractions(layer.shift)
     if isinstance(layer, Add):
         return inputs[0] + inputs[1]
+    if isinstance(layer, Multiply | MatMul):
+        return np.asarray(inputs[0] * inputs[1] if isinstance(layer, Multiply) else inputs[0] @ inputs[1])
+    if isinstance(layer, Select):
+        return np.append(x.flatten(), Fraction(0))[layer.index.numpy()]  # its -1 is the zero at the end
+    if isinstance(layer, Transpose):
+        return x.transpose(layer.axes)
     if isinstance(layer, Reshape):
         return x.reshape(layer.shape)
     if isinstance(layer, nn.MaxPool2d | nn.AvgPool2d):

@@ -14,7 +14,7 @@ from torch import nn
 from citrus_tool.certification.uap import certify_uap
 from citrus_tool.network import Network
 from citrus_tool.results.certificate import Certificate
-from tests.certification.toys import as_onnx
+from tests.soundness.families import as_model
 
 if TYPE_CHECKING:
     from tests.soundness.cases import Case
@@ -32,7 +32,7 @@ def _last(network: Network) -> nn.Linear:
 def larger_eps(case: Case, found: Certificate, folder: Path) -> Iterator[str]:
     """What is certified for a larger eps is not fooled by a smaller one."""
     eps = min(1.0, 1.5 * case.threat.eps + 0.01)
-    model = as_onnx(case.network, folder, "rule.onnx")
+    model = as_model(case.network, folder, "rule.onnx")
     more = certify_uap(model, case.data, replace(case.threat, eps=eps), case.settings)
     if more.certified > found.attacked:
         yield f"{more.certified} certified at eps {eps}, {found.attacked} stay at {case.threat.eps}"
@@ -43,7 +43,7 @@ def split_groups(case: Case, found: Certificate, folder: Path) -> Iterator[str]:
     size = case.settings.group_size
     if found.scope != "groups" or size % 2:
         return
-    model = as_onnx(case.network, folder, "rule.onnx")
+    model = as_model(case.network, folder, "rule.onnx")
     halves = certify_uap(model, case.data, case.threat, replace(case.settings, group_size=size // 2))
     if halves.certified > found.attacked:
         yield f"{halves.certified} certified in groups of {size // 2}, {found.attacked} stay in groups of {size}"
@@ -55,7 +55,7 @@ def untargeted(case: Case, found: Certificate, folder: Path) -> Iterator[str]:
         return
     left = case.data.labels != case.threat.target
     data = replace(case.data, images=case.data.images[left], labels=case.data.labels[left])
-    model = as_onnx(case.network, folder, "rule.onnx")
+    model = as_model(case.network, folder, "rule.onnx")
     free = certify_uap(model, data, replace(case.threat, target=None), case.settings)
     if free.certified > found.attacked:
         yield f"{free.certified} certified against every class, {found.attacked} stay against {case.threat.target}"
@@ -71,7 +71,7 @@ def permuted_classes(case: Case, found: Certificate, folder: Path) -> Iterator[s
     position = order.argsort()
     data = replace(case.data, labels=position[case.data.labels])
     target = None if case.threat.target is None else int(position[case.threat.target])
-    model = as_onnx(network, folder, "rule.onnx")
+    model = as_model(network, folder, "rule.onnx")
     other = certify_uap(model, data, replace(case.threat, target=target), case.settings)
     if case.settings.bounds in PLAIN and other.individually_certified != found.individually_certified:
         yield f"{found.individually_certified} proven, {other.individually_certified} with classes in another order"
@@ -86,7 +86,7 @@ def scaled_logits(case: Case, found: Certificate, folder: Path) -> Iterator[str]
     with torch.no_grad():
         last.weight *= 8.0
         last.bias *= 8.0
-    other = certify_uap(as_onnx(network, folder, "rule.onnx"), case.data, case.threat, case.settings)
+    other = certify_uap(as_model(network, folder, "rule.onnx"), case.data, case.threat, case.settings)
     if case.settings.bounds in PLAIN and other.individually_certified != found.individually_certified:
         yield f"{found.individually_certified} proven, {other.individually_certified} with logits times 8"
     if other.certified > found.attacked:
@@ -97,7 +97,7 @@ def turned_inputs(case: Case, found: Certificate, folder: Path) -> Iterator[str]
     """Inputs have no order, but for the groups that they are in."""
     order = torch.arange(len(case.data) - 1, -1, -1)
     data = replace(case.data, images=case.data.images[order], labels=case.data.labels[order])
-    other = certify_uap(as_onnx(case.network, folder, "rule.onnx"), data, case.threat, case.settings)
+    other = certify_uap(as_model(case.network, folder, "rule.onnx"), data, case.threat, case.settings)
     if case.settings.bounds in PLAIN and other.individually_certified != found.individually_certified:
         yield f"{found.individually_certified} proven, {other.individually_certified} with inputs in another order"
     if found.scope == "dataset" and other.certified > found.attacked:

@@ -19,7 +19,7 @@ from tests.soundness.bugs import PROVER, found_by, missed_by_the_checker
 from tests.soundness.cases import Case, Family, violations
 from tests.soundness.test_backdoors import COUNT, fooled_most
 
-FAMILIES: tuple[Family, ...] = ("any", "any", "deep", "strided")
+FAMILIES: tuple[Family, ...] = ("any", "any", "deep", "strided", "gated")
 """Families of random networks, in turn."""
 SEEDS = 400
 """Cases that may be tried on one planted bug before it counts as not found: five times what the rarest took."""

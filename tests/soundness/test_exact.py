@@ -21,7 +21,12 @@ from tests.soundness.rules import RULES, Rule, untargeted
 
 
 @pytest.mark.parametrize(
-    ("seed", "family"), [*((seed, "any") for seed in range(12)), *((0, "deep"), (1, "deep"), (0, "strided"))]
+    ("seed", "family"),
+    [
+        *((seed, "any") for seed in range(12)),
+        *((0, "deep"), (1, "deep"), (0, "strided")),
+        *((seed, "gated") for seed in range(12)),
+    ],
 )
 def test_logits_in_fractions_are_the_networks(seed: int, family: Family) -> None:
     network = Case(seed=seed, family=family).network
