@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,11 +11,26 @@ import torch
 from torch import Tensor, nn
 
 from citrus_tool.bounds import float32, rounding
+from citrus_tool.bounds.curves import CURVES
 from citrus_tool.bounds.float32 import FLOOR, HOPELESS, LARGEST, SMOOTH, SPARE, FileErrors, gamma32
 from citrus_tool.bounds.interval import final_margins, margins
 from citrus_tool.bounds.rounding import outward_margins
 from citrus_tool.errors import UnsupportedNetworkError
-from citrus_tool.network import Add, Affine, Evaluation, GraphBuilder, Network, Node, Reshape, chain
+from citrus_tool.network import (
+    INPUT,
+    Add,
+    Affine,
+    Evaluation,
+    GraphBuilder,
+    MatMul,
+    Multiply,
+    Network,
+    Node,
+    Pad,
+    Pointwise,
+    Reshape,
+    chain,
+)
 from citrus_tool.threat import Box
 
 FILE = Evaluation(arithmetic="float32", rounds_input=True)
@@ -87,7 +103,7 @@ def test_errors_of_averages(kernel: int | tuple[int, int], terms: int) -> None:
     assert found.flatten().tolist() == pytest.approx([_by_hand((3.0, terms))] * found.numel(), rel=1e-9)
 
 
-@pytest.mark.parametrize(("kernel", "terms"), [((1, 4), 4), ((2, 3), 6), (2, 4)])
+@pytest.mark.parametrize(("kernel", "terms"), [((1, 4), 4), ((2, 3), 6), (2, 4), (3, 9)])
 def test_what_is_added_behind_an_average_may_go_through_its_sum(kernel: int | tuple[int, int], terms: int) -> None:
     affine = Affine(torch.tensor(2.0), torch.tensor(-5.0))
     found = _error(affine, (nn.AvgPool2d(kernel),), shape=(1, 4, 4))
@@ -112,6 +128,73 @@ def test_errors_of_a_leaky_relu() -> None:
 def test_errors_of_smooth_layers() -> None:
     for layer in (nn.Sigmoid(), nn.Tanh()):
         assert _error(layer, shape=(2,)).tolist() == [[SMOOTH, SMOOTH]]
+
+
+def _point(*values: float) -> Box:
+    centre = torch.tensor([values], dtype=torch.float64)
+    return Box(centre=centre, radius=torch.zeros_like(centre))
+
+
+def _error_of_function(kind: str, *values: float, radius: float = 0.0) -> Tensor:
+    network = _network(Pointwise(kind), shape=(len(values),))
+    box = _point(*values)
+    box = Box(centre=box.centre, radius=torch.full_like(box.centre, radius))
+    found = FileErrors.of(network).at(network.nodes[0], box)
+    assert found is not None
+    return found[0]
+
+
+def test_errors_of_functions() -> None:
+    """What was measured, of the largest value and input in the box, and FLOOR, which is all at 0."""
+    for kind, size, value in (("square", 3.0, 9.0), ("silu", 2.5, 2.5 / (1 + math.exp(-2.5)))):
+        error = CURVES[kind].file_error
+        expected = error.of_value * value + error.of_input * size + error.constant
+        assert _error_of_function(kind, size - 0.5, radius=0.5).item() == pytest.approx(expected, rel=1e-9)
+    assert CURVES["square"].file_error.constant == 0.0
+    assert _error_of_function("square", 0.0).tolist() == [FLOOR]
+
+
+def test_functions_of_large_values_leave_no_hope() -> None:
+    """Values, inputs, and points outside the domain; entry by entry."""
+    found = _error_of_function("exp", 1.0, 41.5, 41.7)  # e^41.58 is 2^60
+    assert (found >= HOPELESS).tolist() == [False, False, True]
+    assert (_error_of_function("reciprocal", LARGEST, LARGEST * 1.01) >= HOPELESS).tolist() == [False, True]
+    assert (_error_of_function("log", 1e-3, 0.0, -1.0) >= HOPELESS).tolist() == [False, True, True]
+
+
+def test_errors_of_products() -> None:
+    builder = GraphBuilder((3,))
+    one, two = builder.add(nn.ReLU()), builder.add(nn.ReLU(), INPUT)
+    builder.add(Multiply(), one, two)
+    builder.add(Reshape((3,)))
+    network = builder.build().eval().frozen(dtype=torch.float64, evaluation=FILE)
+    boxes = [_point(-2.0, 0.0, 3.0), Box(centre=_point(4.0, 1.0, -1.0).centre, radius=torch.full((1, 3), 0.5).double())]
+    found = FileErrors.of(network).at(network.nodes[2], *boxes)
+    assert found is not None
+    assert found[0].tolist() == pytest.approx([_by_hand((size, 0)) for size in (9.0, 0.0, 4.5)], rel=1e-9)
+
+
+def test_errors_of_products_of_matrices() -> None:
+    builder = GraphBuilder((6,))
+    one, two = builder.add(Reshape((1, 6))), builder.add(Reshape((6, 1)), INPUT)
+    builder.add(MatMul(), one, two)
+    after = builder.add(Affine(torch.tensor(1.0), torch.tensor(3.0)))
+    builder.add(Reshape((1,)))
+    network = builder.build().eval().frozen(dtype=torch.float64, evaluation=FILE)
+    errors, left, right = FileErrors.of(network), torch.full((1, 1, 6), -2.0), torch.full((1, 6, 1), 0.5)
+    boxes = [Box(centre=value.double(), radius=torch.zeros_like(value).double()) for value in (left, right)]
+    found = errors.at(network.nodes[2], *boxes)
+    assert found is not None
+    assert found.item() == pytest.approx(_by_hand((6.0, 6)), rel=1e-9)
+    assert errors.carried[network.nodes[2].name] == errors.carried[after] == 6
+
+
+def test_errors_of_the_input_are_asked_for_where_it_is_rounded() -> None:
+    for evaluation in (Evaluation(arithmetic="real", rounds_input=True), Evaluation(arithmetic="float32")):
+        network = chain([nn.Linear(2, 2)], (2,)).frozen(dtype=torch.float64, evaluation=evaluation)
+        errors = FileErrors.of(network)
+        assert errors.at_input(_point(1.0, 2.0)) is None
+        assert errors.found == {}
 
 
 def test_errors_of_an_addition() -> None:
@@ -300,6 +383,64 @@ def test_gain_of_an_average(kernel: int | tuple[int, int]) -> None:
     assert (gain.slope, gain.shift, gain.terms) == (1.0, 0.0, entries)
     gain = rounding.GAINS[nn.AvgPool2d](nn.AvgPool2d(kernel, divisor_override=2), box)
     assert gain.slope == entries / 2
+
+
+def test_gain_of_a_max_pool_covers_its_planes() -> None:
+    """Slopes up to 2 K - 3 in all beside the entries themselves, offsets up to 2 (K - 1) |z|; and little more."""
+    for kernel, entries in ((3, 9), ((2, 3), 6), (1, 1)):
+        box = Box(centre=torch.ones(1, 1, 3, 3).double(), radius=torch.zeros(1, 1, 3, 3).double())
+        gain = rounding.GAINS[nn.MaxPool2d](nn.MaxPool2d(kernel), box)
+        assert 4 * entries - 4 < gain.slope <= 4 * entries + 4
+        assert gain.terms == entries
+        assert 0 <= gain.shift <= 2
+
+
+def test_gains_that_depend_on_the_box() -> None:
+    """Four times |f| + |f'| |z|, or the sums of |x| |y|, at most over the box of each input."""
+    centre = torch.tensor([[-0.5, 1.5], [0.0, -1.0]], dtype=torch.float64)
+    box = Box(centre=centre, radius=torch.tensor([[1.5, 1.5], [0.0, 0.0]]).double())  # [-2, 1] [0, 3]; 0, -1
+    gain = rounding.GAINS[Pointwise](Pointwise("square"), box)
+    assert (gain.slope, gain.terms) == (0.0, 1)
+    assert gain.shift.tolist() == pytest.approx([4 * (9 + 6 * 3), 4 * (1 + 2)])
+    other = Box(centre=torch.tensor([[2.0, -4.0], [3.0, -7.0]]).double(), radius=torch.ones(2, 2).double())
+    gain = rounding.GAINS[Multiply](Multiply(), box, other)
+    assert (gain.slope, gain.terms) == (0.0, 1)
+    assert gain.shift.tolist() == [4 * 3 * 5, 4 * 1 * 8]
+    left, right = (Box(centre=one.centre[:, None], radius=one.radius[:, None]) for one in (box, other))
+    right = Box(centre=right.centre.transpose(1, 2), radius=right.radius.transpose(1, 2))
+    gain = rounding.GAINS[MatMul](MatMul(), left, right)
+    assert (gain.slope, gain.terms) == (0.0, 2)
+    assert gain.shift.tolist() == [4 * (2 * 3 + 3 * 5), 4 * (0 * 4 + 1 * 8)]
+    assert rounding.GAINS[Pad](Pad((1, 0), value=-3.0), box) == (1.0, 3.0, 1)
+
+
+def test_slack_of_a_function_is_that_of_its_entry() -> None:
+    box = Box(centre=torch.tensor([[-0.5, 1.5]]).double(), radius=torch.tensor([[1.5, 1.5]]).double())
+    grown = rounding.OUTWARD_INTERVAL[Pointwise](Pointwise("square"), box)
+    slack = grown.radius - torch.tensor([[2.0, 4.5]]).double()  # of [0, 4] and [0, 9]
+    unit = 4 * (1 + rounding.OWN) * 2.0**-53
+    assert slack[0].tolist() == pytest.approx([unit * (4 + 4 * 2), unit * (9 + 6 * 3)], rel=0.05)
+
+
+def test_widened_boxes_cover_the_rounding_of_their_ends() -> None:
+    """Two roundings at each end, of at most u (|centre| + radius) each; and no more than twice that."""
+    centre, radius = torch.tensor([[-3.0, 0.0]]).double(), torch.tensor([[1.0, 2.0]]).double()
+    added = rounding.widen(Box(centre=centre, radius=radius)).radius - radius
+    sizes = torch.tensor([[4.0, 2.0]]).double()
+    assert (added >= 2 * 2.0**-53 * sizes).all()
+    assert (added <= 4 * 2.0**-53 * sizes).all()
+
+
+def test_margins_of_logits_pay_for_their_subtraction() -> None:
+    """Where no Linear layer is last: 8 u |z| of each input, and its own."""
+    network = chain([nn.ReLU()], (2,)).eval().frozen(dtype=torch.float64)
+    centre = torch.tensor([[4.0, 2.0], [1.0, 2.0]], dtype=torch.float64)
+    boxes = {network.nodes[0].name: Box(centre=centre, radius=torch.full_like(centre, 0.5))}
+    found = outward_margins(network, boxes, {}, torch.tensor([0, 1]))
+    unit = 8 * 2.0**-53
+    assert torch.isinf(found[[0, 1], [0, 1]]).all()
+    paid = [1.0 - found[0, 1].item(), 0.0 - found[1, 0].item()]
+    assert paid == pytest.approx([4.5 * unit, 2.5 * unit], rel=0.2)
 
 
 def test_the_error_of_a_network_without_any() -> None:

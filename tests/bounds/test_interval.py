@@ -125,3 +125,17 @@ def test_layers_that_cannot_be_bounded(layer: nn.Module, message: str) -> None:
     network = chain([layer.eval(), Reshape((84,))], SHAPE).double()
     with pytest.raises(UnsupportedNetworkError, match=message):
         walk(network, INTERVAL, random_box(0))
+
+
+def test_a_leaky_relu_may_be_straight_or_a_relu() -> None:
+    box = Box(centre=torch.tensor([[-1.0, 0.5]]), radius=torch.ones(1, 2))
+    for slope, lower in ((1.0, [[-2.0, -0.5]]), (0.0, [[0.0, 0.0]])):
+        assert INTERVAL[nn.LeakyReLU](nn.LeakyReLU(slope), box).lower.tolist() == lower
+
+
+@pytest.mark.parametrize("missing", ["running_mean", "running_var"])
+def test_a_batch_norm_lacks_either_statistic(missing: str) -> None:
+    norm = nn.BatchNorm1d(2).eval()
+    setattr(norm, missing, None)
+    with pytest.raises(UnsupportedNetworkError, match="without running statistics"):
+        INTERVAL[nn.BatchNorm1d](norm, Box(centre=torch.ones(1, 2), radius=torch.ones(1, 2)))

@@ -9,14 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from citrus_tool.bounds.relaxation import (
+    OPEN,
     RELAXATIONS,
     SIGMOID,
     TANH,
     Lines,
+    ProductRelaxation,
     SShaped,
     s_shaped_lines,
     s_shaped_offset,
 )
+from citrus_tool.network import Multiply
 from citrus_tool.threat import Box
 
 ENDS = [-40.0, -9.0, -2.5, -1.0, -0.3, -1e-3, -1e-9, 0.0, 1e-9, 1e-3, 0.2, 1.0, 3.0, 8.0, 40.0]
@@ -80,3 +83,22 @@ def test_bent_lines_pass_through_the_end(function: SShaped) -> None:
     torch.testing.assert_close(at_end, function.value(lower), atol=1e-6, rtol=0)
     mirrored = s_shaped_lines(-upper, -lower, function)
     torch.testing.assert_close(mirrored.lower_slope, lines.upper_slope)
+
+
+def test_which_entries_are_open() -> None:
+    """A kink inside, not at an end; a curve wherever the box is no point; NaN counts as open."""
+    lower = torch.tensor([[-1.0, -1.0, 0.0, 1.0, 0.0, torch.nan]])
+    upper = torch.tensor([[1.0, 0.0, 2.0, 1.0, 0.0, torch.nan]])
+    box = Box(centre=(lower + upper) / 2, radius=(upper - lower) / 2)
+    for layer in (nn.ReLU, nn.LeakyReLU):
+        assert OPEN[layer](box).tolist() == [[True, False, False, False, False, True]]
+    for layer in (nn.Sigmoid, nn.Tanh, nn.MaxPool2d):
+        assert OPEN[layer](box).tolist() == [[True, True, True, False, False, True]]
+
+
+def test_lines_of_a_product_by_hand() -> None:
+    """x y = 2 x + 3 y - 6 + (x - 3)(y - 2), and the last term is within .5 * 4."""
+    x, y = (Box(centre=torch.tensor([[c]]), radius=torch.tensor([[r]])) for c, r in ((3.0, 0.5), (2.0, 4.0)))
+    found = RELAXATIONS[Multiply](Multiply(), x, y)
+    assert isinstance(found, ProductRelaxation)
+    assert [one.item() for one in (found.left, found.right, found.constant, found.spread)] == [3.0, 2.0, 6.0, 2.0]
