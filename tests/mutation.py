@@ -1,4 +1,4 @@
-"""Mutation testing: `make mutation`, or python -m tests.mutation [--room R] [--module M] [--sample N] [--seed S].
+"""Mutation testing: `make mutation`, or python -m tests.mutation --room R --module M --sample N --seed S --longest S.
 
 Small changes to the source (tests/mutants.py) are made one at a time, a sample of each module's drawn with a fixed
 seed, and the tests run that reach the changed line, until one fails. Each change has a process of its own, forked from
@@ -12,8 +12,8 @@ one that has imported torch and nothing of citrus. Counted are:
 The score is found / all, so that changes that run out of time or crash count against it, and so do those that change
 nothing or only make bounds looser: docs/contributing.md lists what is left. Never changed are texts, annotations,
 decorators, assertions, and `strict=` of zip. A test counts as reaching a line if coverage saw it there; where
-only a fixture did, all tests of its file are taken. Tests that share what a cache holds may be missed: that lowers the
-score.
+only a fixture did, all tests of its file are taken. Tests that take longer than `--longest` seconds (with coverage) are
+left out, and tests that share what a cache holds may be missed: both can only lower the score.
 """
 
 from __future__ import annotations
@@ -85,6 +85,10 @@ class Reached:
 
     seconds: dict[str, float] = field(default_factory=dict)
     tests: dict[str, dict[int, set[str]]] = field(default_factory=dict)
+
+    def quick(self, longest: float) -> Reached:
+        """Without the tests that take longer."""
+        return Reached(seconds={name: one for name, one in self.seconds.items() if one <= longest}, tests=self.tests)
 
     def at(self, path: Path, lines: range) -> list[str]:
         """The tests that reach any of the lines; all, for lines that run while the module is imported."""
@@ -252,7 +256,8 @@ def _outcome(status: int) -> str:
 
 def outcomes(tries: Sequence[Try], known: Reached, workers: int) -> Iterator[tuple[Try, str]]:
     """Runs each, `workers` at a time, and says how far it is."""
-    waiting, running, start, done = list(tries), {}, time.monotonic(), 0
+    running: dict[int, tuple[Try, Path, float]] = {}
+    waiting, start, done = list(tries), time.monotonic(), 0
     while waiting or running:
         while waiting and len(running) < workers:
             one = waiting.pop(0)
@@ -288,6 +293,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--room", choices=sorted(ROOMS), help="only this one")
     parser.add_argument("--module", default="", help="only modules whose path ends so, such as checker/counting.py")
+    parser.add_argument("--longest", type=float, default=3.0, help="seconds that a test may take")
     parser.add_argument("--workers", type=int, default=2, help="processes beside the first")
     options = parser.parse_args()
     os.chdir(ROOT)
@@ -299,7 +305,7 @@ def main() -> None:
             start = time.monotonic()
             with tempfile.TemporaryDirectory() as folder:
                 _tell("the tests without a change")
-                known = reached(room, Path(folder))
+                known = reached(room, Path(folder)).quick(options.longest)
             paths = [path for pattern in room.modules for path in sorted((ROOT / PACKAGE).glob(pattern))]
             paths = [path for path in paths if str(path).endswith(options.module)]
             sample = options.sample or room.sample
