@@ -45,6 +45,8 @@ OTHER_NAMES = {
     for one, other in (pair, pair[::-1])
 }
 """Names of functions, attributes and keywords, and the opposite of each."""
+UNSEEN = ("strict", "device")
+"""Arguments that say what holds anyway, or what only a GPU shows."""
 UNCHANGED = frozenset({"annotation", "returns", "decorator_list", "type_params"})
 """Fields of the syntax tree that decide nothing when the code runs, or how a class is made."""
 
@@ -117,7 +119,7 @@ def _others(node: ast.AST) -> Iterator[ast.AST]:
             if isinstance(node.func, ast.Name) and node.func.id in OTHER_NAMES:
                 yield _with(node, func=ast.Name(id=OTHER_NAMES[node.func.id], ctx=ast.Load()))
             for i, keyword in enumerate(keywords):
-                if keyword.arg not in (None, "strict"):
+                if keyword.arg not in (None, *UNSEEN):
                     yield _with(node, keywords=[*keywords[:i], *keywords[i + 1 :]])
         case ast.keyword(arg="min" | "max" as name):
             yield _with(node, arg=OTHER_NAMES[name])
@@ -137,6 +139,8 @@ def _others(node: ast.AST) -> Iterator[ast.AST]:
 
 def _is_left_out(node: ast.AST) -> bool:
     match node:
+        case ast.keyword(arg=name) if name in UNSEEN:
+            return True
         case ast.JoinedStr() | ast.Assert():  # wording; what the code claims of itself
             return True
         case ast.BinOp(left=ast.Constant(value=str()) | ast.JoinedStr()):

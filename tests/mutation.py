@@ -11,9 +11,9 @@ one that has imported torch and nothing of citrus. Counted are:
 
 The score is found / all, so that changes that run out of time or crash count against it, and so do those that change
 nothing or only make bounds looser: docs/contributing.md lists what is left. Never changed are texts, annotations,
-decorators, assertions, and `strict=` of zip. A test counts as reaching a line if coverage saw it there; where
-only a fixture did, all tests of its file are taken. Tests that take longer than `--longest` seconds (with coverage) are
-left out, and tests that share what a cache holds may be missed: both can only lower the score.
+decorators, assertions, and the arguments `strict=` and `device=`. A test counts as reaching a line if coverage saw it
+there; where only a fixture did, all tests of its file are taken. Tests that take longer than `--longest` seconds (with
+coverage) are left out, and tests that share what a cache holds may be missed: both can only lower the score.
 """
 
 from __future__ import annotations

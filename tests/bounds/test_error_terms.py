@@ -397,20 +397,20 @@ def test_gain_of_a_max_pool_covers_its_planes() -> None:
 
 def test_gains_that_depend_on_the_box() -> None:
     """Four times |f| + |f'| |z|, or the sums of |x| |y|, at most over the box of each input."""
-    centre = torch.tensor([[-0.5, 1.5], [0.0, -1.0]], dtype=torch.float64)
-    box = Box(centre=centre, radius=torch.tensor([[1.5, 1.5], [0.0, 0.0]]).double())  # [-2, 1] [0, 3]; 0, -1
+    centre = torch.tensor([[-1.5, 1.5], [0.0, 1.5]], dtype=torch.float64)
+    box = Box(centre=centre, radius=torch.tensor([[2.5, 1.5], [0.0, 0.5]]).double())  # [-4, 1] [0, 3]; 0, [1, 2]
     gain = rounding.GAINS[Pointwise](Pointwise("square"), box)
     assert (gain.slope, gain.terms) == (0.0, 1)
-    assert gain.shift.tolist() == pytest.approx([4 * (9 + 6 * 3), 4 * (1 + 2)])
+    assert gain.shift.tolist() == pytest.approx([4 * (16 + 8 * 4), 4 * (4 + 4 * 2)])
     other = Box(centre=torch.tensor([[2.0, -4.0], [3.0, -7.0]]).double(), radius=torch.ones(2, 2).double())
     gain = rounding.GAINS[Multiply](Multiply(), box, other)
     assert (gain.slope, gain.terms) == (0.0, 1)
-    assert gain.shift.tolist() == [4 * 3 * 5, 4 * 1 * 8]
+    assert gain.shift.tolist() == [4 * 3 * 5, 4 * 2 * 8]
     left, right = (Box(centre=one.centre[:, None], radius=one.radius[:, None]) for one in (box, other))
     right = Box(centre=right.centre.transpose(1, 2), radius=right.radius.transpose(1, 2))
     gain = rounding.GAINS[MatMul](MatMul(), left, right)
     assert (gain.slope, gain.terms) == (0.0, 2)
-    assert gain.shift.tolist() == [4 * (2 * 3 + 3 * 5), 4 * (0 * 4 + 1 * 8)]
+    assert gain.shift.tolist() == [4 * (4 * 3 + 3 * 5), 4 * (0 * 4 + 2 * 8)]
     assert rounding.GAINS[Pad](Pad((1, 0), value=-3.0), box) == (1.0, 3.0, 1)
 
 
