@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -66,7 +67,9 @@ def _by_hand(*parts: tuple[float, int]) -> float:
 
 @pytest.mark.parametrize("terms", [1, 7, 1000, 2**20, 2**23])
 def test_gamma_is_the_textbooks(terms: int) -> None:
-    assert gamma32(terms) == pytest.approx(float(Fraction(terms, 2**24) / (1 - Fraction(terms, 2**24))), rel=1e-12)
+    assert gamma32(terms) == pytest.approx(
+        float(Fraction(terms, 2**24) / (1 - Fraction(terms, 2**24))), rel=1e-12, abs=0
+    )
 
 
 def test_gamma_ends() -> None:
@@ -78,7 +81,7 @@ def test_gamma_ends() -> None:
 def test_gamma_of_float64() -> None:
     for terms in (1, 10**6, 2**50):
         share = Fraction(terms, 2**53)
-        assert rounding.gamma(terms, torch.float64) == pytest.approx(float(share / (1 - share)), rel=1e-12)
+        assert rounding.gamma(terms, torch.float64) == pytest.approx(float(share / (1 - share)), rel=1e-12, abs=0)
 
 
 def _filled(layer: nn.Linear | nn.Conv2d, weight: float, bias: float) -> nn.Linear | nn.Conv2d:
@@ -90,24 +93,26 @@ def _filled(layer: nn.Linear | nn.Conv2d, weight: float, bias: float) -> nn.Line
 
 def test_errors_of_sums() -> None:
     linear = _filled(nn.Linear(5, 2), -2.0, -3.0)
-    assert _error(linear, shape=(5,)).tolist()[0] == pytest.approx([_by_hand((13.0, 5))] * 2, rel=1e-9)
+    assert _error(linear, shape=(5,)).tolist()[0] == pytest.approx([_by_hand((13.0, 5))] * 2, rel=1e-9, abs=0)
     conv = _filled(nn.Conv2d(2, 1, (2, 3)), -0.5, 1.0)
     found = _error(conv, shape=(2, 2, 3))
     assert found.shape == (1, 1, 1, 1)
-    assert found.item() == pytest.approx(_by_hand((7.0, 12)), rel=1e-9)
+    assert found.item() == pytest.approx(_by_hand((7.0, 12)), rel=1e-9, abs=0)
 
 
 @pytest.mark.parametrize(("kernel", "terms"), [((1, 4), 4), ((2, 3), 6), (2, 4), (3, 9)])
 def test_errors_of_averages(kernel: int | tuple[int, int], terms: int) -> None:
     found = _error(nn.AvgPool2d(kernel), shape=(1, 4, 4), value=-3.0)
-    assert found.flatten().tolist() == pytest.approx([_by_hand((3.0, terms))] * found.numel(), rel=1e-9)
+    assert found.flatten().tolist() == pytest.approx([_by_hand((3.0, terms))] * found.numel(), rel=1e-9, abs=0)
 
 
 @pytest.mark.parametrize(("kernel", "terms"), [((1, 4), 4), ((2, 3), 6), (2, 4), (3, 9)])
 def test_what_is_added_behind_an_average_may_go_through_its_sum(kernel: int | tuple[int, int], terms: int) -> None:
     affine = Affine(torch.tensor(2.0), torch.tensor(-5.0))
     found = _error(affine, (nn.AvgPool2d(kernel),), shape=(1, 4, 4))
-    assert found.flatten().tolist() == pytest.approx([_by_hand((2.0, 0), (5.0, terms))] * found.numel(), rel=1e-9)
+    assert found.flatten().tolist() == pytest.approx(
+        [_by_hand((2.0, 0), (5.0, terms))] * found.numel(), rel=1e-9, abs=0
+    )
 
 
 def test_errors_of_a_batch_norm() -> None:
@@ -118,11 +123,13 @@ def test_errors_of_a_batch_norm() -> None:
     norm.running_mean, norm.running_var = torch.tensor([-2.0]), torch.tensor([4.0])
     conv = _filled(nn.Conv2d(1, 1, 2), 1.0, 1.0)
     found = _error(norm, (conv,), shape=(1, 2, 2), value=-4.0)  # scale -3: |-4| 3, and 2 * 3 + 7 through four products
-    assert found.item() == pytest.approx(_by_hand((12.0, 0), (13.0, 4)), rel=1e-9)
+    assert found.item() == pytest.approx(_by_hand((12.0, 0), (13.0, 4)), rel=1e-9, abs=0)
 
 
 def test_errors_of_a_leaky_relu() -> None:
-    assert _error(nn.LeakyReLU(0.25), shape=(1,), value=-8.0).item() == pytest.approx(_by_hand((2.0, 0)), rel=1e-6)
+    assert _error(nn.LeakyReLU(0.25), shape=(1,), value=-8.0).item() == pytest.approx(
+        _by_hand((2.0, 0)), rel=1e-6, abs=0
+    )
 
 
 def test_errors_of_smooth_layers() -> None:
@@ -149,7 +156,7 @@ def test_errors_of_functions() -> None:
     for kind, size, value in (("square", 3.0, 9.0), ("silu", 2.5, 2.5 / (1 + math.exp(-2.5)))):
         error = CURVES[kind].file_error
         expected = error.of_value * value + error.of_input * size + error.constant
-        assert _error_of_function(kind, size - 0.5, radius=0.5).item() == pytest.approx(expected, rel=1e-9)
+        assert _error_of_function(kind, size - 0.5, radius=0.5).item() == pytest.approx(expected, rel=1e-9, abs=0)
     assert CURVES["square"].file_error.constant == 0.0
     assert _error_of_function("square", 0.0).tolist() == [FLOOR]
 
@@ -171,7 +178,7 @@ def test_errors_of_products() -> None:
     boxes = [_point(-2.0, 0.0, 3.0), Box(centre=_point(4.0, 1.0, -1.0).centre, radius=torch.full((1, 3), 0.5).double())]
     found = FileErrors.of(network).at(network.nodes[2], *boxes)
     assert found is not None
-    assert found[0].tolist() == pytest.approx([_by_hand((size, 0)) for size in (9.0, 0.0, 4.5)], rel=1e-9)
+    assert found[0].tolist() == pytest.approx([_by_hand((size, 0)) for size in (9.0, 0.0, 4.5)], rel=1e-9, abs=0)
 
 
 def test_errors_of_products_of_matrices() -> None:
@@ -185,7 +192,7 @@ def test_errors_of_products_of_matrices() -> None:
     boxes = [Box(centre=value.double(), radius=torch.zeros_like(value).double()) for value in (left, right)]
     found = errors.at(network.nodes[2], *boxes)
     assert found is not None
-    assert found.item() == pytest.approx(_by_hand((6.0, 6)), rel=1e-9)
+    assert found.item() == pytest.approx(_by_hand((6.0, 6)), rel=1e-9, abs=0)
     assert errors.carried[network.nodes[2].name] == errors.carried[after] == 6
 
 
@@ -209,7 +216,7 @@ def test_errors_of_an_addition() -> None:
     boxes = [Box(centre=torch.full((1, 4), v, dtype=torch.float64), radius=torch.zeros(1, 4)) for v in (-2.0, 5.0)]
     found = errors.at(network.nodes[-1], *boxes)
     assert found is not None
-    assert found[0].tolist() == pytest.approx([_by_hand((2.0, 4), (5.0, 3))] * 4, rel=1e-9)
+    assert found[0].tolist() == pytest.approx([_by_hand((2.0, 4), (5.0, 3))] * 4, rel=1e-9, abs=0)
     assert errors.carried[network.nodes[-1].name] == 4
 
 
@@ -228,11 +235,11 @@ def test_errors_count_the_radius_and_lie_above_zero() -> None:
     box = Box(centre=torch.tensor([[-1.0, 0.0]]).double(), radius=torch.tensor([[0.5, 1.0]]).double())
     found = FileErrors.of(network).at(network.nodes[0], box)
     assert found is not None
-    assert found.item() == pytest.approx(_by_hand((3.0, 2)), rel=1e-9)
+    assert found.item() == pytest.approx(_by_hand((3.0, 2)), rel=1e-9, abs=0)
     nothing = Box(centre=torch.zeros(1, 2).double(), radius=torch.zeros(1, 2).double())
     least = FileErrors.of(network).at(network.nodes[0], nothing)
     assert least is not None
-    assert least.item() == pytest.approx((2 + SPARE) * FLOOR, rel=1e-9)
+    assert least.item() == pytest.approx((2 + SPARE) * FLOOR, rel=1e-9, abs=0)
 
 
 def test_errors_of_the_input() -> None:
@@ -241,7 +248,7 @@ def test_errors_of_the_input() -> None:
     errors = FileErrors.of(network)
     found = errors.at_input(box)
     assert found is not None
-    assert found[0].tolist() == pytest.approx([2.0**-23] * 2, rel=1e-6)
+    assert found[0].tolist() == pytest.approx([2.0**-23] * 2, rel=1e-6, abs=0)
     assert errors.found["input"] is found or found in errors.found.values()
     zero = Box(centre=torch.zeros(1, 2).double(), radius=torch.zeros(1, 2).double())
     assert FileErrors.of(network).at_input(zero)[0].tolist() == [FLOOR, FLOOR]  # type: ignore[index]
@@ -275,7 +282,7 @@ def test_the_output_keeps_its_own_error_beside_inputs_without_hope() -> None:
     last = errors.at(network.nodes[2], Box(centre=torch.tensor([[1.0], [4.0]], dtype=torch.float64), radius=zero))
     assert last is not None
     assert last[0].tolist() == [HOPELESS] * 2
-    assert last[1].tolist() == pytest.approx([_by_hand((4.0, 1))] * 2, rel=1e-9)
+    assert last[1].tolist() == pytest.approx([_by_hand((4.0, 1))] * 2, rel=1e-9, abs=0)
 
 
 @pytest.mark.parametrize("value", [LARGEST * 1.001, -LARGEST * 1.001])
@@ -370,7 +377,7 @@ def test_layer_errors_by_hand() -> None:
         for extra in (0, 100):
             found = rounding.layer_error(layer, box, extra_terms=extra).item()
             unit = rounding.SAFETY * (terms + rounding.OWN + extra) * 2.0**-53
-            assert found == pytest.approx(size * unit, rel=1e-6), layer
+            assert found == pytest.approx(size * unit, rel=1e-6, abs=0), layer
     two = rounding.magnitude(box, Box(centre=box.centre, radius=0 * box.radius))
     assert two.tolist() == [6.0]
 
@@ -419,7 +426,7 @@ def test_slack_of_a_function_is_that_of_its_entry() -> None:
     grown = rounding.OUTWARD_INTERVAL[Pointwise](Pointwise("square"), box)
     slack = grown.radius - torch.tensor([[2.0, 4.5]]).double()  # of [0, 4] and [0, 9]
     unit = 4 * (1 + rounding.OWN) * 2.0**-53
-    assert slack[0].tolist() == pytest.approx([unit * (4 + 4 * 2), unit * (9 + 6 * 3)], rel=0.05)
+    assert slack[0].tolist() == pytest.approx([unit * (4 + 4 * 2), unit * (9 + 6 * 3)], rel=0.05, abs=0)
 
 
 def test_widened_boxes_cover_the_rounding_of_their_ends() -> None:
@@ -440,7 +447,7 @@ def test_margins_of_logits_pay_for_their_subtraction() -> None:
     unit = 8 * 2.0**-53
     assert torch.isinf(found[[0, 1], [0, 1]]).all()
     paid = [1.0 - found[0, 1].item(), 0.0 - found[1, 0].item()]
-    assert paid == pytest.approx([4.5 * unit, 2.5 * unit], rel=0.2)
+    assert paid == pytest.approx([4.5 * unit, 2.5 * unit], rel=0.2, abs=0)
 
 
 def test_the_error_of_a_network_without_any() -> None:
@@ -460,19 +467,21 @@ def test_margins_of_zero_cover_what_underflows(layer: nn.Module) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "expected", "words"),
+    ("module", "name", "expected", "words"),
     [
-        (rounding.SAFETY, 1.01, "with a factor 1.01 for the roundings of the margin itself"),
-        (rounding.OWN, 16, r"The computed centre and radius of a layer are off by at most $\gamma(n + 16)"),
-        (rounding.PER_NODE, 4, "at most 4 additions at each of the $L$ nodes"),
-        (float32.UNIT, 2.0**-24, r"$\mathbf{u}_{32} = 2^{-24}$"),
-        (SPARE, 16, "$S = 16$ roundings"),
-        (FLOOR, 2.0**-66, "$F = 2^{-66}$"),
-        (LARGEST, 2.0**60, "Up to $2^{60}$"),
-        (SMOOTH, 2.0**-19, "| sigmoid, tanh | $2^{-19}$"),
+        (rounding, "SAFETY", 1.01, "with a factor 1.01 for the roundings of the margin itself"),
+        (rounding, "OWN", 16, r"The computed centre and radius of a layer are off by at most $\gamma(n + 16)"),
+        (rounding, "PER_NODE", 4, "at most 4 additions at each of the $L$ nodes"),
+        (float32, "UNIT", 2.0**-24, r"$\mathbf{u}_{32} = 2^{-24}$"),
+        (float32, "SPARE", 16, "$S = 16$ roundings"),
+        (float32, "FLOOR", 2.0**-66, "$F = 2^{-66}$"),
+        (float32, "LARGEST", 2.0**60, "Up to $2^{60}$"),
+        (float32, "SMOOTH", 2.0**-19, "| sigmoid, tanh | $2^{-19}$"),
     ],
 )
-def test_constants_are_those_that_the_page_argues_for(value: float, expected: float, words: str) -> None:
+def test_constants_are_those_that_the_page_argues_for(
+    module: ModuleType, name: str, expected: float, words: str
+) -> None:
     page = (Path(__file__).resolve().parents[2] / "docs" / "soundness.md").read_text(encoding="utf-8")
-    assert value == expected
+    assert getattr(module, name) == expected
     assert words in page.replace("\n", " ")
