@@ -1,4 +1,4 @@
-"""Mutation testing: `make mutation`, or python -m tests.mutation --room R --module M --sample N --seed S --longest S.
+"""Mutation testing: `make mutation`, or python -m tests.mutation --room R --module M --sample N --seed S --minutes M.
 
 Small changes to the source (tests/mutants.py) are made one at a time, a sample of each module's drawn with a fixed
 seed, and the tests run that reach the changed line, until one fails. Each change has a process of its own, forked from
@@ -24,6 +24,7 @@ import contextlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
+import math
 import os
 import pickle
 import random
@@ -58,11 +59,15 @@ OUTCOMES = ("found", "out of time", "crashed", "unnoticed")
 
 @dataclass(frozen=True, kw_only=True)
 class Room:
-    """Modules (paths below citrus_tool), quick tests that are about them (paths), changes tried in each module."""
+    """Modules (paths below citrus_tool), tests that are about them (paths), changes tried in each module.
+
+    `slow`: names of tests that need not run once to be known to take too long.
+    """
 
     modules: tuple[str, ...]
     tests: tuple[str, ...]
     sample: int
+    slow: tuple[str, ...] = ()
 
 
 BOUNDS_TESTS = (
@@ -75,7 +80,12 @@ ROOMS = {
         tests=tuple(f"tests/bounds/test_{name}.py" for name in BOUNDS_TESTS),
         sample=40,
     ),
-    "checker": Room(modules=("checker/*.py",), tests=("tests/checker",), sample=14),
+    "checker": Room(
+        modules=("checker/*.py",),
+        tests=("tests/checker",),
+        sample=14,
+        slow=("single_corruptions", "stopped_run", "fuzzing", "with_planes", "every_forgery"),
+    ),
 }
 
 
@@ -195,7 +205,7 @@ def reached(room: Room, folder: Path) -> Reached:
         settings = folder / "coveragerc"
         settings.write_text(f"[run]\nbranch = false\nsource = {PACKAGE}\n", encoding="utf-8")
         measure = ("--cov", f"--cov-config={settings}", "--cov-context=test", "--cov-report=")
-        code = _pytest(folder, room.tests, [watch], *measure)
+        code = _pytest(folder, room.tests, [watch], *measure, "-k", f"not ({' or '.join(room.slow or ('none',))})")
         times.write_bytes(pickle.dumps(watch.seconds))
         return code
 
@@ -254,11 +264,13 @@ def _outcome(status: int) -> str:
     return "unnoticed" if code in (0, 5) else "found"
 
 
-def outcomes(tries: Sequence[Try], known: Reached, workers: int) -> Iterator[tuple[Try, str]]:
-    """Runs each, `workers` at a time, and says how far it is."""
+def outcomes(tries: Sequence[Try], known: Reached, workers: int, seconds: float) -> Iterator[tuple[Try, str]]:
+    """Runs each, `workers` at a time, and says how far it is; starts none after so many seconds."""
     running: dict[int, tuple[Try, Path, float]] = {}
     waiting, start, done = list(tries), time.monotonic(), 0
     while waiting or running:
+        if time.monotonic() - start > seconds:
+            waiting.clear()
         while waiting and len(running) < workers:
             one = waiting.pop(0)
             if not one.tests:
@@ -293,6 +305,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--room", choices=sorted(ROOMS), help="only this one")
     parser.add_argument("--module", default="", help="only modules whose path ends so, such as checker/counting.py")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="for the changes of a room, not all then")
     parser.add_argument("--longest", type=float, default=3.0, help="seconds that a test may take")
     parser.add_argument("--workers", type=int, default=2, help="processes beside the first")
     options = parser.parse_args()
@@ -310,12 +323,13 @@ def main() -> None:
             paths = [path for path in paths if str(path).endswith(options.module)]
             sample = options.sample or room.sample
             tries = [one for path in paths for one in drawn(path, sample, options.seed, known)]
-            found = list(outcomes(tries, known, options.workers))
+            random.Random(options.seed).shuffle(tries)  # so that a part of them, too, is one of all modules
+            found = list(outcomes(tries, known, options.workers, 60 * options.minutes))
             for path in paths:
                 _report(str(path.relative_to(ROOT)), [outcome for one, outcome in found if one.path == path])
             _report(name, [outcome for _, outcome in found])
             say(f"{name}: {(time.monotonic() - start) / 60:.1f} minutes\n")
-            for one, outcome in found:
+            for one, outcome in sorted(found, key=lambda pair: (str(pair[0].path), pair[0].number)):
                 if outcome != "found":
                     say(f"{outcome}: {one.path.relative_to(ROOT)} {one.words} ({len(one.tests)} tests)")
 
