@@ -8,18 +8,22 @@ import re
 import zipfile
 from collections.abc import Callable
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from onnx import helper
 
 from citrus_tool.checker import archive, schema, windows
 from citrus_tool.checker.archive import Archive, parse_array, parse_json
 from citrus_tool.checker.counting import choosable
 from citrus_tool.checker.expected import Expected
 from citrus_tool.checker.graph import AffineMap, Graph, Relu
+from citrus_tool.checker.group import Group, Subject
 from citrus_tool.checker.intervals import FLOOR, HOPELESS, LARGEST, SPARE, Intervals, gamma, gamma32
 from citrus_tool.checker.leaves import Leaves
+from citrus_tool.checker.operators import attributes_of
 from citrus_tool.checker.windows import Windows, places_of
 from citrus_tool.errors import CheckFailedError, UnsupportedNetworkError
 
@@ -375,3 +379,26 @@ def test_what_is_required_is_compared_with_what_is_there() -> None:
     for wanted in ([], [1], [1, 2, 3]):
         with pytest.raises(CheckFailedError, match="its inputs are 1-2, not"):
             Expected(inputs=wanted).require_inputs([1, 2])
+
+
+def test_every_number_of_an_attribute_is_finite() -> None:
+    for numbers in ([np.inf, 1.0], [1.0, np.nan]):
+        with pytest.raises(UnsupportedNetworkError, match="'scales' is not finite"):
+            attributes_of(helper.make_node("Resize", ["x"], ["y"], scales=numbers))
+    assert attributes_of(helper.make_node("Resize", ["x"], ["y"], scales=[1.0, 2.0])) == {"scales": [1.0, 2.0]}
+
+
+def test_a_group_that_is_no_zip_file() -> None:
+    subject = Subject(run={"target": None}, graph=graph(LAYER), eps=0.1, images=None)
+    with pytest.raises(CheckFailedError, match="group 3: is no zip file"):
+        Group(subject, b"no zip file", 3)
+
+
+def test_limits_are_those_that_the_page_states() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "proof-format.md").read_text(encoding="utf-8")
+    sizes = "$2^{20}$ members, members of more than $2^{31}$ bytes (JSON: $2^{26}$) or $2^{33}$ together"
+    assert sizes in page.replace("\n", " ")
+    assert (archive.MEMBERS, archive.ARRAY_BYTES) == (2**20, 2**31)
+    assert (archive.JSON_BYTES, archive.TOTAL_BYTES) == (2**26, 2**33)
+    assert schema.MOST == 2**31 - 1
+    assert schema.SCALE == 2.0**20

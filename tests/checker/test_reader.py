@@ -344,3 +344,20 @@ def test_a_file_that_onnxruntime_does_not_run(tmp_path: Path) -> None:
     path.write_bytes(b"")
     with pytest.raises(CheckFailedError, match="does not run it"):
         require_agreement(path, graph, np.zeros((1, 4)), RUN)
+
+
+@pytest.mark.parametrize("clip", [False, True])
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+def test_agreement_in_both_layouts(layout: str, clip: bool, tmp_path: Path) -> None:
+    """Of maps with unlike sides, normalised channel by channel; pixels outside [0, 1] are clipped where the run is."""
+    rng, shape = np.random.default_rng(2), (2, 1, 3)
+    nodes = [node("Flatten", ["x"], ["f"]), node("Gemm", ["f", "w", "b"], ["y"])]
+    constants = {name: rng.standard_normal(size).astype(np.float32) for name, size in (("w", (6, 3)), ("b", 3))}
+    path = graph_file(nodes, constants, tmp_path, [2, 1, 3] if layout == "nchw" else [1, 3, 2])
+    about: dict[str, Any] = {"mean": (0.25, -0.5), "std": (0.5, 2.0), "layout": layout, "clip": clip}
+    x = (3 * rng.random((5, 6)) - 1).astype(np.float32).astype(np.float64)
+    assert require_agreement(path, read_graph(path, shape, **about), x, {**about, "shape": shape})
+    for name, value in (("mean", (-0.5, 0.25)), ("std", (2.0, 0.5)), ("clip", not clip)):
+        other = read_graph(path, shape, **{**about, name: value})
+        with pytest.raises(CheckFailedError, match="does not compute what the checker reads"):
+            require_agreement(path, other, x, {**about, "shape": shape})
